@@ -1,0 +1,129 @@
+"""The Sinq compass: how much attention patterns turn from step to step, and the ripple within them.
+
+`drift` is the spread of the unit vectors sqrt(hist) over the last W steps, i.e. the mean pairwise
+(1 - Bhattacharyya coefficient); the angle between two such vectors is half the Fisher-Rao distance of the histograms.
+A meter for a change of regime, not a detector of wrong answers: docs/geometry.md has the measurement.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.fingerprint import N_BINS
+
+OK, WARN, HALT = "OK", "WARN", "HALT"
+
+DRIFT_WINDOW = 10
+WARN_THRESHOLD = 0.3
+HALT_THRESHOLD = 0.5
+CONSECUTIVE = 2  # steps over a threshold before the status rises
+
+PROFILE_SIZE = 256  # linear distances 0..255
+RIPPLE_WINDOW = 64
+RIPPLE_MIN_STEPS = 16
+RIPPLE_LAGS = (2, 64)
+
+
+def drift(histograms: NDArray[Any]) -> float:
+    """1 - |mean of sqrt(hist)|^2 over the rows of histograms [W, 16]; 0 for a constant pattern, 1 - 1/W at most."""
+    h = np.asarray(histograms, dtype=np.float64)
+    if (h == h[0]).all():
+        return 0.0
+    mean = np.sqrt(h).mean(axis=0)
+    return float(min(1.0, max(0.0, 1.0 - mean @ mean)))
+
+
+def bhattacharyya_angle(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Angle in radians between two histograms [16], in [0, pi/2]."""
+    u, v = np.sqrt(np.asarray(a, dtype=np.float64)), np.sqrt(np.asarray(b, dtype=np.float64))
+    return float(np.arccos(np.clip(u @ v, -1.0, 1.0)))
+
+
+class Compass:
+    """Drift over a sliding window and its status; a HALT is never taken back."""
+
+    def __init__(
+        self,
+        window: int = DRIFT_WINDOW,
+        *,
+        warn: float = WARN_THRESHOLD,
+        halt: float = HALT_THRESHOLD,
+        consecutive: int = CONSECUTIVE,
+    ) -> None:
+        if window < 2:
+            raise ValueError(f"window must be >= 2 steps, got {window}")
+        if not 0 < warn <= halt <= 1:
+            raise ValueError(f"need 0 < warn <= halt <= 1, got warn={warn}, halt={halt}")
+        self.window, self.warn, self.halt, self.consecutive = window, warn, halt, consecutive
+        self.status = OK
+        self._histograms: deque[NDArray[np.float64]] = deque(maxlen=window)
+        self._over_warn = self._over_halt = 0
+
+    def update(self, histogram: NDArray[Any]) -> float | None:
+        """Take one step's histogram [16]; the drift, or None until the window is full. Empty histograms are left out."""
+        h = np.asarray(histogram, dtype=np.float64)
+        if h.shape != (N_BINS,):
+            raise ValueError(f"histogram must have shape ({N_BINS},), got {h.shape}")
+        if h.sum() <= 0:
+            return None
+        self._histograms.append(h)
+        if len(self._histograms) < self.window:
+            return None
+        value = drift(np.stack(self._histograms))
+        self._over_warn = self._over_warn + 1 if value >= self.warn else 0
+        self._over_halt = self._over_halt + 1 if value >= self.halt else 0
+        if self.status != HALT:
+            if self._over_halt >= self.consecutive:
+                self.status = HALT
+            elif self._over_warn >= self.consecutive:
+                self.status = WARN
+            elif self._over_warn == 0:
+                self.status = OK
+        return value
+
+
+def ripple(profile: NDArray[Any]) -> float:
+    """Strength in [0, 1] of a periodic pattern in a mean attention profile over linear distance [D].
+
+    The highest *local maximum* of the autocorrelation over lags 2..64: a profile that only decays has a large
+    autocorrelation at small lags but no local maximum, and is not periodic.
+    """
+    x = np.asarray(profile, dtype=np.float64)
+    low, high = RIPPLE_LAGS
+    high = min(high, x.shape[0] // 2)
+    if high <= low:
+        return 0.0
+    x = x - x.mean()
+    power = x @ x
+    if power <= 0:
+        return 0.0
+    r = np.array([x[: x.shape[0] - lag] @ x[lag:] for lag in range(low - 1, high + 2)]) / power
+    inner = r[1:-1]
+    peaks = inner[(inner > r[:-2]) & (inner >= r[2:])]
+    return float(np.clip(peaks.max(), 0.0, 1.0)) if peaks.size else 0.0
+
+
+class RippleTracker:
+    """Mean linear-distance profile of the last 64 steps; None until 16 of them are there."""
+
+    def __init__(self) -> None:
+        self._profiles: deque[NDArray[np.float64]] = deque(maxlen=RIPPLE_WINDOW)
+        self._sum = np.zeros(PROFILE_SIZE)
+
+    def update(self, profile: NDArray[Any]) -> float | None:
+        """Take one step's profile: mass at distance 0, 1, …, at most 256 of them."""
+        row = np.zeros(PROFILE_SIZE)
+        p = np.asarray(profile, dtype=np.float64)[:PROFILE_SIZE]
+        row[: p.shape[0]] = p
+        if len(self._profiles) == RIPPLE_WINDOW:
+            self._sum -= self._profiles[0]
+        self._profiles.append(row)
+        self._sum += row
+        if len(self._profiles) < RIPPLE_MIN_STEPS:
+            return None
+        seen = int(np.flatnonzero(self._sum > 0)[-1]) + 1 if (self._sum > 0).any() else 0
+        return ripple(self._sum[:seen] / len(self._profiles))

@@ -1,0 +1,103 @@
+"""The plugin's command-line flags on SGLang's own parser, and the configurations it refuses.
+
+`geom serve` offers the same flags; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from geomcli.server_patch.options import ServerOptions
+
+CONFIG_ATTRIBUTE = "_geom_options"
+SUPPORTED_BACKENDS = ("torch_native",)
+
+
+def add_flags(parser: ArgumentParser) -> None:
+    """Add every --attention-* flag; names and defaults are those of docs/wire.md."""
+    d = ServerOptions()
+    group = parser.add_argument_group("geom: attention of every generated token")
+    group.add_argument("--return-attention-tokens", action="store_true", help="capture for the requests that ask")
+    group.add_argument(
+        "--attention-fingerprint-mode", action="store_true", help="default mode is fingerprint instead of raw"
+    )
+    group.add_argument(
+        "--attention-fingerprint-only", action="store_true", help="nothing but fingerprints ever leaves the server"
+    )
+    group.add_argument("--attention-sketch-mode", action="store_true", help="default mode is sketch instead of raw")
+    group.add_argument(
+        "--attention-tokens-top-k", type=int, default=d.top_k, metavar="N", help="raw links an entry, 1..64"
+    )
+    group.add_argument(
+        "--attention-tokens-max", type=int, default=d.max_entries, metavar="N", help="entries a request, 0 = all"
+    )
+    group.add_argument(
+        "--attention-tokens-stride",
+        "--attention-capture-stride",
+        type=int,
+        default=d.stride,
+        metavar="N",
+        help="capture every Nth step",
+    )
+    group.add_argument(
+        "--attention-tokens-window", type=int, default=d.window, metavar="N", help="only the last N keys, 0 = all"
+    )
+    group.add_argument(
+        "--attention-capture-layers", default=d.layers, metavar="WHICH", help="last, auto, mid or ids like 0,10,20"
+    )
+    group.add_argument(
+        "--attention-fingerprint-max-steps",
+        type=int,
+        default=d.max_steps,
+        metavar="N",
+        help="stop fingerprints after N steps, 0 = never",
+    )
+    group.add_argument(
+        "--attention-sink-tokens", type=int, default=d.sink_tokens, metavar="N", help="first N positions are sinks"
+    )
+
+
+def options_from(args: Namespace) -> ServerOptions:
+    """The checked ServerOptions of a parsed command line; ValueError names the flag."""
+    options = ServerOptions(
+        enabled=args.return_attention_tokens,
+        fingerprint_mode=args.attention_fingerprint_mode,
+        fingerprint_only=args.attention_fingerprint_only,
+        sketch_mode=args.attention_sketch_mode,
+        top_k=args.attention_tokens_top_k,
+        max_entries=args.attention_tokens_max,
+        stride=args.attention_tokens_stride,
+        window=args.attention_tokens_window,
+        layers=str(args.attention_capture_layers),
+        max_steps=args.attention_fingerprint_max_steps,
+        sink_tokens=args.attention_sink_tokens,
+    )
+    options.check()
+    return options
+
+
+def refusal(server_args: Any) -> str | None:
+    """One sentence naming the flag to change if capture cannot be exact under this configuration, else None."""
+
+    def value(name: str, default: Any = None) -> Any:
+        return getattr(server_args, name, default)
+
+    speculative = value("speculative_algorithm")
+    checks = (
+        (speculative not in (None, "", "NONE"), f"speculative decoding ({speculative})", "--speculative-algorithm"),
+        (value("pp_size", 1) > 1, "pipeline parallelism", "--pp-size"),
+        (value("tp_size", 1) > 1, "tensor parallelism: a rank sees only its own heads", "--tp-size"),
+        (value("dp_size", 1) > 1, "data parallelism", "--dp-size"),
+        (value("tokenizer_worker_num", 1) > 1, "several tokenizer workers", "--tokenizer-worker-num"),
+        (value("disaggregation_mode", "null") not in (None, "null"), "disaggregation", "--disaggregation-mode"),
+        (value("enable_two_batch_overlap", False), "two-batch overlap", "--enable-two-batch-overlap"),
+        (value("use_ray", False), "Ray actors", "--use-ray"),
+    )
+    for applies, what, flag in checks:
+        if applies:
+            return f"--return-attention-tokens cannot capture under {what}; leave {flag} out."
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true"):
+        return "--return-attention-tokens cannot capture behind the Rust server; unset SGLANG_RUST_SERVER."
+    return None

@@ -1,0 +1,121 @@
+"""Every place where the plugin touches SGLang: one table, checked before anything is served.
+
+SGLang logs and skips a hook that does not apply; here that stops the server. `preflight` runs in the main process for
+the hooks of both processes, so that a renamed target or a lost parameter is one sentence within seconds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+MAIN, SCHEDULER = "main", "scheduler"
+BEFORE, AFTER, AROUND = "before", "after", "around"
+_PACKAGE = "geomcli.server_patch"
+
+
+class Hook(NamedTuple):
+    role: str
+    target: str
+    kind: str
+    body: str  # module:function below geomcli.server_patch
+    parameters: tuple[str, ...]  # must exist on the target, self and cls left out
+    why: str
+
+
+_CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
+_COMPLETION = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
+_RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
+_RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+_NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
+
+HOOKS = (
+    Hook(MAIN, "sglang.srt.server_args.ServerArgs.add_cli_args", AFTER, "startup:after_add_cli_args", ("parser",),
+         "adds the flags"),
+    Hook(MAIN, "sglang.srt.server_args.ServerArgs.from_cli_args", AFTER, "startup:after_from_cli_args", ("args",),
+         "keeps the parsed flags on the server arguments, which travel to the scheduler"),
+    Hook(MAIN, "sglang.srt.server_args.ServerArgs.check_server_args", AFTER, "startup:after_check_server_args", (),
+         "refuses configurations that cannot be exact"),
+    Hook(MAIN, "sglang.srt.entrypoints.http_server._setup_and_run_http_server", BEFORE,
+         "startup:before_run_http_server", ("server_args", "tokenizer_manager", "scheduler_infos"),
+         "adds the capabilities route and checks that every scheduler loaded the plugin"),
+    Hook(MAIN, f"{_CHAT}._convert_to_internal_request", AROUND, "requests:around_convert", ("request", "raw_request"),
+         "reads the attention fields of a chat request"),
+    Hook(MAIN, f"{_COMPLETION}._convert_to_internal_request", AROUND, "requests:around_convert",
+         ("request", "raw_request"), "reads the attention fields of a completion request"),
+    Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", AROUND,
+         "requests:around_generate_request", ("obj", "request"),
+         "hands the options to the scheduler and takes the entries from its answers"),
+    Hook(MAIN, f"{_CHAT}._generate_chat_stream", AROUND, "stream:around_stream",
+         ("adapted_request", "request", "raw_request"), "puts entries on the chunk that carries their tokens"),
+    Hook(MAIN, f"{_COMPLETION}._generate_completion_stream", AROUND, "stream:around_stream",
+         ("adapted_request", "request", "raw_request"), "puts entries on the chunk that carries their tokens"),
+    Hook(MAIN, f"{_CHAT}._build_chat_response", AFTER, "stream:after_build_response", ("request", "ret", "created"),
+         "puts entries on the response object"),
+    Hook(MAIN, f"{_COMPLETION}._build_completion_response", AFTER, "stream:after_build_response",
+         ("request", "ret", "created"), "puts entries on the response object"),
+    Hook(SCHEDULER, f"{_RUNNER}.init_attention_backends", AFTER, "capture:after_init_attention_backends", (),
+         "learns the model's shape and refuses backends whose attention it cannot see"),
+    Hook(SCHEDULER, "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new", AFTER,
+         "capture:after_init_new", ("batch", "model_runner"), "plans which rows of the step are captured"),
+    Hook(SCHEDULER, f"{_RUNNER}.forward", AROUND, "capture:around_forward", ("forward_batch",),
+         "publishes the plan: eager runners hand the backend a copy of the batch without our attribute"),
+    Hook(SCHEDULER, f"{_NATIVE}.forward_decode", AFTER, "capture:after_attention",
+         ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"), "computes the statistics of decode rows"),
+    Hook(SCHEDULER, f"{_NATIVE}.forward_extend", AFTER, "capture:after_attention",
+         ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+         "computes the statistics of the prompt's last row: the first token's attention"),
+    Hook(SCHEDULER, f"{_RUNNER}.sample", AFTER, "capture:after_sample", ("logits_output", "forward_batch"),
+         "sends the step's statistics along with its logits"),
+    Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_prefill", BEFORE, "results:before_process_prefill",
+         ("batch", "result"), "turns statistics into the first token's entry"),
+    Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_decode", BEFORE, "results:before_process_decode",
+         ("batch", "result"), "turns statistics into entries"),
+    Hook(SCHEDULER, "sglang.srt.managers.scheduler.Scheduler.get_init_info", AFTER, "capture:after_get_init_info", (),
+         "tells the main process what can be captured"),
+)  # fmt: skip
+
+# Names that the bodies import from SGLang: checked like targets.
+REQUIRED_NAMES = (
+    "sglang.srt.managers.auxiliary_output.append_auxiliary_output",
+    "sglang.srt.runtime_context.get_server_args",
+)
+
+
+class HookFailure(Exception):
+    """A target that is missing or has lost a parameter."""
+
+
+def hooks_for(role: str) -> tuple[Hook, ...]:
+    return tuple(h for h in HOOKS if h.role == role)
+
+
+def body_of(hook: Hook) -> Any:
+    module, function = hook.body.split(":")
+    return getattr(import_module(f"{_PACKAGE}.{module}"), function)
+
+
+def problem_with(hook: Hook) -> str | None:
+    """Why this hook could not work on the installed SGLang, or None."""
+    try:
+        target = pkgutil.resolve_name(hook.target)
+        names = set(inspect.signature(target).parameters)
+    except Exception as error:
+        return f"{hook.target} ({type(error).__name__}: {error})"
+    lost = [p for p in hook.parameters if p not in names]
+    return f"{hook.target} has no parameter {', '.join(lost)}" if lost else None
+
+
+def preflight(hooks: Iterable[Hook] = HOOKS) -> None:
+    """HookFailure listing every target or name of the installed SGLang that does not fit."""
+    problems = [p for p in map(problem_with, hooks) if p]
+    for name in REQUIRED_NAMES:
+        try:
+            pkgutil.resolve_name(name)
+        except Exception as error:
+            problems.append(f"{name} ({type(error).__name__})")
+    if problems:
+        raise HookFailure("; ".join(problems))

@@ -1,0 +1,261 @@
+"""Server flags and request fields as checked values: what may be captured, and what one request asked for.
+
+Pure: no SGLang, no torch. A value out of range is a ValueError whose text names the field and its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+Mode = Literal["raw", "sketch", "fingerprint"]
+MODES: tuple[Mode, ...] = ("raw", "sketch", "fingerprint")
+MAX_TOP_K = 64
+SKETCH_HUBS = 32
+ASK = "return_attention_tokens"
+
+# Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
+UNAVAILABLE_FIELDS = {
+    "attention_derotate": "the de-rotated view",
+    "attention_firewall": "the firewall",
+    "attention_auto_sampling": "zone-based sampling",
+    "return_moe_routing": "expert routing",
+}
+_BOOL_FIELDS = (
+    ASK,
+    "attention_fingerprint_mode",
+    "attention_fingerprint_only",
+    "attention_sketch_mode",
+    "attention_head_stats",
+)
+_INT_FIELDS = (
+    "top_k_attention",
+    "attention_mask_prefix",
+    "attention_tokens_stride",
+    "attention_tokens_max",
+    "attention_tokens_window",
+)
+_LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
+FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS)
+_MAX_INT = 2**31 - 1
+
+
+class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The server's flags; each is a ceiling that a request can only tighten (`top_k` is a default)."""
+
+    enabled: bool = False
+    fingerprint_mode: bool = False
+    fingerprint_only: bool = False
+    sketch_mode: bool = False
+    top_k: int = 16
+    max_entries: int = 4096
+    stride: int = 1
+    window: int = 0
+    layers: str = "last"
+    max_steps: int = 256
+    sink_tokens: int = 4
+
+    @property
+    def default_mode(self) -> Mode:
+        if self.fingerprint_only or self.fingerprint_mode:
+            return "fingerprint"
+        return "sketch" if self.sketch_mode else "raw"
+
+    def check(self) -> None:
+        """ValueError naming the flag, if a value or a combination cannot work."""
+        if self.sketch_mode and (self.fingerprint_mode or self.fingerprint_only):
+            raise ValueError("--attention-sketch-mode and --attention-fingerprint-mode/-only exclude each other")
+        ranges = {
+            "--attention-tokens-top-k": (self.top_k, 1, MAX_TOP_K),
+            "--attention-tokens-max": (self.max_entries, 0, _MAX_INT),
+            "--attention-tokens-stride": (self.stride, 1, _MAX_INT),
+            "--attention-tokens-window": (self.window, 0, _MAX_INT),
+            "--attention-fingerprint-max-steps": (self.max_steps, 0, _MAX_INT),
+            "--attention-sink-tokens": (self.sink_tokens, 0, 1024),
+        }
+        for flag, (value, low, high) in ranges.items():
+            if not low <= value <= high:
+                raise ValueError(f"{flag} must be {low}..{high}, got {value}")
+        parse_layers(self.layers, None)
+
+
+def parse_layers(spec: str, total: int | None) -> tuple[int, ...]:
+    """Layer ids of `last`, `mid`, `auto` or a comma-separated list; `total` None checks the form only."""
+    spec = spec.strip().lower()
+    if spec in ("last", "mid", "auto"):
+        if total is None:
+            return ()
+        if spec == "last":
+            return (total - 1,)
+        if spec == "mid":
+            return (total // 2,)
+        return tuple(sorted({total // 4, total // 2, 3 * total // 4, total - 1}))
+    try:
+        layers = sorted({int(part) for part in spec.split(",")})
+    except ValueError:
+        raise ValueError(
+            f"--attention-capture-layers must be last, auto, mid or layer ids like 0,10,20, got {spec!r}"
+        ) from None
+    if layers[0] < 0 or (total is not None and layers[-1] >= total):
+        limit = "" if total is None else f"..{total - 1}"
+        wrong = layers[0] if layers[0] < 0 else layers[-1]
+        raise ValueError(f"--attention-capture-layers: layer ids must be 0{limit}, got {wrong}")
+    return tuple(layers)
+
+
+class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One request's capture, resolved against the server's flags and the model; travels to the scheduler as JSON."""
+
+    mode: Mode
+    top_k: int
+    layers: tuple[int, ...]
+    heads: tuple[int, ...] | None  # None: all
+    heads_total: int
+    mask_prefix: int
+    stride: int
+    limit: int  # entries a request, 0 = all
+    window: int
+    sink_tokens: int
+    head_stats: bool
+
+    @property
+    def primary_layer(self) -> int:
+        return self.layers[-1]
+
+
+class ModelShape(msgspec.Struct, frozen=True):
+    """What the scheduler said about the model it loaded."""
+
+    layers_total: int
+    layers_captured: tuple[int, ...]
+    heads_total: int
+
+
+def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
+    """The capture a request body asks for; None if it does not ask. ValueError names the field that is wrong."""
+    given = {name: body[name] for name in FIELDS if body.get(name) is not None}
+    _refuse_unavailable(body)
+    _check_types(given)
+    if not given.get(ASK, False):
+        return None
+    if not server.enabled:
+        raise ValueError(f"{ASK}: this server was started without --return-attention-tokens")
+    mode = _mode(given, server)
+    top_k = given.get("top_k_attention", server.top_k)
+    _check_range("top_k_attention", top_k, 1, MAX_TOP_K)
+    limit = _tightened("attention_tokens_max", given, server.max_entries, zero_is_all=True)
+    stride = given.get("attention_tokens_stride", server.stride)
+    _check_range("attention_tokens_stride", stride, server.stride, _MAX_INT)
+    if mode == "fingerprint" and server.max_steps:
+        steps = -(-server.max_steps // stride)
+        limit = min(limit, steps) if limit else steps
+    mask_prefix = given.get("attention_mask_prefix", 0)
+    _check_range("attention_mask_prefix", mask_prefix, 0, _MAX_INT)
+    return CaptureOptions(
+        mode=mode,
+        top_k={"raw": top_k, "sketch": SKETCH_HUBS, "fingerprint": 0}[mode],
+        layers=_ids(
+            "attention_capture_layer_ids", given, model.layers_captured, "layers captured by this server"
+        )
+        or model.layers_captured,
+        heads=_ids("attention_capture_head_ids", given, range(model.heads_total), "heads of this model"),
+        heads_total=model.heads_total,
+        mask_prefix=mask_prefix,
+        stride=stride,
+        limit=limit,
+        window=_tightened("attention_tokens_window", given, server.window, zero_is_all=True),
+        sink_tokens=server.sink_tokens,
+        head_stats=given.get("attention_head_stats", False),
+    )
+
+
+def _refuse_unavailable(body: Mapping[str, Any]) -> None:
+    for name, what in UNAVAILABLE_FIELDS.items():
+        if body.get(name) not in (None, False):
+            raise ValueError(f"{name}: {what} is not available on this server (see /v1/attention/capabilities)")
+
+
+def _check_types(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name in _BOOL_FIELDS and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, got {_shown(value)}")
+        if name in _INT_FIELDS and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name} must be an integer, got {_shown(value)}")
+        if name in _LIST_FIELDS and not (
+            isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+        ):
+            raise ValueError(f"{name} must be a non-empty list of integers, got {_shown(value)}")
+
+
+def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
+    only = server.fingerprint_only or given.get("attention_fingerprint_only", False)
+    fingerprint = given.get("attention_fingerprint_mode")
+    sketch = given.get("attention_sketch_mode")
+    if only:
+        why = (
+            "this server lets only fingerprints out (--attention-fingerprint-only)"
+            if server.fingerprint_only
+            else "attention_fingerprint_only was asked for too"
+        )
+        for name, loosens in (
+            ("attention_fingerprint_mode", fingerprint is False),
+            ("attention_sketch_mode", sketch),
+            ("top_k_attention", "top_k_attention" in given),
+            ("attention_head_stats", given.get("attention_head_stats")),
+        ):
+            if loosens:
+                raise ValueError(f"{name} asks for more than fingerprints, but {why}")
+        return "fingerprint"
+    if fingerprint and sketch:
+        raise ValueError("attention_fingerprint_mode and attention_sketch_mode exclude each other")
+    if fingerprint:
+        if "top_k_attention" in given:
+            raise ValueError("top_k_attention asks for raw links, but attention_fingerprint_mode was asked for too")
+        return "fingerprint"
+    if sketch:
+        return "sketch"
+    # Asking for k links, or for no fingerprint mode, is asking for raw; else the server's default holds.
+    if fingerprint is False or "top_k_attention" in given:
+        return "raw"
+    if sketch is False and server.default_mode == "sketch":
+        return "raw"
+    return server.default_mode
+
+
+def _tightened(field: str, given: Mapping[str, Any], ceiling: int, *, zero_is_all: bool) -> int:
+    value: int = given.get(field, ceiling)
+    if ceiling == 0:
+        _check_range(field, value, 0, _MAX_INT)
+    elif field in given:
+        _check_range(field, value, 1 if zero_is_all else 0, ceiling)
+    return value
+
+
+def _ids(
+    field: str, given: Mapping[str, Any], allowed: Sequence[int], what: str
+) -> tuple[int, ...] | None:
+    if field not in given:
+        return None
+    known = set(allowed)
+    for value in given[field]:
+        if value not in known:
+            raise ValueError(f"{field}: {value} is not one of the {what}: {_span(allowed)}")
+    return tuple(sorted(set(given[field])))
+
+
+def _check_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{field} must be {low}..{high}, got {value}")
+
+
+def _span(ids: Sequence[int]) -> str:
+    if len(ids) > 2 and list(ids) == list(range(ids[0], ids[-1] + 1)):
+        return f"{ids[0]}..{ids[-1]}"
+    return ", ".join(map(str, ids))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

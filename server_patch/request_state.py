@@ -1,0 +1,53 @@
+"""Scheduler process: what one asking request carries from step to step."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import msgspec
+
+from geomcli.compass import Compass, RippleTracker
+from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.requests import PARAMS_KEY
+
+logger = logging.getLogger("geom")
+
+_ATTRIBUTE = "_geom_state"
+
+
+class RequestState:
+    """The request's options, its compass and its ripple; lives on SGLang's Req, so it survives a retraction."""
+
+    def __init__(self, options: CaptureOptions) -> None:
+        self.options = options
+        self.compass = Compass()
+        self.ripple = RippleTracker()
+
+    def captures(self, output_index: int) -> bool:
+        """Whether this output token's step is captured (stride and limit)."""
+        number, offset = divmod(output_index, self.options.stride)
+        return offset == 0 and (self.options.limit == 0 or number < self.options.limit)
+
+    def stops_at(self, output_index: int) -> bool:
+        """Whether this token is the first one that would have been captured had the limit not been reached."""
+        number, offset = divmod(output_index, self.options.stride)
+        return offset == 0 and self.options.limit > 0 and number == self.options.limit
+
+
+def state_of(request: Any) -> RequestState | None:
+    """The state of a request that asked, else None; decoded once and kept on the request."""
+    try:
+        known: RequestState | None = getattr(request, _ATTRIBUTE)
+        return known
+    except AttributeError:
+        pass
+    state = None
+    try:
+        encoded = (getattr(request.sampling_params, "custom_params", None) or {}).get(PARAMS_KEY)
+        if encoded is not None:
+            state = RequestState(msgspec.json.decode(encoded, type=CaptureOptions))
+    except Exception:
+        logger.exception("geom: request %s has unreadable capture options; not captured", request.rid)
+    setattr(request, _ATTRIBUTE, state)
+    return state

@@ -1,0 +1,47 @@
+"""Main process, before anything is served: flags in, refusals, the route, and the check that schedulers are hooked."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from geomcli.server_patch import flags, routes, state
+from geomcli.server_patch.options import ServerOptions
+
+INIT_INFO_KEY = "geom"
+
+
+def after_add_cli_args(_result: Any, parser: ArgumentParser) -> None:
+    flags.add_flags(parser)
+
+
+def after_from_cli_args(server_args: Any, _cls: type, args: Namespace) -> None:
+    try:
+        options = flags.options_from(args)
+    except ValueError as error:
+        raise SystemExit(f"geom: {error}.") from None
+    setattr(server_args, flags.CONFIG_ATTRIBUTE, options)
+
+
+def options_of(server_args: Any) -> ServerOptions:
+    """The options kept on SGLang's server arguments; disabled when it was started without a command line."""
+    found = getattr(server_args, flags.CONFIG_ATTRIBUTE, None)
+    return found if isinstance(found, ServerOptions) else ServerOptions()
+
+
+def after_check_server_args(_result: Any, server_args: Any) -> None:
+    if options_of(server_args).enabled and (sentence := flags.refusal(server_args)):
+        raise SystemExit(f"geom: {sentence}")
+
+
+def before_run_http_server(
+    server_args: Any, tokenizer_manager: Any, _template_manager: Any, _port_args: Any, scheduler_infos: Any, *_: Any, **__: Any
+) -> None:
+    options = options_of(server_args)
+    infos = [info.get(INIT_INFO_KEY) for info in scheduler_infos or [] if isinstance(info, dict)]
+    if options.enabled and (not infos or not all(infos)):
+        raise SystemExit(
+            "geom: the plugin did not load in the scheduler process; its reason is further up in this log."
+        )
+    state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
+    routes.install(server_args)

@@ -1,0 +1,87 @@
+"""Main process: entries onto the OpenAI-compatible responses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from geomcli.server_patch import state
+from geomcli.server_patch.requests import ENTRIES_KEY, OPTIONS_ATTRIBUTE, PENDING_ATTRIBUTE
+
+logger = logging.getLogger("geom")
+
+_PREFIX, _DONE = "data: ", "data: [DONE]"
+
+
+async def around_stream(
+    original: Callable[..., Any], serving: Any, adapted_request: Any, request: Any, raw_request: Any
+) -> AsyncIterator[str]:
+    """Add waiting entries to the next chunk of their choice; what no chunk took leaves before [DONE]."""
+    if getattr(adapted_request, OPTIONS_ATTRIBUTE, None) is None:
+        async with aclosing(original(serving, adapted_request, request, raw_request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
+    pending: dict[int, list[Any]] = getattr(adapted_request, PENDING_ATTRIBUTE)
+    template: dict[str, Any] = {}
+    async with aclosing(original(serving, adapted_request, request, raw_request)) as chunks:
+        async for chunk in chunks:
+            if chunk.startswith(_DONE):
+                rest = [entry for index in sorted(pending) for entry in pending[index]]
+                if rest and template:
+                    yield _encode({**template, "choices": [], ENTRIES_KEY: rest})
+                yield chunk
+                continue
+            yield _with_entries(chunk, pending, template)
+
+
+def _with_entries(chunk: str, pending: dict[int, list[Any]], template: dict[str, Any]) -> str:
+    if not any(pending.values()) and template:
+        return chunk
+    try:
+        if not chunk.startswith(_PREFIX):
+            return chunk
+        document = orjson.loads(chunk[len(_PREFIX) :])
+        if not template:
+            template.update({k: document[k] for k in ("id", "object", "created", "model") if k in document})
+        choices = document.get("choices") or []
+        if not choices or (choices[0].get("delta") or {}).get("role"):
+            return chunk
+        entries = pending.pop(choices[0].get("index", 0), None)
+        if not entries:
+            return chunk
+        document[ENTRIES_KEY] = entries
+        return _encode(document)
+    except Exception:
+        logger.exception("geom: a chunk left without its entries")
+        state.main.counters.add(errors=1)
+        return chunk
+
+
+def _encode(document: dict[str, Any]) -> str:
+    return _PREFIX + orjson.dumps(document).decode() + "\n\n"
+
+
+def after_build_response(response: Any, _serving: Any, _request: Any, ret: Any, _created: Any) -> Any:
+    """The response with a top-level `attention_tokens`; an instance of a subclass, so isinstance still holds."""
+    entries: list[Any] = []
+    asked = False
+    for index, item in enumerate(ret):
+        if ENTRIES_KEY in item:
+            asked = True
+            entries += [{**entry, "index": index} for entry in item[ENTRIES_KEY]]
+    if not asked or not hasattr(response, "model_dump"):
+        return None
+    return _with_entries_field(type(response)).model_construct(**dict(response), attention_tokens=entries)
+
+
+@lru_cache(maxsize=8)
+def _with_entries_field(model: Any) -> Any:
+    from pydantic import create_model
+
+    return create_model(model.__name__, __base__=model, **{ENTRIES_KEY: (list[Any], ...)})

@@ -1,0 +1,36 @@
+"""The text that each output token adds: pieces that join to the decoded answer, special tokens spelt out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_REPLACEMENT = "�"
+
+
+class TokenTexts:
+    """Incremental decoding of one choice. A token that ends inside a character adds "", the one that completes it
+    adds the character."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = 0  # ids whose text is out
+        self._context = 0  # first id of the decoding context: leading-space rules need a predecessor
+
+    def push(self, token_id: int) -> str | None:
+        """Text added by `token_id`; None without a tokenizer."""
+        if self._tokenizer is None:
+            return None
+        self._ids.append(token_id)
+        context = self._decode(self._ids[self._context : self._shown])
+        text = self._decode(self._ids[self._context :])
+        if text.endswith(_REPLACEMENT) and len(self._ids) - self._shown < 4:
+            return ""
+        self._context, self._shown = self._shown, len(self._ids)
+        return text[len(context) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        if not ids:
+            return ""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
