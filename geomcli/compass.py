@@ -64,7 +64,7 @@ class Compass:
         self._over_warn = self._over_halt = 0
 
     def update(self, histogram: NDArray[Any]) -> float | None:
-        """Take one step's histogram [16]; the drift, or None until the window is full. Empty histograms are left out."""
+        """Take one step's histogram [16], unless it is empty; the drift, or None until the window is full."""
         h = np.asarray(histogram, dtype=np.float64)
         if h.shape != (N_BINS,):
             raise ValueError(f"histogram must have shape ({N_BINS},), got {h.shape}")

@@ -1,7 +1,7 @@
 """The 20-float fingerprint of one attention row: layout, log-distance bins, bands, packing.
 
-Numpy only. `docs/geometry.md` holds the definitions; `geomcli.kernels.reference` computes the same histogram on tensors.
-Knows nothing of zones, requests or servers.
+Numpy only. `docs/geometry.md` holds the definitions; `geomcli.kernels.reference` computes the same histogram on
+tensors. Knows nothing of zones, requests or servers.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ def distance_histogram(
     p = np.asarray(probabilities, dtype=np.float64)
     positions = np.arange(first_key, first_key + p.shape[0])
     keep = positions >= sink_tokens
-    hist = np.bincount(
-        distance_bin(query_position - positions[keep]), weights=p[keep], minlength=N_BINS
-    )
+    hist = np.bincount(distance_bin(query_position - positions[keep]), weights=p[keep], minlength=N_BINS)
     total = hist.sum()
     return hist / total if total > 0 else np.zeros(N_BINS)
 

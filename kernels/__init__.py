@@ -1,1 +1,1 @@
-"""Device code: what turns one attention row into numbers, and the plain torch reference that everything is tested on."""
+"""What turns one attention row into numbers: the plain torch reference that every faster path is tested on."""

@@ -44,9 +44,7 @@ class RowStatistics:
     head_statistics: HeadStatistics | None = None
 
 
-def attention_logits(
-    query: torch.Tensor, keys: torch.Tensor, scale: float, logit_cap: float = 0.0
-) -> torch.Tensor:
+def attention_logits(query: torch.Tensor, keys: torch.Tensor, scale: float, logit_cap: float = 0.0) -> torch.Tensor:
     """Logits [H, S] in float32, as the engine's own softmax sees them.
 
     query [H, D]; keys [S, H_kv, D] with H a multiple of H_kv (MHA, GQA, MQA); `logit_cap` > 0 soft-caps with tanh.
@@ -122,9 +120,7 @@ def row_statistics(
     )
 
 
-def _heads(
-    p: torch.Tensor, entropy: torch.Tensor, n_sink: int, first_key: int, prompt_len: int
-) -> HeadStatistics:
+def _heads(p: torch.Tensor, entropy: torch.Tensor, n_sink: int, first_key: int, prompt_len: int) -> HeadStatistics:
     n = p.shape[1]
     n_prompt = max(0, min(prompt_len - first_key, n))
     zero = torch.zeros_like(entropy)

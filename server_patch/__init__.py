@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
+from types import FrameType
 
 logger = logging.getLogger("geom")
 
@@ -21,11 +22,11 @@ def process_role() -> str | None:
     """`main`, `scheduler`, or None for a process that needs no hook."""
     if multiprocessing.parent_process() is None:
         return "main"
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         if frame.f_code.co_name == "run_scheduler_process":
             return "scheduler"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 
@@ -54,9 +55,8 @@ def register() -> None:
 
 
 def _register_role(role: str) -> None:
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-
     from geomcli.server_patch import hooks
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     mine = hooks.hooks_for(role)
     for hook in mine:

@@ -227,4 +227,3 @@ def after_sample(_tokens: Any, _runner: Any, logits_output: Any, forward_batch: 
     from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 
     logits_output.auxiliary_device_output = append_auxiliary_output(logits_output.auxiliary_device_output, step)
-

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from geomcli.kernels.reference import HeadStatistics, RowStatistics
+from geomcli.server_patch.request_state import RequestState
 
 from geomcli.compass import PROFILE_SIZE
 from geomcli.fingerprint import (
@@ -19,11 +21,9 @@ from geomcli.fingerprint import (
     mean_histogram,
     round_significant,
 )
-from geomcli.kernels.reference import HeadStatistics, RowStatistics
-from geomcli.server_patch.request_state import RequestState
+from geomcli.schema import SCHEMA_VERSION
 from geomcli.zones import ZONES_V1, classify
 
-SCHEMA_VERSION = 1
 _TINY = 1e-37  # log of a probability that underflowed
 _BYTES_PER_LINK = 8  # int32 position, float32 probability
 

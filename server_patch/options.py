@@ -29,6 +29,7 @@ _BOOL_FIELDS = (
     "attention_fingerprint_only",
     "attention_sketch_mode",
     "attention_head_stats",
+    "attention_prompt_tokens",
 )
 _INT_FIELDS = (
     "top_k_attention",
@@ -119,6 +120,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     window: int
     sink_tokens: int
     head_stats: bool
+    prompt_tokens: bool  # the first entry spells out the prompt
 
     @property
     def primary_layer(self) -> int:
@@ -156,9 +158,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     return CaptureOptions(
         mode=mode,
         top_k={"raw": top_k, "sketch": SKETCH_HUBS, "fingerprint": 0}[mode],
-        layers=_ids(
-            "attention_capture_layer_ids", given, model.layers_captured, "layers captured by this server"
-        )
+        layers=_ids("attention_capture_layer_ids", given, model.layers_captured, "layers captured by this server")
         or model.layers_captured,
         heads=_ids("attention_capture_head_ids", given, range(model.heads_total), "heads of this model"),
         heads_total=model.heads_total,
@@ -168,6 +168,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         window=_tightened("attention_tokens_window", given, server.window, zero_is_all=True),
         sink_tokens=server.sink_tokens,
         head_stats=given.get("attention_head_stats", False),
+        prompt_tokens=given.get("attention_prompt_tokens", False),
     )
 
 
@@ -204,6 +205,7 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
             ("attention_sketch_mode", sketch),
             ("top_k_attention", "top_k_attention" in given),
             ("attention_head_stats", given.get("attention_head_stats")),
+            ("attention_prompt_tokens", given.get("attention_prompt_tokens")),
         ):
             if loosens:
                 raise ValueError(f"{name} asks for more than fingerprints, but {why}")
@@ -233,9 +235,7 @@ def _tightened(field: str, given: Mapping[str, Any], ceiling: int, *, zero_is_al
     return value
 
 
-def _ids(
-    field: str, given: Mapping[str, Any], allowed: Sequence[int], what: str
-) -> tuple[int, ...] | None:
+def _ids(field: str, given: Mapping[str, Any], allowed: Sequence[int], what: str) -> tuple[int, ...] | None:
     if field not in given:
         return None
     known = set(allowed)

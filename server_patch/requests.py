@@ -12,10 +12,9 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-
 from geomcli.server_patch import state
 from geomcli.server_patch.options import FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
-from geomcli.server_patch.texts import TokenTexts
+from geomcli.server_patch.texts import TokenTexts, token_pieces
 
 logger = logging.getLogger("geom")
 
@@ -120,6 +119,8 @@ class Collector:
     def _finish(index: int, value: dict[str, Any], texts: TokenTexts) -> dict[str, Any]:
         entry = {"index": index, **value}
         try:
+            if "prompt_ids" in entry:
+                entry["prompt_tokens"] = token_pieces(state.main.tokenizer, entry.pop("prompt_ids"))
             entry["token"] = texts.push(value["token_id"])
         except Exception:
             logger.exception("geom: no text for token %r", value.get("token_id"))

@@ -69,7 +69,10 @@ def _append(req: Any, token_id: int, state: RequestState, plan: RowPlan | None) 
         req.customized_info = {}
     values = req.customized_info.setdefault(INFO_KEY, [])
     values.extend([None] * (output_index - len(values)))
-    values.append(_value(req, token_id, state, plan, output_index))
+    value = _value(req, token_id, state, plan, output_index)
+    if output_index == 0 and state.options.prompt_tokens and isinstance(value, dict):
+        value["prompt_ids"] = list(req.origin_input_ids)
+    values.append(value)
 
 
 def _value(

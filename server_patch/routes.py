@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli import __version__
 from geomcli.server_patch import hooks, state
 from geomcli.server_patch.options import MAX_TOP_K, MODES
 
-PATH = "/v1/attention/capabilities"
-SCHEMA_VERSION = 1
+from geomcli import __version__
+from geomcli.schema import CAPABILITIES_PATH, SCHEMA_VERSION
 
 
 def capabilities() -> dict[str, Any]:
@@ -40,6 +39,7 @@ def capabilities() -> dict[str, Any]:
         "features": {
             "include_prompt_attention": True,
             "head_filtering": True,
+            "prompt_tokens": not options.fingerprint_only,
             "head_stats": not options.fingerprint_only,
             "moe_routing": False,
             "derotation": False,
@@ -71,4 +71,4 @@ def install(_server_args: Any) -> None:
     """Add the route; SGLang's own --api-key protects it like every other."""
     from sglang.srt.entrypoints.http_server import app
 
-    app.add_api_route(PATH, capabilities, methods=["GET"])
+    app.add_api_route(CAPABILITIES_PATH, capabilities, methods=["GET"])

@@ -35,7 +35,13 @@ def after_check_server_args(_result: Any, server_args: Any) -> None:
 
 
 def before_run_http_server(
-    server_args: Any, tokenizer_manager: Any, _template_manager: Any, _port_args: Any, scheduler_infos: Any, *_: Any, **__: Any
+    server_args: Any,
+    tokenizer_manager: Any,
+    _template_manager: Any,
+    _port_args: Any,
+    scheduler_infos: Any,
+    *_: Any,
+    **__: Any,
 ) -> None:
     options = options_of(server_args)
     infos = [info.get(INIT_INFO_KEY) for info in scheduler_infos or [] if isinstance(info, dict)]

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
-
 from geomcli.server_patch import state
 from geomcli.server_patch.requests import ENTRIES_KEY, OPTIONS_ATTRIBUTE, PENDING_ATTRIBUTE
 
@@ -77,11 +76,11 @@ def after_build_response(response: Any, _serving: Any, _request: Any, ret: Any, 
             entries += [{**entry, "index": index} for entry in item[ENTRIES_KEY]]
     if not asked or not hasattr(response, "model_dump"):
         return None
-    return _with_entries_field(type(response)).model_construct(**dict(response), attention_tokens=entries)
+    return _with_entries_field(response.__class__).model_construct(**dict(response), attention_tokens=entries)
 
 
 @lru_cache(maxsize=8)
 def _with_entries_field(model: Any) -> Any:
     from pydantic import create_model
 
-    return create_model(model.__name__, __base__=model, **{ENTRIES_KEY: (list[Any], ...)})
+    return create_model(model.__name__, __base__=model, attention_tokens=(list[Any], ...))

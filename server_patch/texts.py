@@ -34,3 +34,14 @@ class TokenTexts:
             return ""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+def token_pieces(tokenizer: Any, ids: list[int]) -> list[str] | None:
+    """Text of each token on its own; a token that is part of a character shows as U+FFFD. None without a tokenizer.
+
+    Per distinct id and not incremental, because a prompt can be long and this runs in the server's event loop.
+    """
+    if tokenizer is None:
+        return None
+    known = {i: tokenizer.decode([i], skip_special_tokens=False) for i in set(ids)}
+    return [known[i] for i in ids]

@@ -1,0 +1,76 @@
+"""The `geom` command: parsing, exit codes and errors. What a command does lives in the module of its name.
+
+Nothing heavy is imported here; `geom --help` loads neither torch nor textual nor SGLang.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from geomcli import __version__
+from geomcli.cli import models, run, serve, traces
+from geomcli.cli.output import fail
+from geomcli.errors import ExitCode, GeomError
+
+app = typer.Typer(
+    name="geom",
+    help="See what a language model looks at while it writes, and whether it drifts.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # the boxed help cuts off long flags
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve", context_settings={"allow_extra_args": True, "allow_interspersed_args": True})(serve.serve)
+app.command("run")(run.run)
+app.add_typer(models.app, name="models")
+app.add_typer(traces.app, name="traces")
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"geom {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version_shown: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    no_color: Annotated[bool, typer.Option("--no-color", help="No colours; NO_COLOR does the same.")] = False,
+) -> None:
+    if no_color:
+        os.environ["NO_COLOR"] = "1"
+
+
+def main() -> None:
+    """Run the command line; known errors end as one line on stderr and their exit code, never as a traceback."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`geom traces ls | head`): end quietly, also in the interpreter's exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.OK
+    except GeomError as error:
+        fail(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Exception as error:
+        code = _other(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _other(error: Exception) -> int:
+    """Usage errors of the parser (which Typer vendors privately) print themselves; anything else is a bug."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):
+        error.show()
+        return int(error.exit_code)
+    if type(error).__name__ in ("Exit", "Abort"):
+        return int(getattr(error, "exit_code", ExitCode.INTERRUPTED))
+    raise error

@@ -1,0 +1,63 @@
+"""Where text goes: stdout is data, stderr is narration. Zone glyphs and colours for both."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from geomcli.errors import GeomError
+from geomcli.zones import UNKNOWN
+
+# Zone -> glyph, Rich style. Never colour alone; the hues stay apart under red-green colour blindness.
+ZONE_STYLES = {
+    "syntax_floor": ("▂", "blue"),
+    "semantic_bridge": ("◆", "yellow"),
+    "long_range": ("⟷", "cyan"),
+    "structure_ripple": ("≋", "magenta"),
+    "diffuse": ("░", "red"),
+    UNKNOWN: ("·", "default"),
+}
+_SPARKS = "▁▂▃▄▅▆▇█"
+_PIPE_WIDTH = 1000
+
+
+def narrator() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def speaker() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH  # a pipe gets whole lines
+    return console
+
+
+def fail(error: GeomError) -> None:
+    """One line: what is wrong, and the command that mends it."""
+    console = narrator()
+    console.print(f"[bold red]geom:[/] {escape(error.message)}")
+    if error.mend:
+        console.print(f"      [dim]try:[/] {escape(error.mend)}")
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sparkline(values: list[float | None], *, top: float = 1.0, width: int = 60) -> str:
+    """One row of bars for values in [0, top]; blanks where there is none. Longer series are thinned by their maxima."""
+    if len(values) > width:
+        groups = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
+        values = [max((v for v in group if v is not None), default=None) for group in groups]
+    steps = len(_SPARKS) - 1
+    return "".join(" " if v is None else _SPARKS[min(steps, max(0, round(v / top * steps)))] for v in values)
+
+
+def human_bytes(count: int) -> str:
+    if count < 1000:
+        return f"{count} B"
+    return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1e6:.1f} MB"

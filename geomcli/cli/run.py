@@ -1,0 +1,280 @@
+"""`geom run`: one prompt, its answer token by token with zones, a summary, a saved trace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geomcli import config
+from geomcli.cli import output
+from geomcli.cli.summary import print_summary
+from geomcli.client import Chunk, Client
+from geomcli.errors import ExitCode, GeomError, ServerUnreachable, StoreError, UsageError
+from geomcli.schema import Message, Record
+from geomcli.store import COMMIT_SECONDS, Store, TraceWriter
+from geomcli.trace import Trace, TraceBuilder
+from geomcli.zones import UNKNOWN
+
+_MODES = ("raw", "sketch", "fingerprint")
+
+
+def run(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; text piped into stdin is appended.")] = None,
+    model: Annotated[str | None, typer.Option("-m", "--model", help="Served model; the first one if left out.")] = None,
+    system: Annotated[str | None, typer.Option("-s", "--system", help="System message.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temp", help="Sampling temperature; 0 repeats itself exactly.", min=0)
+    ] = 0.0,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", min=0, max=1)] = None,
+    capture: Annotated[
+        str | None, typer.Option(help="raw, sketch or fingerprint; raw where the server lets it out.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Raw links a token, 1..64.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layer ids, like 7,15: some of those the server captures.")] = None,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
+    jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
+    stdin: Annotated[bool, typer.Option("--stdin/--no-stdin", help="Read a prompt that is piped in.")] = True,
+    base_url: Annotated[str | None, typer.Option(help="Server; GEOM_BASE_URL.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key of the server; GEOM_API_KEY.")] = None,
+    db: Annotated[Path | None, typer.Option(help="Trace store; GEOM_DB.", dir_okay=False)] = None,
+) -> None:
+    """Send PROMPT, stream the answer coloured by attention zone, then say what was seen.
+
+    \b
+    Examples:
+      geom run 'Why is the sky blue?'
+      cat notes.txt | geom run 'Summarise this:' --max-tokens 80
+      geom run 'Tell me a story' --jsonl > story.jsonl
+    """
+    text = _prompt(prompt, stdin)
+    settings = config.load(base_url=base_url, api_key=api_key, db=None if db is None else str(db))
+    if capture is not None and capture not in _MODES:
+        raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": text})
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers)}
+
+    with contextlib.ExitStack() as stack:
+        if serve:
+            settings = stack.enter_context(_embedded(settings))
+        store = stack.enter_context(Store(settings.db_path)) if save else None
+        writer = store.writer() if store else None
+        job = _Run(settings, writer, jsonl=jsonl)
+        code = _await(job.run(messages, model, sampling, attention))
+        if job.trace.metrics and not jsonl:
+            print_summary(job.trace, store=store.path if store and job.saved else None)
+        if job.failure is not None:
+            raise job.failure
+    if code != ExitCode.OK:
+        raise typer.Exit(int(code))
+
+
+def _prompt(argument: str | None, read_stdin: bool) -> str:
+    piped = sys.stdin.read() if read_stdin and _is_piped() else ""
+    parts = [part for part in (argument, piped.rstrip("\n")) if part and part.strip()]
+    if not parts:
+        raise UsageError("there is no prompt.", "geom run 'Why is the sky blue?'")
+    return "\n\n".join(parts)
+
+
+def _is_piped() -> bool:
+    """Whether stdin is a pipe or a file. A closed stdin, a terminal and /dev/null are not."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _layer_ids(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--layers must be layer ids like 7,15, got {text!r}.") from None
+
+
+@contextlib.contextmanager
+def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
+    import msgspec
+
+    from geomcli import engine, models
+    from geomcli.cli.models import pull_with_bar
+    from geomcli.cli.serve import describe, progress_line
+
+    if models.problem(models.DEFAULT_MODEL) is not None:
+        pull_with_bar(models.DEFAULT_MODEL)
+    flags = ["--return-attention-tokens", "--attention-capture-layers", "auto"]
+    plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
+    console = output.narrator()
+    with engine.Engine(plan) as running:
+        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}")
+        with progress_line("Waiting for the engine") as tick:
+            document = running.wait(progress=tick)
+        console.print(f"Ready: {describe(document)}\n")
+        yield msgspec.structs.replace(settings, base_url=plan.base_url)
+        console.print("Stopping the engine …")
+
+
+def _await(job: Any) -> ExitCode:
+    try:
+        code: ExitCode = asyncio.run(job)
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code
+
+
+class _Run:
+    """One request: chunks to the terminal, records to the trace, the store and stdout."""
+
+    def __init__(self, settings: config.Settings, writer: TraceWriter | None, *, jsonl: bool) -> None:
+        self._settings = settings
+        self._writer = writer
+        self._jsonl = jsonl
+        self._screen = None if jsonl else TokenPrinter()
+        self.trace = Trace()
+        self.saved = writer is not None
+        self.failure: GeomError | None = None
+
+    async def run(
+        self, messages: list[Message], model: str | None, sampling: dict[str, Any], attention: dict[str, Any]
+    ) -> ExitCode:
+        async with Client(self._settings.base_url, api_key=self._settings.api_key) as client:
+            capabilities = await client.capabilities()
+            fields = attention_fields(capabilities, **attention)
+            name = model or await client.model()
+            builder = TraceBuilder(messages, model=name, capture={**fields, **sampling})
+            chunks = client.chat(messages, model=name, fields={**sampling, **fields})
+            return await self._stream(chunks, builder)
+
+    async def _stream(self, chunks: AsyncIterator[Chunk], builder: TraceBuilder) -> ExitCode:
+        error: str | None = None
+        code = ExitCode.OK
+        started = False
+        flusher = asyncio.create_task(self._flush_regularly())
+        try:
+            async for chunk in chunks:
+                if not started:
+                    started = True
+                    self._take(builder.start())
+                self._take(builder.add(chunk))
+                if self._screen:
+                    self._screen.show(chunk)
+        except GeomError as failure:
+            error, self.failure = failure.message, failure
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            error, code = "interrupted", ExitCode.INTERRUPTED
+        finally:
+            flusher.cancel()
+            if self._screen:
+                self._screen.end()
+        if started:
+            self._take(builder.finish(error))
+        return code
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(COMMIT_SECONDS / 2)
+            if self._writer is not None:
+                self._guarded(self._writer.flush_if_due)
+
+    def _take(self, records: list[Record]) -> None:
+        from geomcli import jsonl
+
+        for record in records:
+            self.trace.add(record)
+            if self._jsonl:
+                sys.stdout.write(jsonl.line(record) + "\n")
+            if self._writer is not None:
+                self._guarded(partial(self._writer.write, record))
+        if self._jsonl and records:
+            sys.stdout.flush()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """The answer goes on when the store fails; the failure is the command's result at the end."""
+        try:
+            action()
+        except StoreError as error:
+            self._writer, self.saved = None, False
+            self.failure = self.failure or error
+
+
+def attention_fields(
+    capabilities: dict[str, Any], *, capture: str | None, top_k: int | None, layers: list[int] | None
+) -> dict[str, Any]:
+    """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
+    if not capabilities.get("supported"):
+        raise ServerUnreachable(
+            "this server does not capture attention.", "geom serve, without --no-return-attention-tokens"
+        )
+    modes = capabilities.get("modes", [])
+    mode = capture or ("raw" if "raw" in modes else "fingerprint")
+    fields: dict[str, Any] = {"return_attention_tokens": True}
+    if mode == "fingerprint":
+        fields["attention_fingerprint_mode"] = True
+    elif mode == "sketch":
+        fields["attention_sketch_mode"] = True
+    else:
+        fields["attention_fingerprint_mode"] = False
+        if capabilities.get("features", {}).get("prompt_tokens"):
+            fields["attention_prompt_tokens"] = True
+    if top_k is not None:
+        fields["top_k_attention"] = top_k
+    if layers is not None:
+        fields["attention_capture_layer_ids"] = layers
+    return fields
+
+
+class TokenPrinter:
+    """The answer on stdout. On a terminal each token has its zone's colour, and a glyph where the zone changes."""
+
+    def __init__(self) -> None:
+        self._console = output.speaker()
+        self._plain = not self._console.is_terminal
+        self._zone: str | None = None
+        self._column_open = False
+
+    def show(self, chunk: Chunk) -> None:
+        visible = [e for e in chunk.entries if e.get("token")]
+        text = chunk.reasoning + chunk.text
+        if not text:
+            return
+        # A chunk's text is what its tokens add; where it is not (a stop string was cut off), it has one colour.
+        if "".join(e.get("token") or "" for e in visible) == text:
+            for entry in visible:
+                self._print(entry.get("token") or "", entry.get("zone"))
+        else:
+            self._print(text, visible[-1].get("zone") if visible else None)
+
+    def _print(self, text: str, zone: str | None) -> None:
+        self._column_open = not text.endswith("\n")
+        if self._plain:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        from rich.text import Text
+
+        glyph, style = output.ZONE_STYLES.get(zone or UNKNOWN, output.ZONE_STYLES[UNKNOWN])
+        if zone is not None and zone != self._zone:
+            self._console.print(Text(glyph, style=f"{style} dim"), end="")
+        self._zone = zone or self._zone
+        self._console.print(Text(text, style=style if zone else "dim"), end="")
+
+    def end(self) -> None:
+        if self._column_open:
+            sys.stdout.write("\n")
+            sys.stdout.flush()

@@ -1,0 +1,164 @@
+"""`geom serve`: the real SGLang with the plugin, in the foreground."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from geomcli import config, engine, models
+from geomcli.cli import output
+from geomcli.errors import ServerUnreachable, UsageError
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="A pulled model, a folder, or a Hugging Face name.", show_default=True)
+    ] = models.DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to bind.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to bind.", min=1, max=65535)] = config.DEFAULT_PORT,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    log: Annotated[Path | None, typer.Option(help="Log file of the engine.", dir_okay=False)] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the engine.")] = engine.BOOT_SECONDS,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and exit.")] = False,
+    return_attention_tokens: Annotated[bool, typer.Option(help="Capture for the requests that ask.")] = True,
+    attention_fingerprint_mode: Annotated[
+        bool,
+        typer.Option("--attention-fingerprint-mode", help="Default mode is fingerprint."),
+    ] = False,
+    attention_fingerprint_only: Annotated[
+        bool,
+        typer.Option("--attention-fingerprint-only", help="Nothing but fingerprints ever leaves."),
+    ] = False,
+    attention_sketch_mode: Annotated[
+        bool, typer.Option("--attention-sketch-mode", help="Default mode is sketch.")
+    ] = False,
+    attention_tokens_top_k: Annotated[int | None, typer.Option(help="Raw links an entry, 1..64 (16).")] = None,
+    attention_tokens_max: Annotated[int | None, typer.Option(help="Entries a request, 0 = all (4096).")] = None,
+    attention_tokens_stride: Annotated[
+        int | None,
+        typer.Option(
+            "--attention-tokens-stride",
+            "--attention-capture-stride",
+            help="Capture every Nth step (1).",
+        ),
+    ] = None,
+    attention_tokens_window: Annotated[int | None, typer.Option(help="Only the last N keys, 0 = all (0).")] = None,
+    attention_capture_layers: Annotated[
+        str | None, typer.Option(help="last, auto, mid or ids like 0,10,20 (last).")
+    ] = None,
+    attention_fingerprint_max_steps: Annotated[
+        int | None, typer.Option(help="Stop fingerprints after N steps, 0 = never (256).")
+    ] = None,
+    attention_sink_tokens: Annotated[int | None, typer.Option(help="The first N positions are sinks (4).")] = None,
+) -> None:
+    """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
+
+    Waits until the server is healthy and the plugin's hooks are in place, then stays in the foreground. Ctrl-C ends
+    every process. Without a CUDA GPU it uses SGLang's CPU engine.
+
+    \b
+    Examples:
+      geom serve                       the default model, on whatever this machine has
+      geom serve Qwen/Qwen3-4B --attention-fingerprint-only
+      geom serve ./my-model -- --context-length 4096
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device must be auto, cpu or cuda, got {device!r}.")
+    flags = attention_flags(
+        {
+            "return_attention_tokens": return_attention_tokens,
+            "attention_fingerprint_mode": attention_fingerprint_mode,
+            "attention_fingerprint_only": attention_fingerprint_only,
+            "attention_sketch_mode": attention_sketch_mode,
+            "attention_tokens_top_k": attention_tokens_top_k,
+            "attention_tokens_max": attention_tokens_max,
+            "attention_tokens_stride": attention_tokens_stride,
+            "attention_tokens_window": attention_tokens_window,
+            "attention_capture_layers": attention_capture_layers,
+            "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
+            "attention_sink_tokens": attention_sink_tokens,
+        }
+    )
+    plan = engine.plan(
+        models.resolve(model), flags=flags, extra=context.args, host=host, port=port, device=device, log=log
+    )
+    if dry_run:
+        print(plan.shown())
+        return
+    serve_until_stopped(plan, timeout, capture=return_attention_tokens)
+
+
+def attention_flags(values: dict[str, Any]) -> list[str]:
+    """Parsed options back to the flags that SGLang's parser knows through the plugin."""
+    flags: list[str] = []
+    for name, value in values.items():
+        flag = "--" + name.replace("_", "-")
+        if value is True:
+            flags.append(flag)
+        elif value is not None and value is not False:
+            flags += [flag, str(value)]
+    return flags
+
+
+def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> None:
+    console = output.narrator()
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+    with engine.Engine(plan) as running:
+        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}")
+        try:
+            with progress_line("Waiting for the engine") as tick:
+                document = running.wait(timeout=timeout, progress=tick, capture=capture)
+            console.print(f"Ready at {plan.base_url}/v1 · {describe(document)}")
+            console.print("Ctrl-C stops it. In another terminal: [bold]geom run 'Why is the sky blue?'[/]")
+            assert running.process is not None
+            running.process.wait()
+            raise ServerUnreachable(f"the engine ended: {running.reason()}", f"less +G {plan.log}")
+        except KeyboardInterrupt:
+            console.print("Stopping the engine …")
+            raise
+
+
+def describe(document: dict[str, Any]) -> str:
+    if not document.get("supported"):
+        return "attention capture is off"
+    heads, layers = document["heads"], document["layers_captured"]
+    return (
+        f"{document['default_mode']} by default, layers {', '.join(map(str, layers))} of {document['layers_total']}, "
+        f"heads {heads['seen']}/{heads['total']}, SGLang {document['sglang']} ({document['backend']})"
+    )
+
+
+class progress_line:  # noqa: N801  (used like a function)
+    """A line on stderr that counts the seconds; on something that is no terminal, one line every 15 s."""
+
+    def __init__(self, text: str) -> None:
+        self._text, self._console, self._shown = text, output.narrator(), 0.0
+
+    def __enter__(self) -> Callable[[float], None]:
+        self._status = self._console.status(f"{self._text} …") if self._console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
+        return self._tick
+
+    def _tick(self, seconds: float) -> None:
+        if self._status is not None:
+            self._status.update(f"{self._text} … {seconds:.0f} s")
+        elif seconds - self._shown >= 15:
+            self._shown = seconds
+            print(f"{self._text} … {seconds:.0f} s", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()

@@ -1,0 +1,167 @@
+"""Async client of a server with the plugin: capabilities, and chat whose chunks carry attention.
+
+httpx and httpx-sse; knows the wire format, nothing of terminals or stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+from httpx_sse import SSEError, aconnect_sse
+
+from geomcli.errors import RequestRefused, ServerUnreachable
+from geomcli.schema import CAPABILITIES_PATH, Entry, Message
+
+_CONNECT_SECONDS = 5.0
+_SILENCE_SECONDS = 300.0  # a long prompt on a CPU says nothing for minutes
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One event of a stream, reduced to what a viewer needs."""
+
+    index: int = 0
+    text: str = ""
+    reasoning: str = ""
+    entries: tuple[Entry, ...] = ()
+    finish_reason: str | None = None
+    matched_stop: str | int | None = None
+    usage: dict[str, Any] | None = None
+    attention_bytes: int = 0  # size of attention_tokens as JSON
+
+
+class Client:
+    """`async with Client(base_url) as client:`; every failure is a GeomError with one sentence."""
+
+    def __init__(self, base_url: str, *, api_key: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            headers=headers,
+            timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    async def capabilities(self) -> dict[str, Any]:
+        """The server's capabilities document; ServerUnreachable when it is not there or has no plugin."""
+        response = await self._get(CAPABILITIES_PATH)
+        if response.status_code == 404:
+            raise ServerUnreachable(
+                f"{self.base_url} is a server without geom's plugin.", "geom serve (or pip install geomcli there)"
+            )
+        return _object(self._checked(response))
+
+    async def model(self) -> str:
+        """Name of the first model that the server serves."""
+        document = _object(self._checked(await self._get("/v1/models")))
+        try:
+            name: str = document["data"][0]["id"]
+        except (LookupError, TypeError):
+            raise ServerUnreachable(f"{self.base_url} serves no model.", "geom serve") from None
+        return name
+
+    async def chat(
+        self, messages: Sequence[Message], *, model: str, fields: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Stream one answer. `fields`: further request fields, sampling and attention alike.
+
+        RequestRefused when the server answers 4xx, ServerUnreachable when it is away or goes away in mid-stream.
+        """
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **(fields or {}),
+        }
+        done = False
+        try:
+            async with aconnect_sse(self._http, "POST", "/v1/chat/completions", json=body) as source:
+                if source.response.status_code != httpx.codes.OK:
+                    await source.response.aread()
+                    self._checked(source.response)
+                async for event in source.aiter_sse():
+                    if event.data == "[DONE]":
+                        done = True
+                        break
+                    yield _chunk(event.data)
+        except (httpx.HTTPError, SSEError) as error:
+            raise self._gone(error) from None
+        if not done:
+            raise ServerUnreachable(f"{self.base_url} closed the stream before its end.", "geom serve")
+
+    async def _get(self, path: str) -> httpx.Response:
+        try:
+            return await self._http.get(path, timeout=_CONNECT_SECONDS * 2)
+        except httpx.HTTPError as error:
+            raise self._gone(error) from None
+
+    def _gone(self, error: Exception) -> ServerUnreachable:
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return ServerUnreachable(f"no server answers at {self.base_url}.", "geom serve")
+        if isinstance(error, httpx.TimeoutException):
+            return ServerUnreachable(f"{self.base_url} does not answer in time.", "geom serve")
+        return ServerUnreachable(f"the connection to {self.base_url} was lost ({type(error).__name__}).", "geom serve")
+
+    def _checked(self, response: httpx.Response) -> httpx.Response:
+        if response.is_success:
+            return response
+        message = _error_message(response)
+        if response.status_code in (401, 403):
+            raise RequestRefused(f"{self.base_url} wants a key: {message}", "GEOM_API_KEY=… geom …")
+        if response.is_client_error:
+            raise RequestRefused(f"the server refused the request: {message}")
+        raise ServerUnreachable(f"{self.base_url} failed with HTTP {response.status_code}: {message}")
+
+
+def _object(response: httpx.Response) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(response.content, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise ServerUnreachable(f"{response.url} did not answer with a JSON object.") from None
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        document = msgspec.json.decode(response.content)
+    except msgspec.MsgspecError:
+        return response.text[:200] or response.reason_phrase
+    if isinstance(document, dict):
+        error = document.get("error", document)
+        if isinstance(error, dict):
+            return str(error.get("message") or error.get("detail") or error)[:400]
+        return str(error)[:400]
+    return str(document)[:400]
+
+
+def _chunk(data: str) -> Chunk:
+    try:
+        document = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.MsgspecError:
+        raise ServerUnreachable("the server sent an event that is not JSON.") from None
+    if (error := document.get("error")) is not None:
+        message = error.get("message") if isinstance(error, dict) else error
+        raise ServerUnreachable(f"the server broke off: {message}")
+    entries = document.get("attention_tokens") or []
+    choices = document.get("choices") or [{}]
+    choice = choices[0]
+    delta = choice.get("delta") or {}
+    return Chunk(
+        index=choice.get("index", 0),
+        text=delta.get("content") or "",
+        reasoning=delta.get("reasoning_content") or "",
+        entries=tuple(entries),
+        finish_reason=choice.get("finish_reason"),
+        matched_stop=choice.get("matched_stop"),
+        usage=document.get("usage"),
+        attention_bytes=len(msgspec.json.encode(entries)) if entries else 0,
+    )

@@ -1,0 +1,77 @@
+"""Settings: flag > environment > nearest geom.toml > default. Where things live on this machine."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from geomcli.errors import UsageError
+
+APP = "geom"
+DEFAULT_PORT = 30000
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    base_url: str = f"http://127.0.0.1:{DEFAULT_PORT}"
+    api_key: str = ""
+    db: str = ""
+
+    @property
+    def db_path(self) -> Path:
+        return Path(self.db).expanduser() if self.db else data_dir() / "traces.db"
+
+
+_ENVIRONMENT = {"base_url": ("GEOM_BASE_URL", "OPENAI_BASE_URL"), "api_key": ("GEOM_API_KEY",), "db": ("GEOM_DB",)}
+
+
+def data_dir() -> Path:
+    return platformdirs.user_data_path(APP)
+
+
+def cache_dir() -> Path:
+    return platformdirs.user_cache_path(APP)
+
+
+def state_dir() -> Path:
+    return platformdirs.user_state_path(APP)
+
+
+def config_file(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """GEOM_CONFIG, else the nearest geom.toml upwards, else the user's; None when there is none."""
+    if named := environment.get("GEOM_CONFIG"):
+        return Path(named)
+    here = Path.cwd()
+    candidates = [folder / "geom.toml" for folder in (here, *here.parents)]
+    candidates.append(platformdirs.user_config_path(APP) / "config.toml")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def load(environment: Mapping[str, str] = os.environ, **flags: str | None) -> Settings:
+    """Resolved settings; `flags` are the command line's, None where not given. UsageError names a bad key or file."""
+    values: dict[str, Any] = {}
+    path = config_file(environment)
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+            msgspec.convert(values, Settings)
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror}.", "unset GEOM_CONFIG, or name a file that exists") from None
+        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+            raise UsageError(f"{path}: {error}.") from None
+    for name, variables in _ENVIRONMENT.items():
+        found = next((environment[v] for v in variables if environment.get(v)), None)
+        if found:
+            values[name] = found
+    values.update({name: value for name, value in flags.items() if value is not None})
+    settings = msgspec.convert(values, Settings)
+    # The OpenAI SDK's variable ends in /v1; ours names the server.
+    base = settings.base_url.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise UsageError(f"the base URL must start with http:// or https://, got {settings.base_url!r}.")
+    return msgspec.structs.replace(settings, base_url=base)

@@ -1,0 +1,369 @@
+"""Starting, watching and ending a real SGLang server with the plugin in it, as a child process of ours.
+
+Chooses SGLang's CPU engine when there is no CUDA GPU. Never imports SGLang or torch: what it needs to know about the
+machine it asks the driver and /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import msgspec
+
+from geomcli import config
+from geomcli.errors import GeomError, ServerUnreachable, UsageError
+from geomcli.models import Resolved
+from geomcli.schema import CAPABILITIES_PATH
+
+BOOT_SECONDS = 600
+_CPU_RUNTIME_BYTES = 2_500_000_000  # three Python processes with torch, KV cache of the default size
+_PDEATHSIG = 1
+
+
+class EngineState(msgspec.Struct):
+    """What a running engine leaves in the state folder, so that a second start can say what is there."""
+
+    pid: int
+    port: int
+    model: str
+    log: str
+
+
+class Plan(NamedTuple):
+    """One start: the command, the environment that it adds, and where its output goes."""
+
+    command: list[str]
+    environment: dict[str, str]
+    host: str
+    port: int
+    model: Resolved
+    log: Path
+    device: str
+
+    @property
+    def base_url(self) -> str:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
+        return f"http://{host}:{self.port}"
+
+    def shown(self) -> str:
+        """The command as one would type it."""
+        pairs = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*pairs, shlex.join(self.command)])
+
+
+def detect_device() -> str:
+    """`cuda` when the NVIDIA driver counts at least one device, else `cpu`."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "cpu"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return "cpu"
+    return "cuda" if count.value > 0 else "cpu"
+
+
+def plan(
+    model: Resolved,
+    *,
+    flags: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    host: str = "127.0.0.1",
+    port: int = config.DEFAULT_PORT,
+    device: str = "auto",
+    log: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Plan:
+    """The command that serves `model`.
+
+    `flags`: attention flags; `extra`: arguments of the user's own, which win over the defaults chosen here.
+    """
+    device = detect_device() if device == "auto" else device
+    command = [sys.executable, "-P", "-m", "sglang.launch_server", "--model-path", model.path]
+    defaults = {"--served-model-name": model.served_name, "--host": host, "--port": str(port)}
+    added: dict[str, str] = {}
+    if device == "cpu":
+        defaults |= {
+            "--device": "cpu",
+            "--attention-backend": "torch_native",
+            "--dtype": "float32",
+            "--max-total-tokens": "16384",
+            "--max-running-requests": "8",
+            "--mem-fraction-static": "0.5",
+        }
+        switches = ["--disable-overlap-schedule", "--sleep-on-idle"]
+        shim = Path(__file__).parent / "server_patch" / "cpu_shim"
+        path = environment.get("PYTHONPATH")
+        added = {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "PYTHONPATH": f"{shim}{os.pathsep}{path}" if path else str(shim),
+            # More threads, or threads that spin, make decode several times slower beside any other process.
+            "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
+            "OMP_WAIT_POLICY": "passive",
+        }
+    else:
+        defaults |= {"--attention-backend": "torch_native"}
+        switches = ["--disable-cuda-graph"]
+    if Path(model.path).is_dir():
+        added["HF_HUB_OFFLINE"] = "1"
+    given = {argument.split("=", 1)[0] for argument in extra}
+    for name, value in defaults.items():
+        if name not in given:
+            command += [name, value]
+    command += [switch for switch in switches if switch not in given]
+    command += [*flags, *extra]
+    allowed = environment.get("SGLANG_PLUGINS")
+    if allowed and "geom" not in allowed.split(","):
+        added["SGLANG_PLUGINS"] = f"{allowed},geom"
+    host = _value_of("--host", extra) or host
+    port = _port_of(extra) or port
+    return Plan(command, added, host, port, model, log or config.state_dir() / f"serve-{port}.log", device)
+
+
+def _value_of(name: str, arguments: Sequence[str]) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(name + "="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def _port_of(arguments: Sequence[str]) -> int | None:
+    text = _value_of("--port", arguments)
+    if text is None:
+        return None
+    if not text.isdigit():
+        raise UsageError(f"--port must be a number, got {text!r}.")
+    return int(text)
+
+
+def check(plan: Plan) -> None:
+    """Everything that can be known before the start; GeomError with one sentence and the command that mends it."""
+    _check_installed(plan)
+    _check_port(plan)
+    if plan.device == "cpu" and plan.model.bytes is not None:
+        _check_memory(plan.model.bytes)
+
+
+def _check_installed(plan: Plan) -> None:
+    try:
+        version("sglang")
+    except PackageNotFoundError:
+        mend = "make demo (CPU)" if plan.device == "cpu" else "pip install 'geomcli[engine]'"
+        raise UsageError("SGLang is not installed in this environment.", mend) from None
+    if plan.device == "cpu" and find_spec("gguf") is None:
+        raise UsageError("SGLang's CPU engine is only half installed.", "pip install -r requirements/engine-cpu.txt")
+
+
+def _check_port(plan: Plan) -> None:
+    free = f"geom serve {plan.model.served_name} --port {_free_port()}"
+    if (running := running_engine(plan.port)) is not None:
+        raise UsageError(
+            f"an engine of geom already serves {running.model} on port {plan.port} (pid {running.pid}).",
+            f"geom run (to use it), or kill {running.pid}, or {free}",
+        )
+    with socket.socket(socket.AF_INET6 if ":" in plan.host else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((plan.host, plan.port))
+        except OSError as error:
+            raise UsageError(f"port {plan.port} on {plan.host}: {(error.strerror or 'taken').lower()}.", free) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _check_memory(weights: int) -> None:
+    available = _available_memory()
+    # Weights are held as float32, whatever the file has; loading needs a second copy for a moment.
+    needed = 3 * weights + _CPU_RUNTIME_BYTES
+    if available is not None and available < needed:
+        raise GeomError(
+            f"serving this model on the CPU needs about {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are "
+            "free.",
+            "geom serve smollm2, or close other programs",
+        )
+
+
+def _available_memory() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def _state_file(port: int) -> Path:
+    return config.state_dir() / f"engine-{port}.json"
+
+
+def running_engine(port: int) -> EngineState | None:
+    """The engine of ours that holds this port, if its process is alive."""
+    try:
+        state = msgspec.json.decode(_state_file(port).read_bytes(), type=EngineState)
+        command = Path(f"/proc/{state.pid}/cmdline").read_bytes()
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return state if b"sglang" in command else None
+
+
+class Engine:
+    """A started server. `with Engine(plan) as engine:` ends every process of it on the way out."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Check, then start; returns at once."""
+        check(self.plan)
+        # An empty directory as the working directory: no folder there can shadow a package that SGLang imports.
+        home = config.state_dir() / "engine"
+        home.mkdir(parents=True, exist_ok=True)
+        self.plan.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.plan.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.plan.command,
+                cwd=home,
+                env={**os.environ, **self.plan.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509  (no threads of ours are running yet)
+            )
+        state = EngineState(self.process.pid, self.plan.port, self.plan.model.served_name, str(self.plan.log))
+        _state_file(self.plan.port).write_bytes(msgspec.json.encode(state))
+
+    def wait(
+        self,
+        *,
+        timeout: float = BOOT_SECONDS,
+        progress: Callable[[float], None] = lambda _seconds: None,
+        capture: bool = True,
+    ) -> dict[str, Any]:
+        """Wait until the server answers; returns its capabilities ({} with `capture` False).
+
+        ServerUnreachable with the reason when it dies, takes too long, or when a hook did not apply.
+        """
+        began = time.monotonic()
+        with httpx.Client(base_url=self.plan.base_url, timeout=10) as client:
+            while True:
+                seconds = time.monotonic() - began
+                progress(seconds)
+                if not self.alive():
+                    raise ServerUnreachable(f"the engine stopped while starting: {self.reason()}", self._log_hint())
+                if seconds > timeout:
+                    raise ServerUnreachable(f"the engine was not ready after {timeout:.0f} s.", self._log_hint())
+                try:
+                    if client.get("/health").status_code == 200:
+                        break
+                except httpx.HTTPError:
+                    pass
+                time.sleep(0.5)
+            if not capture:
+                return {}
+            return check_capabilities(client)
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def reason(self) -> str:
+        """The sentence of the log that says why the engine ended, as far as it can be told."""
+        try:
+            lines = self.plan.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return "its log cannot be read."
+        lines = [re.sub(r"^\[[^\]]*\]\s*", "", line).strip() for line in lines if line.strip()]
+        for line in reversed(lines):
+            if line.startswith("geom"):
+                return line.removeprefix("geom: ")
+        for line in reversed(lines):
+            if re.match(r"(\w+\.)*\w*(Error|Exception|error)\b.*: ", line):
+                return line
+        return lines[-1] if lines else "it printed nothing."
+
+    def stop(self, grace: float = 10) -> None:
+        """End the server and every process that it started."""
+        if self.process is None:
+            return
+        group = self.process.pid
+        for sign, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 10)):
+            _signal_group(group, sign)
+            deadline = time.monotonic() + patience
+            while time.monotonic() < deadline:
+                self.process.poll()  # reap, or the group never looks empty
+                if not _group_alive(group):
+                    break
+                time.sleep(0.05)
+            else:
+                continue
+            break
+        self.process.wait()
+        state = running_engine(self.plan.port)
+        if state is None or state.pid == group:
+            _state_file(self.plan.port).unlink(missing_ok=True)
+
+    def _log_hint(self) -> str:
+        return f"less +G {self.plan.log}"
+
+
+def check_capabilities(client: httpx.Client) -> dict[str, Any]:
+    """The capabilities of the server behind `client`; ServerUnreachable when attention cannot be captured there."""
+    response = client.get(CAPABILITIES_PATH)
+    if response.status_code == 404:
+        raise ServerUnreachable("the server runs without geom's plugin.", "pip install geomcli where SGLang is")
+    response.raise_for_status()
+    document: dict[str, Any] = response.json()
+    missing = document.get("hooks", {}).get("missing", [])
+    if missing:
+        raise ServerUnreachable(f"these hooks did not apply: {', '.join(missing)}.")
+    return document
+
+
+def _end_with_parent() -> None:
+    """In the child: get SIGTERM when the process that started the engine dies, even by kill -9."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libc.so.6").prctl(_PDEATHSIG, signal.SIGTERM)
+
+
+def _signal_group(group: int, sign: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, sign)
+
+
+def _group_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,97 @@
+"""The store's schema, step by step; a database of any earlier release is brought up to date when it is opened.
+
+Times are integer epoch milliseconds, zones are rows of data rather than CHECKs, and fingerprints are 80-byte BLOBs
+(little-endian float32).
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+migrations = Migrations("geom")
+
+
+@migrations()
+def m001_traces(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE traces (
+            id TEXT PRIMARY KEY,
+            created INTEGER NOT NULL,
+            model TEXT NOT NULL,
+            version TEXT NOT NULL,
+            ruleset TEXT NOT NULL,
+            title TEXT NOT NULL,
+            capture TEXT NOT NULL,
+            complete INTEGER NOT NULL DEFAULT 0,
+            tokens INTEGER,
+            dominant_zone TEXT,
+            avg_entropy REAL,
+            max_drift REAL,
+            metrics TEXT,
+            extra TEXT
+        );
+        CREATE INDEX traces_created ON traces(created);
+        CREATE TABLE messages (
+            id INTEGER PRIMARY KEY,
+            trace_id TEXT NOT NULL REFERENCES traces(id) ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            name TEXT,
+            role TEXT NOT NULL,
+            content TEXT NOT NULL,
+            extra TEXT,
+            UNIQUE(trace_id, position)
+        );
+        CREATE TABLE tokens (
+            id INTEGER PRIMARY KEY,
+            trace_id TEXT NOT NULL REFERENCES traces(id) ON DELETE CASCADE,
+            output_index INTEGER NOT NULL,
+            text TEXT,
+            token_id INTEGER,
+            segment TEXT,
+            extra TEXT,
+            UNIQUE(trace_id, output_index)
+        );
+        CREATE TABLE steps (
+            id INTEGER PRIMARY KEY,
+            trace_id TEXT NOT NULL REFERENCES traces(id) ON DELETE CASCADE,
+            output_index INTEGER NOT NULL,
+            layer INTEGER NOT NULL,
+            decode_step INTEGER,
+            zone TEXT,
+            confidence REAL,
+            local REAL,
+            mid REAL,
+            long REAL,
+            bin_entropy REAL,
+            entropy_bits REAL,
+            sink_mass REAL,
+            drift REAL,
+            compass TEXT,
+            think_phase TEXT,
+            fingerprint BLOB,
+            extra TEXT,
+            UNIQUE(trace_id, output_index, layer)
+        );
+        CREATE TABLE links (
+            step_id INTEGER PRIMARY KEY REFERENCES steps(id) ON DELETE CASCADE,
+            payload BLOB NOT NULL
+        );
+        CREATE TABLE segments (
+            id INTEGER PRIMARY KEY,
+            trace_id TEXT NOT NULL REFERENCES traces(id) ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            type TEXT NOT NULL,
+            start INTEGER NOT NULL,
+            "end" INTEGER NOT NULL,
+            extra TEXT,
+            UNIQUE(trace_id, position)
+        );
+        CREATE VIEW zone_counts AS
+            SELECT trace_id, zone, count(*) AS steps FROM steps WHERE zone IS NOT NULL GROUP BY trace_id, zone;
+        CREATE VIEW drift_timeline AS
+            SELECT trace_id, output_index, drift, compass FROM steps WHERE drift IS NOT NULL;
+        """
+    )
+    db.table("messages").enable_fts(["content"], create_triggers=True)

@@ -1,0 +1,299 @@
+"""Traces in SQLite: one writer that commits at least once a second, readers that see whatever is committed.
+
+WAL and a busy timeout on every connection. A trace that was cut off (power, kill -9) stays with `complete = 0` and
+every batch that had been committed.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import zstandard
+from sqlite_utils import Database
+
+from geomcli.errors import StoreError
+from geomcli.fingerprint import FINGERPRINT_SIZE, pack, round_significant, unpack
+from geomcli.migrations import migrations
+from geomcli.schema import Record
+
+COMMIT_SECONDS = 1.0
+COMMIT_RECORDS = 256
+_BUSY_MS = 10_000
+_json = msgspec.json.Encoder()
+
+# step field -> column; the rest of a step goes to `extra`, its links to their own table.
+_STEP_COLUMNS = {
+    "layer_id": "layer",
+    "decode_step": "decode_step",
+    "zone": "zone",
+    "zone_confidence": "confidence",
+    "entropy_bits": "entropy_bits",
+    "sink_mass": "sink_mass",
+    "drift": "drift",
+    "compass": "compass",
+    "think_phase": "think_phase",
+}
+_NO_LAYER = -1
+
+
+class Store:
+    """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            self._db = Database(connection)
+            migrations.apply(self._db)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"the trace store {path} cannot be opened: {error}.", "geom run --db FILE …") from None
+        self._connection = connection
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def writer(self) -> TraceWriter:
+        return TraceWriter(self._connection)
+
+    def add(self, records: Iterable[Record]) -> str:
+        """Write a whole trace in one transaction; returns its id."""
+        writer = self.writer()
+        writer._buffer.extend(records)
+        writer.flush()
+        return writer.trace_id
+
+    def ls(self, *, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest traces: id, created (ms), model, title, tokens, dominant_zone, max_drift, complete."""
+        return self._rows(
+            "SELECT id, created, model, title, tokens, dominant_zone, avg_entropy, max_drift, complete FROM traces "
+            "ORDER BY created DESC, id DESC LIMIT ?",
+            (limit,),
+        )
+
+    def find(self, prefix: str) -> str:
+        """Full id of the one trace whose id starts with `prefix`; `last` is the newest. StoreError otherwise."""
+        if prefix == "last":
+            rows = self.ls(limit=1)
+        else:
+            escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            rows = self._rows("SELECT id FROM traces WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (escaped + "%",))
+        if not rows:
+            raise StoreError(f"no trace {prefix!r} in {self.path}.", "geom traces ls")
+        if len(rows) > 1:
+            raise StoreError(f"several traces start with {prefix!r}.", "geom traces ls")
+        found: str = rows[0]["id"]
+        return found
+
+    def records(self, trace_id: str) -> Iterator[Record]:
+        """The records of a trace as they were written, in the order of the trace format."""
+        header = self._rows("SELECT * FROM traces WHERE id = ?", (trace_id,))[0]
+        yield _merge(
+            {
+                "record_type": "header",
+                "version": header["version"],
+                "trace_id": header["id"],
+                "model": header["model"],
+                "created": header["created"],
+                "ruleset": header["ruleset"],
+                "capture": msgspec.json.decode(header["capture"]),
+            },
+            header["extra"],
+        )
+        messages = [
+            _merge({"record_type": "message", "id": m["name"], "role": m["role"], "content": m["content"]}, m["extra"])
+            for m in self._rows("SELECT * FROM messages WHERE trace_id = ? ORDER BY position", (trace_id,))
+        ]
+        answered = bool(messages) and messages[-1]["role"] == "assistant" and bool(header["metrics"])
+        yield from messages[:-1] if answered else messages
+        yield from self._tokens_and_steps(trace_id)
+        if answered:
+            yield messages[-1]
+        for s in self._rows("SELECT * FROM segments WHERE trace_id = ? ORDER BY position", (trace_id,)):
+            segment = {"record_type": "segment", "id": s["name"], "type": s["type"], "start": s["start"]}
+            yield _merge({**segment, "end": s["end"]}, s["extra"])
+        if header["metrics"]:
+            yield {"record_type": "metrics", **msgspec.json.decode(header["metrics"])}
+
+    def _tokens_and_steps(self, trace_id: str) -> Iterator[Record]:
+        steps: dict[int, list[Record]] = {}
+        rows = self._rows(
+            "SELECT steps.*, links.payload FROM steps LEFT JOIN links ON links.step_id = steps.id "
+            "WHERE trace_id = ? ORDER BY output_index, steps.id",
+            (trace_id,),
+        )
+        for row in rows:
+            steps.setdefault(row["output_index"], []).append(_step_of(row))
+        for t in self._rows("SELECT * FROM tokens WHERE trace_id = ? ORDER BY output_index", (trace_id,)):
+            token = {"record_type": "token", "index": t["output_index"], "text": t["text"]}
+            yield _merge({**token, "segmentId": t["segment"], "tokenId": t["token_id"]}, t["extra"])
+            yield from steps.get(t["output_index"], ())
+
+    def _rows(self, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
+        try:
+            cursor = self._connection.execute(sql, parameters)
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor]
+        except sqlite3.Error as error:
+            raise StoreError(f"the trace store {self.path} cannot be read: {error}.") from None
+
+
+class TraceWriter:
+    """Writes one trace's records as they come, in short transactions; nothing waits for longer than a second."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._buffer: list[Record] = []
+        self._flushed = time.monotonic()
+        self._positions = {"message": 0, "segment": 0}
+        self.trace_id = ""
+
+    def __enter__(self) -> TraceWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+    def write(self, record: Record) -> None:
+        """Take one record, the header first; StoreError when the store cannot take it."""
+        self._buffer.append(record)
+        if record["record_type"] in ("header", "metrics") or len(self._buffer) >= COMMIT_RECORDS:
+            self.flush()
+        else:
+            self.flush_if_due()
+
+    def flush_if_due(self) -> None:
+        """Commit when the last commit is older than a second; call it in quiet moments of a slow stream."""
+        if self._buffer and time.monotonic() - self._flushed >= COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit everything taken so far in one transaction."""
+        if not self._buffer:
+            return
+        self._execute("BEGIN IMMEDIATE", ())
+        try:
+            for record in self._buffer:
+                getattr(self, f"_{record['record_type']}")(dict(record))
+            self._execute("COMMIT", ())
+        except BaseException:
+            self._connection.rollback()
+            raise
+        self._buffer.clear()
+        self._flushed = time.monotonic()
+
+    def _header(self, r: Record) -> None:
+        self.trace_id = r.pop("trace_id")
+        self._insert(
+            "traces",
+            id=self.trace_id,
+            created=r.pop("created"),
+            model=r.pop("model"),
+            version=r.pop("version"),
+            ruleset=r.pop("ruleset"),
+            title="",
+            capture=_json.encode(r.pop("capture", {})).decode(),
+            extra=_extra(r),
+        )
+
+    def _message(self, r: Record) -> None:
+        content = r.pop("content")
+        if r["role"] == "user":
+            self._execute("UPDATE traces SET title = ? WHERE id = ?", (" ".join(content.split())[:120], self.trace_id))
+        position = self._next("message")
+        self._insert("messages", trace_id=self.trace_id, position=position, name=r.pop("id", None),
+                     role=r.pop("role"), content=content, extra=_extra(r))  # fmt: skip
+
+    def _token(self, r: Record) -> None:
+        self._insert("tokens", trace_id=self.trace_id, output_index=r.pop("index"), text=r.pop("text", None),
+                     token_id=r.pop("tokenId", None), segment=r.pop("segmentId", None), extra=_extra(r))  # fmt: skip
+
+    def _step(self, r: Record) -> None:
+        links = r.pop("attention", None)
+        # A null stays in `extra`: a column cannot tell it from a field that was never there.
+        given = [field for field in _STEP_COLUMNS if r.get(field) is not None]
+        columns: dict[str, Any] = {"layer": _NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
+        fingerprint = r.get("fingerprint")
+        if fingerprint is not None and len(fingerprint) == FINGERPRINT_SIZE:
+            columns |= dict(zip(("local", "mid", "long", "bin_entropy"), fingerprint, strict=False))
+            columns["fingerprint"] = blob = pack(np.asarray(fingerprint))
+            if _six_digits(blob) == fingerprint:
+                del r["fingerprint"]  # else the exact numbers stay in `extra`
+        index = r.pop("tokenIndex")
+        cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
+        if links is not None:
+            payload = zstandard.compress(msgspec.msgpack.encode(links))
+            self._insert("links", step_id=cursor.lastrowid, payload=payload)
+
+    def _segment(self, r: Record) -> None:
+        position = self._next("segment")
+        self._insert("segments", trace_id=self.trace_id, position=position, name=r.pop("id"), type=r.pop("type"),
+                     start=r.pop("start"), end=r.pop("end"), extra=_extra(r))  # fmt: skip
+
+    def _metrics(self, r: Record) -> None:
+        values = (
+            r.get("tokens"), r.get("dominantZone"), r.get("avgEntropy"), r.get("maxDrift"), _extra(r), self.trace_id,
+        )  # fmt: skip
+        self._execute(
+            "UPDATE traces SET complete = 1, tokens = ?, dominant_zone = ?, avg_entropy = ?, max_drift = ?, "
+            "metrics = ? WHERE id = ?",
+            values,
+        )
+
+    def _next(self, kind: str) -> int:
+        self._positions[kind] += 1
+        return self._positions[kind]
+
+    def _insert(self, table: str, **columns: Any) -> sqlite3.Cursor:
+        names = ", ".join(f'"{name}"' for name in columns)
+        marks = ", ".join("?" * len(columns))
+        return self._execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))
+
+    def _execute(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise StoreError(f"the trace store could not be written: {error}.", "geom run --no-save …") from None
+
+
+def _six_digits(blob: bytes) -> list[float]:
+    return [round_significant(v) for v in unpack(blob).tolist()]
+
+
+def _extra(record: Record) -> str:
+    """Everything of a record that has no column, as JSON: nothing that a newer release wrote is lost."""
+    rest = {k: v for k, v in record.items() if k != "record_type"}
+    return _json.encode(rest).decode()
+
+
+def _merge(record: Record, extra: str | None) -> Record:
+    return {**record, **(msgspec.json.decode(extra) if extra else {})}
+
+
+def _step_of(row: dict[str, Any]) -> Record:
+    links = None
+    if row["payload"] is not None:
+        links = msgspec.msgpack.decode(zstandard.decompress(row["payload"]))
+    step: Record = {"record_type": "step", "tokenIndex": row["output_index"], "attention": links}
+    for field, column in _STEP_COLUMNS.items():
+        if row[column] is not None and (field, row[column]) != ("layer_id", _NO_LAYER):
+            step[field] = row[column]
+    if row["fingerprint"] is not None:
+        step["fingerprint"] = _six_digits(row["fingerprint"])
+    return _merge(step, row["extra"])
