@@ -118,7 +118,7 @@ def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
 
     if models.problem(models.DEFAULT_MODEL) is not None:
         pull_with_bar(models.DEFAULT_MODEL)
-    flags = ["--return-attention-tokens", "--attention-capture-layers", "auto"]
+    flags = ["--return-attention-tokens"]
     plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
     console = output.narrator()
     with engine.Engine(plan) as running:

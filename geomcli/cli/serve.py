@@ -113,8 +113,9 @@ def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    # SIGINT too: a shell starts background jobs with it ignored, and Python then leaves it so.
+    for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, interrupt)
     with engine.Engine(plan) as running:
         console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}")
         try:

@@ -1,0 +1,113 @@
+"""Starts the real engine through `geom serve` and ends it; what the tests of this folder stand on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import GEOM
+
+BOOT_SECONDS = 180
+TWO_LAYERS = ("--json-model-override-args", '{"num_hidden_layers": 2}')
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[str]
+    output: Path
+    log: Path
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=120, **options)
+
+    def chat(self, prompt: str = "Hi", **fields: Any) -> dict[str, Any]:
+        response = self.post("/v1/chat/completions", chat_body(prompt, **fields))
+        assert response.status_code == 200, response.text
+        return dict(response.json())
+
+    def engine_pid(self) -> int:
+        children = subprocess.run(
+            ["ps", "--ppid", str(self.process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+        )
+        return int(children.stdout.split()[0])
+
+
+def chat_body(prompt: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": prompt}],
+        "temperature": 0,
+        "max_tokens": 8,
+        **fields,
+    }
+
+
+@contextlib.contextmanager
+def served(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+    """A ready server; its processes are gone when the block ends. AssertionError with its output if it never gets up."""
+    process, output, log, port = launch(folder, *arguments, environment=environment)
+    try:
+        wait_until_ready(process, output)
+        yield Server(f"http://127.0.0.1:{port}", process, output, log)
+    finally:
+        end(process)
+
+
+def launch(
+    folder: Path, *arguments: str, environment: dict[str, str] | None = None, port: int | None = None
+) -> tuple[subprocess.Popen[str], Path, Path, int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    output, log = folder / "geom-serve.out", folder / "engine.log"
+    environment = {**os.environ, "XDG_STATE_HOME": str(folder), **(environment or {})}
+    before, _, after = " ".join(["\0".join(arguments)]).partition("\0--\0")
+    command = [str(GEOM), "serve", *filter(None, before.split("\0")), "--port", str(port), "--log", str(log)]
+    if after:
+        command += ["--", *after.split("\0")]
+    with output.open("w") as stream:
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, text=True)
+    return process, output, log, port
+
+
+def wait_until_ready(process: subprocess.Popen[str], output: Path) -> None:
+    deadline = time.monotonic() + BOOT_SECONDS
+    while "Ready at" not in output.read_text():
+        assert process.poll() is None, f"geom serve ended with {process.returncode}:\n{output.read_text()}"
+        assert time.monotonic() < deadline, f"no engine after {BOOT_SECONDS} s:\n{output.read_text()}"
+        time.sleep(0.2)
+
+
+def end(process: subprocess.Popen[str], patience: float = 30) -> int:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+
+
+def sse(response: httpx.Response) -> list[dict[str, Any]]:
+    """The JSON events of a finished stream; AssertionError unless it ends in [DONE]."""
+    import json
+
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    return [json.loads(event) for event in events[:-1]]
