@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("serve", context_settings={"allow_extra_args": True, "allow_interspersed_args": True})(serve.serve)
+app.command("serve")(serve.serve)
 app.command("run")(run.run)
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
@@ -49,8 +49,14 @@ def options(
 
 def main() -> None:
     """Run the command line; known errors end as one line on stderr and their exit code, never as a traceback."""
+    arguments = sys.argv[1:]
+    passed_on: list[str] = []
+    if arguments[:1] == ["serve"] and "--" in arguments:
+        # Split here: the parser would take the first word behind `--` for the model.
+        cut = arguments.index("--")
+        arguments, passed_on = arguments[:cut], arguments[cut + 1 :]
     try:
-        code = app(standalone_mode=False)
+        code = app(args=arguments, obj=passed_on, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output went away (`geom traces ls | head`): end quietly, also in the interpreter's exit.

@@ -87,7 +87,7 @@ def serve(
         }
     )
     plan = engine.plan(
-        models.resolve(model), flags=flags, extra=context.args, host=host, port=port, device=device, log=log
+        models.resolve(model), flags=flags, extra=context.obj or [], host=host, port=port, device=device, log=log
     )
     if dry_run:
         print(plan.shown())

@@ -77,10 +77,8 @@ def launch(
     port = port or free_port()
     output, log = folder / "geom-serve.out", folder / "engine.log"
     environment = {**os.environ, "XDG_STATE_HOME": str(folder), **(environment or {})}
-    before, _, after = " ".join(["\0".join(arguments)]).partition("\0--\0")
-    command = [str(GEOM), "serve", *filter(None, before.split("\0")), "--port", str(port), "--log", str(log)]
-    if after:
-        command += ["--", *after.split("\0")]
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    command = [str(GEOM), "serve", *arguments[:cut], "--port", str(port), "--log", str(log), *arguments[cut:]]
     with output.open("w") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, text=True)
     return process, output, log, port
@@ -111,3 +109,34 @@ def sse(response: httpx.Response) -> list[dict[str, Any]]:
     events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]"
     return [json.loads(event) for event in events[:-1]]
+
+
+@contextlib.contextmanager
+def without_plugin(folder: Path, *arguments: str) -> Iterator[Server]:
+    """SGLang without the plugin, by the command that `geom serve` would run."""
+    folder.mkdir(parents=True)
+    port, log = free_port(), folder / "engine.log"
+    shown = subprocess.run(
+        [str(GEOM), "serve", "--no-return-attention-tokens", "--port", str(port), "--dry-run", "--", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            ["sh", "-c", f"exec env SGLANG_PLUGINS=none {shown}"],
+            cwd=folder, stdout=stream, stderr=stream, text=True, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + BOOT_SECONDS
+        while True:
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"no engine after {BOOT_SECONDS} s"
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.3)
+        yield Server(f"http://127.0.0.1:{port}", process, log, log)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
