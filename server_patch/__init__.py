@@ -55,8 +55,9 @@ def register() -> None:
 
 
 def _register_role(role: str) -> None:
-    from geomcli.server_patch import hooks
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    from geomcli.server_patch import hooks
 
     mine = hooks.hooks_for(role)
     for hook in mine:

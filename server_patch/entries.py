@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from geomcli.kernels.reference import HeadStatistics, RowStatistics
-from geomcli.server_patch.request_state import RequestState
 
 from geomcli.compass import PROFILE_SIZE
 from geomcli.fingerprint import (
@@ -21,7 +19,9 @@ from geomcli.fingerprint import (
     mean_histogram,
     round_significant,
 )
+from geomcli.kernels.reference import HeadStatistics, RowStatistics
 from geomcli.schema import SCHEMA_VERSION
+from geomcli.server_patch.request_state import RequestState
 from geomcli.zones import ZONES_V1, classify
 
 _TINY = 1e-37  # log of a probability that underflowed

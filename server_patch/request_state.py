@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 import msgspec
-from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.requests import PARAMS_KEY
 
 from geomcli.compass import Compass, RippleTracker
+from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.requests import PARAMS_KEY
 
 logger = logging.getLogger("geom")
 

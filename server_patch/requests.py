@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+
 from geomcli.server_patch import state
 from geomcli.server_patch.options import FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
 from geomcli.server_patch.texts import TokenTexts, token_pieces

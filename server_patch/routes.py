@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import hooks, state
-from geomcli.server_patch.options import MAX_TOP_K, MODES
-
 from geomcli import __version__
 from geomcli.schema import CAPABILITIES_PATH, SCHEMA_VERSION
+from geomcli.server_patch import hooks, state
+from geomcli.server_patch.options import MAX_TOP_K, MODES
 
 
 def capabilities() -> dict[str, Any]:

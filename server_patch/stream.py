@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import orjson
+
 from geomcli.server_patch import state
 from geomcli.server_patch.requests import ENTRIES_KEY, OPTIONS_ATTRIBUTE, PENDING_ATTRIBUTE
 

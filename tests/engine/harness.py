@@ -61,7 +61,7 @@ def chat_body(prompt: str, **fields: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def served(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
-    """A ready server; its processes are gone when the block ends. AssertionError with its output if it never gets up."""
+    """A ready server; its processes are gone when the block ends. AssertionError if it never gets ready."""
     process, output, log, port = launch(folder, *arguments, environment=environment)
     try:
         wait_until_ready(process, output)

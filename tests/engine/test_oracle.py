@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ TOLERANCE = 1e-5
 LAYERS = [7, 15, 22, 29]
 
 _LONG = " ".join(
-    f"Line {i}: the {colour} boat number {i * 7 % 31} left the harbour at {i % 12 + 1} o'clock with {i % 5 + 2} sailors."
+    f"Line {i}: the {colour} boat number {i * 7 % 31} left at {i % 12 + 1} o'clock with {i % 5 + 2} sailors on board."
     for i, colour in enumerate(["red", "green", "blue", "white", "black", "yellow"] * 5)
 )
 CONVERSATIONS: dict[str, Any] = {
@@ -152,7 +151,7 @@ def test_head_filter_window_and_mask_equal_the_oracle(server: Server, folder: st
     ids = prompt_ids(folder, conversation)
     heads, prefix, window = [1, 4, 8], 11, 20
     for fields, first, flag in (
-        ({"attention_mask_prefix": prefix}, lambda m: prefix, "masked"),
+        ({"attention_mask_prefix": prefix}, lambda _: prefix, "masked"),
         ({"attention_tokens_window": window}, lambda m: max(0, m + 1 - window), "window"),
     ):
         entries = ask(server, conversation, attention_capture_head_ids=heads, **fields)

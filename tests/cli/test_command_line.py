@@ -1,0 +1,139 @@
+"""The command line without a server: help, exit codes, streams, and what `geom serve` can know before it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import pytest
+
+from geomcli.server_patch import flags
+from tests.conftest import GEOM
+
+
+def geom(
+    *arguments: str, env: dict[str, str] | None = None, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run([GEOM, *arguments], capture_output=True, text=True, env=env, timeout=60, **source)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        f"import sys; from geomcli.cli import main; sys.argv = ['geom', *{arguments!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'textual', 'sglang', 'transformers', 'sklearn', 'triton', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Usage: geom" in done.stdout
+
+
+def test_serve_takes_every_flag_of_the_plugin() -> None:
+    parser = ArgumentParser(add_help=False)
+    flags.add_flags(parser)
+    shown = geom("serve", "--help").stdout
+    for action in parser._actions:
+        for option in action.option_strings:
+            assert option in shown, option
+
+
+def test_dry_run_prints_the_command_with_what_follows_the_dashes() -> None:
+    done = geom(
+        "serve", "Qwen/Qwen3-4B", "--device", "cuda", "--attention-fingerprint-only", "--attention-tokens-top-k", "5",
+        "--dry-run", "--", "--context-length", "4096", "--port", "1234",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert "-P" in words
+    assert words[words.index("--model-path") + 1] == "Qwen/Qwen3-4B"
+    assert words.count("--port") == 1
+    assert words[-4:] == ["--context-length", "4096", "--port", "1234"]
+    assert "--return-attention-tokens" in words
+    assert "--attention-fingerprint-only" in words
+    assert words[words.index("--attention-tokens-top-k") + 1] == "5"
+    cpu = geom("serve", "Qwen/Qwen3-4B", "--device", "cpu", "--dry-run").stdout
+    assert "SGLANG_USE_CPU_ENGINE=1" in cpu
+    assert "cpu_shim" in cpu
+
+
+def test_an_allow_list_of_plugins_gets_ours_too() -> None:
+    done = geom("serve", "Qwen/Qwen3-4B", "--dry-run", env={**os.environ, "SGLANG_PLUGINS": "other"})
+    assert "SGLANG_PLUGINS=other,geom" in done.stdout
+
+
+def test_a_taken_port_is_one_sentence_with_the_command_that_mends_it(home: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = geom("serve", "--port", str(port), env=home)
+    assert done.returncode == 2
+    first, second = done.stderr.strip().splitlines()
+    assert f"port {port} on 127.0.0.1: address already in use." in first
+    assert "geom serve smollm2 --port" in second
+
+
+def test_too_little_memory_is_said_before_anything_is_loaded(home: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "huge"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with (folder / "model.safetensors").open("wb") as stream:
+        stream.truncate(400_000_000_000)  # a hole: 400 GB that take no space
+    done = geom("serve", str(folder), "--device", "cpu", env=home)
+    assert done.returncode == 1
+    assert "needs about 1202.5 GB of memory" in done.stderr
+    assert "try: geom serve smollm2" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run"], 2, "there is no prompt"),
+        (["run", "Hi", "--capture", "all"], 2, "--capture must be raw, sketch or fingerprint"),
+        (["run", "Hi", "--layers", "x"], 2, "--layers must be layer ids"),
+        (["run", "Hi", "--max-tokens", "0"], 2, "--max-tokens"),
+        (["run", "Hi", "--base-url", "localhost"], 2, "must start with http"),
+        (["run", "Hi", "--base-url", "http://127.0.0.1:9"], 3, "no server answers at http://127.0.0.1:9"),
+        (["serve", "--device", "tpu"], 2, "--device must be auto, cpu or cuda"),
+        (["serve", "/no/such/folder"], 1, "there is no model folder"),
+        (["models", "path", "gpt5"], 1, "geom has no model 'gpt5'"),
+        (["models", "pull", "gpt5"], 1, "geom has no model 'gpt5'"),
+        (["traces", "show"], 1, "no trace 'last'"),
+        (["traces", "export", "2020"], 1, "no trace '2020'"),
+        (["nonsense"], 2, "No such command"),
+        (["run", "Hi", "--nonsense"], 2, "No such option"),
+    ],
+)
+def test_exit_codes(home: dict[str, str], arguments: list[str], code: int, said: str) -> None:
+    done = geom(*arguments, env=home)
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_store_lists_nothing_and_says_what_to_do(home: dict[str, str]) -> None:
+    done = geom("traces", "ls", env=home)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "geom run" in done.stderr
+    assert json.loads(geom("traces", "ls", "--json", env=home).stdout) == []
+
+
+def test_models_ls(home: dict[str, str]) -> None:
+    rows = json.loads(geom("models", "ls", "--json", env=home).stdout)
+    assert [row["name"] for row in rows] == ["smollm2"]
+    assert rows[0]["licence"] == "Apache-2.0"
+    assert rows[0]["state"] == "ready"
+
+
+def test_version() -> None:
+    assert geom("--version").stdout.startswith("geom 0.")

@@ -1,0 +1,110 @@
+"""`geom serve` as a person meets it: a second start, a taken port, Ctrl-C, SGLang's own refusals, `--serve`."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conftest import GEOM
+from tests.engine.harness import TWO_LAYERS, end, launch, served, wait_until_ready
+
+
+def processes_of_group(group: int) -> list[str]:
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines()]
+    return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_every_process_ends_with_geom_serve(tmp_path: Path, sign: signal.Signals) -> None:
+    process, output, _, port = launch(tmp_path, "--", *TWO_LAYERS)
+    wait_until_ready(process, output)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    group = int(children.stdout.split()[0])
+    assert len(processes_of_group(group)) >= 3  # server, scheduler, detokenizer
+
+    # A second start on the same port says what is there and what to do; the first one goes on.
+    second = subprocess.run(
+        [GEOM, "serve", "--port", str(port)],
+        capture_output=True, text=True, env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert second.returncode == 2
+    assert f"an engine of geom already serves smollm2 on port {port} (pid {group})" in second.stderr
+    assert re.search(r"geom serve smollm2 --port \d+", second.stderr)
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/attention/capabilities").status_code == 200
+
+    process.send_signal(sign)
+    assert process.wait(20) == (-signal.SIGKILL if sign == signal.SIGKILL else 130)
+    deadline = time.monotonic() + 20
+    while processes_of_group(group):
+        assert time.monotonic() < deadline, processes_of_group(group)
+        time.sleep(0.2)
+    if sign != signal.SIGKILL:
+        assert not list(tmp_path.rglob("engine-*.json"))
+
+
+def test_what_sglang_refuses_is_said_in_one_line(tmp_path: Path) -> None:
+    for arguments, sentence in (
+        (["--", "--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
+        (["--attention-capture-layers", "99"], "--attention-capture-layers: layer ids must be 0..1, got 99"),
+        (["--attention-tokens-top-k", "65"], "--attention-tokens-top-k must be 1..64, got 65"),
+        (["--", "--attention-backend", "triton"], "start with --attention-backend torch_native"),
+        (["--", "--pp-size", "2"], "pipeline parallelism; leave --pp-size out"),
+    ):
+        tail = [] if "--" in arguments else ["--"]
+        process, output, log, _ = launch(tmp_path / sentence[:12].strip("-"), *arguments, *tail, *TWO_LAYERS)
+        try:
+            assert process.wait(180) == 3, output.read_text()
+        finally:
+            end(process)
+        assert sentence in output.read_text(), output.read_text() + log.read_text()[-3000:]
+        assert "Traceback" not in output.read_text()
+
+
+def test_fingerprint_only_server_refuses_more_and_shows_less(tmp_path: Path) -> None:
+    with served(tmp_path, "--attention-fingerprint-only", "--", *TWO_LAYERS) as server:
+        document = httpx.get(server.url + "/v1/attention/capabilities").json()
+        assert document["modes"] == ["fingerprint"]
+        answer = server.chat("Hi", return_attention_tokens=True)
+        for entry in answer["attention_tokens"]:
+            assert not {"token_positions", "attention_scores", "topk_logits", "head_stats", "entropy_bits"} & set(entry)
+        for loosening in ({"top_k_attention": 4}, {"attention_sketch_mode": True}, {"attention_head_stats": True}):
+            response = server.post(
+                "/v1/chat/completions",
+                {
+                    "model": "smollm2",
+                    "messages": [{"role": "user", "content": "Hi"}],
+                    "return_attention_tokens": True,
+                    **loosening,
+                },
+            )
+            assert response.status_code == 400
+            assert "lets only fingerprints out" in response.text
+        run = subprocess.run(
+            [GEOM, "run", "Hi", "--max-tokens", "5", "--base-url", server.url, "--no-save"],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "fingerprint, layers 1" in run.stderr
+
+
+def test_run_serve_starts_the_default_model_and_ends_it(home: dict[str, str]) -> None:
+    run = subprocess.run(
+        [GEOM, "run", "--serve", "What is the capital of France?", "--max-tokens", "12"],
+        capture_output=True, text=True, env=home, timeout=240,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "Paris" in run.stdout
+    assert "Stopping the engine" in run.stderr
+    assert not list(Path(home["XDG_STATE_HOME"]).rglob("engine-*.json"))
+    shown = subprocess.run([GEOM, "traces", "show"], capture_output=True, text=True, env=home)
+    assert '" Paris"' in shown.stdout
+    assert '"<|im_start|>"' in shown.stdout
