@@ -60,9 +60,11 @@ def chat_body(prompt: str, **fields: Any) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def served(folder: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Server]:
+def served(
+    folder: Path, *arguments: str, environment: dict[str, str] | None = None, port: int | None = None
+) -> Iterator[Server]:
     """A ready server; its processes are gone when the block ends. AssertionError if it never gets ready."""
-    process, output, log, port = launch(folder, *arguments, environment=environment)
+    process, output, log, port = launch(folder, *arguments, environment=environment, port=port)
     try:
         wait_until_ready(process, output)
         yield Server(f"http://127.0.0.1:{port}", process, output, log)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,16 +15,9 @@ from geomcli import models
 from geomcli.compass import drift
 from geomcli.fingerprint import pack, unpack
 from geomcli.zones import classify
-from tests.engine.harness import TWO_LAYERS, Server, chat_body, served, sse
+from tests.engine.harness import Server, chat_body, sse
 
 ASK = {"return_attention_tokens": True}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("requests")
-    with served(folder, "--attention-capture-layers", "auto", "--", *TWO_LAYERS) as running:
-        yield running
 
 
 def entries_of(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -267,7 +259,7 @@ def test_bad_fields_are_named_and_the_next_request_works(
     [
         ({"messages": []}, "messages"),
         ({"messages": "hello"}, "messages"),
-        ({"messages": [{"role": "user", "content": "x " * 5_000_000}]}, "8192"),
+        ({"messages": [{"role": "user", "content": "x " * 5_000_000}]}, "2048"),
         ({"max_tokens": -3}, "max_"),
         ({"temperature": "hot"}, "temperature"),
     ],
@@ -293,7 +285,7 @@ def test_a_client_cannot_reach_the_options_of_the_scheduler(server: Server, smug
 
 
 def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
-    body = chat_body("Tell me a story.", max_tokens=2000, ignore_eos=True, stream=True, **ASK)
+    body = chat_body("Tell me a story.", max_tokens=1500, ignore_eos=True, stream=True, **ASK)
     for _ in range(3):
         with httpx.stream("POST", server.url + "/v1/chat/completions", json=body, timeout=60) as response:
             next(response.iter_lines())

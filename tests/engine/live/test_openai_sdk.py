@@ -5,27 +5,15 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
 import pytest
 
 from geomcli.zones import ZONE_NAMES
-from tests.engine.harness import TWO_LAYERS, Server, end, launch, wait_until_ready
+from tests.engine.harness import Server
 
 SEED_CLIENT = Path(__file__).parent / "seed_client.py"
-SEED_PORT = 30000  # the program names it
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    process, output, log, port = launch(tmp_path_factory.mktemp("sdk"), "--", *TWO_LAYERS, port=SEED_PORT)
-    try:
-        wait_until_ready(process, output)
-        yield Server(f"http://127.0.0.1:{port}", process, output, log)
-    finally:
-        end(process)
 
 
 def test_the_program_of_the_specification_runs_unchanged(server: Server) -> None:
