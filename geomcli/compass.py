@@ -101,7 +101,9 @@ def ripple(profile: NDArray[Any]) -> float:
     power = x @ x
     if power <= 0:
         return 0.0
-    r = np.array([x[: x.shape[0] - lag] @ x[lag:] for lag in range(low - 1, high + 2)]) / power
+    # Zero-padded to twice the length, the circular correlation is the linear one.
+    spectrum = np.fft.rfft(x, 2 * x.shape[0])
+    r = np.fft.irfft(spectrum * spectrum.conj(), 2 * x.shape[0])[low - 1 : high + 2] / power
     inner = r[1:-1]
     peaks = inner[(inner > r[:-2]) & (inner >= r[2:])]
     return float(np.clip(peaks.max(), 0.0, 1.0)) if peaks.size else 0.0

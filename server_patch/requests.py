@@ -63,7 +63,7 @@ async def around_generate_request(
                     continue
                 index = item.get("index", position)
                 entries = collector.new_entries(index, values)
-                if pending is None or isinstance(output, list) or not obj.stream:
+                if pending is None or not obj.stream:
                     item[ENTRIES_KEY] = entries
                 else:
                     pending.setdefault(index, []).extend(entries)
@@ -108,11 +108,15 @@ class Collector:
         texts = self._texts.setdefault(index, TokenTexts(state.main.tokenizer))
         entries = []
         for value in fresh:
-            # A bare id is a token whose step was not captured; its text is still needed to decode the next ones.
-            if isinstance(value, int):
-                texts.push(value)
-            elif isinstance(value, dict):
-                entries.append(self._finish(index, value, texts))
+            try:
+                # A bare id is a token whose step was not captured; its text is still needed to decode the next ones.
+                if isinstance(value, int):
+                    texts.push(value)
+                elif isinstance(value, dict):
+                    entries.append(self._finish(index, value, texts))
+            except Exception:
+                logger.exception("geom: a token's entry could not be read")
+                state.main.counters.add(errors=1)
         state.main.counters.add(entries=len(entries))
         return entries
 

@@ -7,6 +7,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("geom", deadline=None)
+settings.load_profile("geom")
 
 GEOM = Path(sysconfig.get_path("scripts")) / "geom"
 

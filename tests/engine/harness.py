@@ -37,6 +37,9 @@ class Server:
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=120, **options)
 
+    def get(self, path: str) -> dict[str, Any]:
+        return dict(httpx.get(self.url + path, timeout=30).raise_for_status().json())
+
     def chat(self, prompt: str = "Hi", **fields: Any) -> dict[str, Any]:
         response = self.post("/v1/chat/completions", chat_body(prompt, **fields))
         assert response.status_code == 200, response.text
@@ -114,20 +117,27 @@ def sse(response: httpx.Response) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def without_plugin(folder: Path, *arguments: str) -> Iterator[Server]:
-    """SGLang without the plugin, by the command that `geom serve` would run."""
+def started_directly(
+    folder: Path, *arguments: str, without: tuple[str, ...] = (), environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """SGLang by the command that `geom serve` would run, less some of its words, with further environment."""
     folder.mkdir(parents=True)
     port, log = free_port(), folder / "engine.log"
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
     shown = subprocess.run(
-        [str(GEOM), "serve", "--no-return-attention-tokens", "--port", str(port), "--dry-run", "--", *arguments],
+        [str(GEOM), "serve", *arguments[:cut], "--port", str(port), "--dry-run", *arguments[cut:]],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
+    for word in without:
+        assert f" {word} " in shown
+        shown = shown.replace(f" {word} ", " ")
     with log.open("w") as stream:
         process = subprocess.Popen(
-            ["sh", "-c", f"exec env SGLANG_PLUGINS=none {shown}"],
+            ["sh", "-c", f"exec env {shown}"],
             cwd=folder, stdout=stream, stderr=stream, text=True, start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )  # fmt: skip
     try:
         deadline = time.monotonic() + BOOT_SECONDS

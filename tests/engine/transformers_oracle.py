@@ -14,26 +14,27 @@ import geomcli
 
 
 @cache
-def load(folder: str) -> tuple[Any, Any]:
-    """Tokenizer and model."""
+def load(folder: str, depth: int | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model; `depth` cuts it to its first layers, as --json-model-override-args does in the engine."""
     shim = str(Path(geomcli.__file__).parent / "server_patch" / "cpu_shim")
     if shim not in sys.path:
         sys.path.insert(0, shim)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    options = {} if depth is None else {"num_hidden_layers": depth}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
     return AutoTokenizer.from_pretrained(folder), model.eval()
 
 
 def forward(
-    folder: str, ids: list[int], layers: list[int], first_row: int
+    folder: str, ids: list[int], layers: list[int], first_row: int, depth: int | None = None
 ) -> tuple[dict[int, NDArray[np.float64]], list[int]]:
     """One causal pass over `ids`: per layer the probabilities [rows, H, T] of the rows first_row .. T - 1, and the
     likeliest next token after each of these rows."""
     import torch
 
-    _, model = load(folder)
+    _, model = load(folder, depth)
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_attentions=True)
     found = {n: out.attentions[n][0, :, first_row:].transpose(0, 1).double().numpy() for n in layers}
