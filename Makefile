@@ -3,10 +3,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# The SGLang release of the CPU engine: 0.5.20 or 0.5.23.
+SGLANG ?= 0.5.20
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
-PROMPT ?= What is the capital of France?
+PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: demo test check unit install model clean
 .DEFAULT_GOAL := help
@@ -40,11 +42,11 @@ install: $(VENV)/installed
 model: install
 	$(BIN)/geom models pull smollm2
 
-# The CPU engine: pinned SGLang beside a CPU torch. On a machine with a GPU see the README.
-$(VENV)/engine: requirements/engine-cpu.txt requirements/engine-cpu-nodeps.txt
+# The CPU engine: SGLang beside a CPU torch, without what its metadata asks of a CUDA machine. On a GPU: see the README.
+$(VENV)/engine: requirements/engine-cpu-common.txt requirements/engine-cpu-$(SGLANG).txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -r requirements/engine-cpu.txt
-	$(PIP) --no-deps -r requirements/engine-cpu-nodeps.txt
+	$(PIP) -r requirements/engine-cpu-$(SGLANG).txt
+	$(PIP) --no-deps sglang==$(SGLANG) torchvision==0.28.0 compressed-tensors==0.18.0
 	touch $@
 
 $(VENV)/installed: $(VENV)/engine $(SOURCES)

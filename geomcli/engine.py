@@ -165,10 +165,10 @@ def _check_installed(plan: Plan) -> None:
     try:
         version("sglang")
     except PackageNotFoundError:
-        mend = "make demo (CPU)" if plan.device == "cpu" else "pip install 'geomcli[engine]'"
+        mend = "make install (in geom's repository)" if plan.device == "cpu" else "pip install 'geomcli[engine]'"
         raise UsageError("SGLang is not installed in this environment.", mend) from None
     if plan.device == "cpu" and find_spec("gguf") is None:
-        raise UsageError("SGLang's CPU engine is only half installed.", "pip install -r requirements/engine-cpu.txt")
+        raise UsageError("SGLang's CPU engine is only half installed.", "make install")
 
 
 def _check_port(plan: Plan) -> None:

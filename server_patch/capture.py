@@ -7,19 +7,16 @@ model's text goes on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
-from geomcli.server_patch import flags, hooks
+from geomcli.server_patch import faults, flags, hooks
 from geomcli.server_patch.options import CaptureOptions, ServerOptions, parse_layers
 from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
-
-logger = logging.getLogger("geom")
 
 STEP_ATTRIBUTE = "_geom_step"
 
@@ -122,7 +119,7 @@ def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: An
     try:
         step = _plan(forward_batch, batch)
     except Exception:
-        logger.exception("geom: a step could not be planned; its tokens carry an error entry")
+        faults.report("a step could not be planned; its tokens carry error entries")
         return
     if step is not None:
         setattr(forward_batch, STEP_ATTRIBUTE, step)
@@ -173,7 +170,7 @@ def after_attention(
         pool_rows = forward_batch.req_pool_indices.tolist()
         last_rows = (forward_batch.extend_seq_lens.cumsum(0) - 1).tolist() if step.extend else None
     except Exception as error:
-        logger.exception("geom: layer %s of a step could not be read", layer.layer_id)
+        faults.report("a layer of a step could not be read")
         for plan in step.rows:
             plan.error = plan.error or type(error).__name__
         return
@@ -185,7 +182,7 @@ def after_attention(
                     plan, query[row], key_buffer, table[pool_rows[plan.row]], layer
                 )
             except Exception as error:
-                logger.exception("geom: layer %s of request %s failed", layer.layer_id, plan.request.rid)
+                faults.report("a layer of a row could not be captured")
                 plan.error = type(error).__name__
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import msgspec
 
 from geomcli.compass import Compass, RippleTracker
+from geomcli.server_patch import faults
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.requests import PARAMS_KEY
-
-logger = logging.getLogger("geom")
 
 _ATTRIBUTE = "_geom_state"
 
@@ -48,6 +46,6 @@ def state_of(request: Any) -> RequestState | None:
         if encoded is not None:
             state = RequestState(msgspec.json.decode(encoded, type=CaptureOptions))
     except Exception:
-        logger.exception("geom: request %s has unreadable capture options; not captured", request.rid)
+        faults.report("a request has unreadable capture options; it is not captured")
     setattr(request, _ATTRIBUTE, state)
     return state

@@ -6,18 +6,16 @@ Nothing here may break a request that did not ask: bodies that raise count an er
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
 import msgspec
 
-from geomcli.server_patch import state
+from geomcli.schema import SCHEMA_VERSION
+from geomcli.server_patch import faults, state
 from geomcli.server_patch.options import FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
 from geomcli.server_patch.texts import TokenTexts, token_pieces
-
-logger = logging.getLogger("geom")
 
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
 INFO_KEY = "geom"  # in meta_info, on the way back
@@ -102,20 +100,20 @@ class Collector:
         self._texts: dict[int, TokenTexts] = {}
 
     def new_entries(self, index: int, values: list[Any]) -> list[dict[str, Any]]:
-        start = 0 if self._incremental else self._seen.get(index, 0)
-        fresh = values[start:]
+        start = self._seen.get(index, 0)
+        fresh = values if self._incremental else values[start:]
         self._seen[index] = start + len(fresh)
         texts = self._texts.setdefault(index, TokenTexts(state.main.tokenizer))
         entries = []
-        for value in fresh:
+        for output_index, value in enumerate(fresh, start):
             try:
                 # A bare id is a token whose step was not captured; its text is still needed to decode the next ones.
                 if isinstance(value, int):
                     texts.push(value)
-                elif isinstance(value, dict):
-                    entries.append(self._finish(index, value, texts))
+                else:
+                    entries.append(self._finish(index, value or _lost(output_index), texts))
             except Exception:
-                logger.exception("geom: a token's entry could not be read")
+                faults.report("a token's entry could not be read")
                 state.main.counters.add(errors=1)
         state.main.counters.add(entries=len(entries))
         return entries
@@ -126,11 +124,24 @@ class Collector:
         try:
             if "prompt_ids" in entry:
                 entry["prompt_tokens"] = token_pieces(state.main.tokenizer, entry.pop("prompt_ids"))
-            entry["token"] = texts.push(value["token_id"])
+            entry["token"] = None if value["token_id"] is None else texts.push(value["token_id"])
         except Exception:
-            logger.exception("geom: no text for token %r", value.get("token_id"))
+            faults.report("a token has no text")
             entry["token"] = None
             entry["flags"] = [*entry.get("flags", []), "error"]
         if "error" in entry.get("flags", ()):
             state.main.counters.add(errors=1)
         return entry
+
+
+def _lost(output_index: int) -> dict[str, Any]:
+    """The entry of a token for which the scheduler could not even say its id."""
+    step = output_index + 1
+    return {
+        "decode_step": step,
+        "step": step,
+        "token_id": None,
+        "flags": ["error"],
+        "schema": SCHEMA_VERSION,
+        "bytes": 0,
+    }

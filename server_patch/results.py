@@ -6,15 +6,13 @@ decode text). Runs before SGLang appends the tokens, so the index of a value is 
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
+from geomcli.server_patch import faults
 from geomcli.server_patch.capture import RowPlan, StepPlan
 from geomcli.server_patch.entries import build_entry, error_entry, stopped_entry
 from geomcli.server_patch.request_state import RequestState, state_of
 from geomcli.server_patch.requests import INFO_KEY
-
-logger = logging.getLogger("geom")
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -36,7 +34,7 @@ def _process(batch: Any, result: Any, *, prefill: bool) -> None:
         token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
         plans = {plan.row: plan for plan in _plans(getattr(result, "auxiliary_host_output", None))}
     except Exception:
-        logger.exception("geom: a step's results could not be read")
+        faults.report("a step's results could not be read")
         return
     for row, req, state in asking:
         if _uncommitted(req, prefill):
@@ -44,7 +42,7 @@ def _process(batch: Any, result: Any, *, prefill: bool) -> None:
         try:
             _append(req, int(token_ids[row]), state, plans.get(row))
         except Exception:
-            logger.exception("geom: no entry for a token of request %s", req.rid)
+            faults.report("a token has no entry")
 
 
 def _plans(output: Any) -> list[RowPlan]:
@@ -89,7 +87,7 @@ def _value(
     try:
         return build_entry(context, state, plan.statistics)
     except Exception:
-        logger.exception("geom: entry %s of request %s failed", output_index, req.rid)
+        faults.report("an entry could not be built")
         return error_entry(context, state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import lru_cache
@@ -10,10 +9,8 @@ from typing import Any
 
 import orjson
 
-from geomcli.server_patch import state
+from geomcli.server_patch import faults, state
 from geomcli.server_patch.requests import ENTRIES_KEY, OPTIONS_ATTRIBUTE, PENDING_ATTRIBUTE
-
-logger = logging.getLogger("geom")
 
 _PREFIX, _DONE = "data: ", "data: [DONE]"
 
@@ -58,7 +55,7 @@ def _with_entries(chunk: str, pending: dict[int, list[Any]], template: dict[str,
         document[ENTRIES_KEY] = entries
         return _encode(document)
     except Exception:
-        logger.exception("geom: a chunk left without its entries")
+        faults.report("a chunk left without its entries")
         state.main.counters.add(errors=1)
         return chunk
 

