@@ -2,7 +2,8 @@
 
 Two engines stand side by side (one with the plugin, one without), only one works at a time, and the conditions are
 interleaved in random order within every round, so that a slow minute of the machine hits all of them. Reported are
-the ratios to the plain engine of the same round: median, quartiles, and a bootstrap interval of the median.
+the ratios to the plain engine of the same round: median, quartiles, and a bootstrap interval of the median; and the CPU
+time that the engine's processes spent on a token, which a busy neighbour disturbs less than the clock.
 
     python benchmarks/overhead.py [--rounds 10] [--streams 4] [--tokens 64] [--json FILE]
 
@@ -109,6 +110,26 @@ async def measure(url: str, streams: int, tokens: int, fields: dict[str, Any]) -
         return streams * tokens / (time.perf_counter() - began), sum(sizes)
 
 
+def cpu_seconds(root: int) -> float:
+    """CPU time of a process and all its living descendants, from /proc."""
+    children: dict[int, list[int]] = {}
+    spent: dict[int, float] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+            spent[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    total, waiting = 0.0, [root]
+    while waiting:
+        pid = waiting.pop()
+        total += spent.get(pid, 0.0)
+        waiting += children.get(pid, [])
+    return total
+
+
 def bootstrap(values: list[float], draws: int = 2000) -> tuple[float, float]:
     rng = random.Random(0)
     medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
@@ -125,30 +146,34 @@ def main() -> None:
     arguments = parser.parse_args()
 
     folder = Path(tempfile.mkdtemp(prefix="geom-overhead-"))
-    processes, urls = [], {}
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    urls: dict[str, str] = {}
     try:
         for name, extra in (
             ("plugin", ["--attention-capture-layers", arguments.layers]),
             ("plain", ["--no-return-attention-tokens"]),
         ):
-            process, urls[name] = start_engine(name, extra, folder)
-            processes.append(process)
-            wait(urls[name], process)
+            processes[name], urls[name] = start_engine(name, extra, folder)
+            wait(urls[name], processes[name])
         rates: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+        cpu: dict[str, list[float]] = {name: [] for name in CONDITIONS}
         sizes: dict[str, int] = {}
         order = list(CONDITIONS)
         for round_ in range(-1, arguments.rounds):  # round -1 warms up both engines
             random.Random(round_).shuffle(order)
             for name in order:
                 engine, fields = CONDITIONS[name]
+                spent = cpu_seconds(processes[engine].pid)
                 rate, sizes[name] = asyncio.run(measure(urls[engine], arguments.streams, arguments.tokens, fields))
+                spent = cpu_seconds(processes[engine].pid) - spent
                 if round_ >= 0:
                     rates[name].append(rate)
+                    cpu[name].append(1000 * spent / (arguments.streams * arguments.tokens))
             print(f"round {round_ + 1}/{arguments.rounds}", file=sys.stderr, flush=True)
     finally:
-        for process in processes:
+        for process in processes.values():
             os.killpg(process.pid, signal.SIGTERM)
-        for process in processes:
+        for process in processes.values():
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:
@@ -166,19 +191,25 @@ def main() -> None:
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": [quartiles[0], quartiles[2]],
                 "ratio_ci95": [low, high],
+                "cpu_ms_per_token": statistics.median(cpu[name]),
+                "cpu_ratio": statistics.median(c / plain for c, plain in zip(cpu[name], cpu["absent"], strict=True)),
                 "bytes_per_token": sizes[name] / (arguments.streams * arguments.tokens),
             }
         )
     print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, {arguments.streams} streams x "
           f"{arguments.tokens} tokens, {arguments.rounds} rounds, layers {arguments.layers}")  # fmt: skip
-    print(f"{'condition':<14}{'tok/s':>8}{'ratio':>8}  {'quartiles':<16}{'95% CI of median':<18}{'B/token':>8}")
+    print(f"{'condition':<13}{'tok/s':>7}{'ratio':>8}  {'quartiles':<13}{'95% CI':<13}"
+          f"{'CPU ms/token':>13}{'ratio':>8}{'B/token':>9}")  # fmt: skip
     for row in rows:
         q, c = row["ratio_quartiles"], row["ratio_ci95"]
-        print(f"{row['condition']:<14}{row['tokens_per_second']:>8.1f}{row['ratio']:>8.3f}  "
-              f"{q[0]:.3f}-{q[1]:.3f}     {c[0]:.3f}-{c[1]:.3f}       {row['bytes_per_token']:>8.0f}")  # fmt: skip
+        print(f"{row['condition']:<13}{row['tokens_per_second']:>7.1f}{row['ratio']:>8.3f}  {q[0]:.3f}-{q[1]:.3f}  "
+              f"{c[0]:.3f}-{c[1]:.3f}  {row['cpu_ms_per_token']:>11.2f}{row['cpu_ratio']:>8.3f}"
+              f"{row['bytes_per_token']:>9.0f}")  # fmt: skip
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"arguments": vars(arguments) | {"json": None}, "rows": rows, "rates": rates}, indent=1)
+            json.dumps(
+                {"arguments": vars(arguments) | {"json": None}, "rows": rows, "rates": rates, "cpu": cpu}, indent=1
+            )
         )
 
 
