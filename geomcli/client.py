@@ -12,6 +12,7 @@ import httpx
 import msgspec
 from httpx_sse import SSEError, aconnect_sse
 
+from geomcli.config import is_loopback
 from geomcli.errors import RequestRefused, ServerUnreachable
 from geomcli.schema import CAPABILITIES_PATH, Entry, Message
 
@@ -43,6 +44,7 @@ class Client:
             headers=headers,
             timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
             transport=transport,
+            trust_env=not is_loopback(self.base_url),
         )
 
     async def __aenter__(self) -> Client:

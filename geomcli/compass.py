@@ -114,18 +114,15 @@ class RippleTracker:
 
     def __init__(self) -> None:
         self._profiles: deque[NDArray[np.float64]] = deque(maxlen=RIPPLE_WINDOW)
-        self._sum = np.zeros(PROFILE_SIZE)
 
     def update(self, profile: NDArray[Any]) -> float | None:
         """Take one step's profile: mass at distance 0, 1, …, at most 256 of them."""
         row = np.zeros(PROFILE_SIZE)
         p = np.asarray(profile, dtype=np.float64)[:PROFILE_SIZE]
         row[: p.shape[0]] = p
-        if len(self._profiles) == RIPPLE_WINDOW:
-            self._sum -= self._profiles[0]
         self._profiles.append(row)
-        self._sum += row
         if len(self._profiles) < RIPPLE_MIN_STEPS:
             return None
-        seen = int(np.flatnonzero(self._sum > 0)[-1]) + 1 if (self._sum > 0).any() else 0
-        return ripple(self._sum[:seen] / len(self._profiles))
+        mean = np.mean(self._profiles, axis=0)
+        seen = int(np.flatnonzero(mean > 0)[-1]) + 1 if (mean > 0).any() else 0
+        return ripple(mean[:seen])

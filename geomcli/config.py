@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import platformdirs
@@ -58,20 +60,50 @@ def load(environment: Mapping[str, str] = os.environ, **flags: str | None) -> Se
     path = config_file(environment)
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
             msgspec.convert(values, Settings)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}.", "unset GEOM_CONFIG, or name a file that exists") from None
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: it is not UTF-8 text.") from None
         except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
             raise UsageError(f"{path}: {error}.") from None
+    in_file = dict(values)
     for name, variables in _ENVIRONMENT.items():
         found = next((environment[v] for v in variables if environment.get(v)), None)
         if found:
             values[name] = found
     values.update({name: value for name, value in flags.items() if value is not None})
     settings = msgspec.convert(values, Settings)
-    # The OpenAI SDK's variable ends in /v1; ours names the server.
-    base = settings.base_url.rstrip("/").removesuffix("/v1")
-    if not base.startswith(("http://", "https://")):
-        raise UsageError(f"the base URL must start with http:// or https://, got {settings.base_url!r}.")
+    base = _checked_url(settings.base_url)
+    if not settings.api_key.isascii():
+        raise UsageError("the API key has characters that no key can have.", "GEOM_API_KEY=… with plain letters")
+    of_file = path if in_file.get("base_url") == values.get("base_url") is not None else None
+    if settings.api_key and "api_key" not in in_file and of_file is not None and not is_loopback(base):
+        # A file that came with a folder must not be able to send the user's key to a server of its own choice.
+        raise UsageError(f"{of_file} names the server {base}, but the key is yours.", f"geom … --base-url {base}")
     return msgspec.structs.replace(settings, base_url=base)
+
+
+def _checked_url(text: str) -> str:
+    # The OpenAI SDK's variable ends in /v1; ours names the server.
+    base = text.rstrip("/").removesuffix("/v1")
+    if not base.startswith(("http://", "https://")):
+        raise UsageError(f"the base URL must start with http:// or https://, got {text!r}.")
+    try:
+        parts = urlsplit(base)
+        usable = bool(parts.hostname) and parts.port != 0 and base.isascii()
+    except ValueError:
+        usable = False
+    if not usable:
+        raise UsageError(f"the base URL must be like http://host:30000, got {text!r}.")
+    return base
+
+
+def is_loopback(base_url: str) -> bool:
+    """Whether a URL names this machine; then no proxy of the environment belongs in between."""
+    host = urlsplit(base_url).hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,7 +1,6 @@
 """Starting, watching and ending a real SGLang server with the plugin in it, as a child process of ours.
 
-Chooses SGLang's CPU engine when there is no CUDA GPU. Never imports SGLang or torch: what it needs to know about the
-machine it asks the driver and /proc.
+Chooses SGLang's CPU engine when there is no CUDA GPU. Never imports SGLang or torch.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 import httpx
 import msgspec
 
-from geomcli import config
+from geomcli import config, machine
 from geomcli.errors import GeomError, ServerUnreachable, UsageError
 from geomcli.models import Resolved
 from geomcli.schema import CAPABILITIES_PATH
 
 BOOT_SECONDS = 600
 _CPU_RUNTIME_BYTES = 2_500_000_000  # three Python processes with torch, KV cache of the default size
+_REASON_BYTES = 1 << 20  # the end of a log in which the reason of an end is looked for
 _PDEATHSIG = 1
 
 
@@ -57,25 +58,18 @@ class Plan(NamedTuple):
 
     @property
     def base_url(self) -> str:
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
-        return f"http://{host}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def api_key(self) -> str:
+        """The key that the server will ask for, if it was given one."""
+        return _value_of("--api-key", self.command) or ""
 
     def shown(self) -> str:
         """The command as one would type it."""
         pairs = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*pairs, shlex.join(self.command)])
-
-
-def detect_device() -> str:
-    """`cuda` when the NVIDIA driver counts at least one device, else `cpu`."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "cpu"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return "cpu"
-    return "cuda" if count.value > 0 else "cpu"
 
 
 def plan(
@@ -93,7 +87,7 @@ def plan(
 
     `flags`: attention flags; `extra`: arguments of the user's own, which win over the defaults chosen here.
     """
-    device = detect_device() if device == "auto" else device
+    device = machine.detect_device() if device == "auto" else device
     command = [sys.executable, "-P", "-m", "sglang.launch_server", "--model-path", model.path]
     defaults = {"--served-model-name": model.served_name, "--host": host, "--port": str(port)}
     added: dict[str, str] = {}
@@ -116,9 +110,11 @@ def plan(
             "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1"),
             "OMP_WAIT_POLICY": "passive",
         }
-    else:
+    elif "--return-attention-tokens" in flags:
         defaults |= {"--attention-backend": "torch_native"}
         switches = ["--disable-cuda-graph"]
+    else:
+        switches = []
     if Path(model.path).is_dir():
         added["HF_HUB_OFFLINE"] = "1"
     given = {argument.split("=", 1)[0] for argument in extra}
@@ -148,8 +144,8 @@ def _port_of(arguments: Sequence[str]) -> int | None:
     text = _value_of("--port", arguments)
     if text is None:
         return None
-    if not text.isdigit():
-        raise UsageError(f"--port must be a number, got {text!r}.")
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise UsageError(f"--port must be 1..65535, got {text!r}.")
     return int(text)
 
 
@@ -172,7 +168,7 @@ def _check_installed(plan: Plan) -> None:
 
 
 def _check_port(plan: Plan) -> None:
-    free = f"geom serve {plan.model.served_name} --port {_free_port()}"
+    free = f"geom serve {plan.model.served_name} --port {machine.free_port()}"
     if (running := running_engine(plan.port)) is not None:
         raise UsageError(
             f"an engine of geom already serves {running.model} on port {plan.port} (pid {running.pid}).",
@@ -182,19 +178,13 @@ def _check_port(plan: Plan) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((plan.host, plan.port))
-        except OSError as error:
-            raise UsageError(f"port {plan.port} on {plan.host}: {(error.strerror or 'taken').lower()}.", free) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        except (OSError, UnicodeError) as error:
+            why = (getattr(error, "strerror", None) or "not an address").lower()
+            raise UsageError(f"port {plan.port} on {plan.host}: {why}.", free) from None
 
 
 def _check_memory(weights: int) -> None:
-    available = _available_memory()
+    available = machine.available_memory()
     # Weights are held as float32, whatever the file has; loading needs a second copy for a moment.
     needed = 3 * weights + _CPU_RUNTIME_BYTES
     if available is not None and available < needed:
@@ -203,16 +193,6 @@ def _check_memory(weights: int) -> None:
             "free.",
             "geom serve smollm2, or close other programs",
         )
-
-
-def _available_memory() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return None
 
 
 def _state_file(port: int) -> Path:
@@ -237,7 +217,11 @@ class Engine:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Engine:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -276,7 +260,10 @@ class Engine:
         ServerUnreachable with the reason when it dies, takes too long, or when a hook did not apply.
         """
         began = time.monotonic()
-        with httpx.Client(base_url=self.plan.base_url, timeout=10) as client:
+        key = self.plan.api_key
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        # No proxy of the environment between this process and its own child.
+        with httpx.Client(base_url=self.plan.base_url, timeout=10, headers=headers, trust_env=False) as client:
             while True:
                 seconds = time.monotonic() - began
                 progress(seconds)
@@ -300,13 +287,16 @@ class Engine:
     def reason(self) -> str:
         """The sentence of the log that says why the engine ended, as far as it can be told."""
         try:
-            lines = self.plan.log.read_text(errors="replace").splitlines()
+            with self.plan.log.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - _REASON_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             return "its log cannot be read."
-        lines = [re.sub(r"^\[[^\]]*\]\s*", "", line).strip() for line in lines if line.strip()]
+        # What stops the server is printed bare; a log line of the same name has a date before it.
         for line in reversed(lines):
-            if line.startswith("geom"):
+            if line.startswith(("geom: ", "geom cannot")):
                 return line.removeprefix("geom: ")
+        lines = [re.sub(r"^\[[^\]]*\]\s*", "", line).strip() for line in lines if line.strip()]
         for line in reversed(lines):
             if re.match(r"(\w+\.)*\w*(Error|Exception|error)\b.*: ", line):
                 return line
@@ -314,9 +304,12 @@ class Engine:
 
     def stop(self, grace: float = 2) -> None:
         """End the server and every process that it started: asked first, killed after `grace` seconds."""
-        if self.process is None:
-            return
-        group = self.process.pid
+        if self.process is not None:
+            with _signals_ignored():
+                self._stop(self.process, grace)
+
+    def _stop(self, process: subprocess.Popen[bytes], grace: float) -> None:
+        group = process.pid
         # Only the parent is asked: it ends its own children, and hangs if they vanish under it.
         with contextlib.suppress(ProcessLookupError):
             os.kill(group, signal.SIGTERM)
@@ -324,7 +317,7 @@ class Engine:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGKILL)
             self._wait_for_group(10)
-        self.process.wait()
+        process.wait()
         state = running_engine(self.plan.port)
         if state is None or state.pid == group:
             _state_file(self.plan.port).unlink(missing_ok=True)
@@ -345,15 +338,35 @@ class Engine:
 
 def check_capabilities(client: httpx.Client) -> dict[str, Any]:
     """The capabilities of the server behind `client`; ServerUnreachable when attention cannot be captured there."""
-    response = client.get(CAPABILITIES_PATH)
+    try:
+        response = client.get(CAPABILITIES_PATH)
+        document: Any = response.json() if response.is_success else None
+    except (httpx.HTTPError, ValueError) as error:
+        raise ServerUnreachable(f"the engine did not say what it captures ({type(error).__name__}).") from None
     if response.status_code == 404:
         raise ServerUnreachable("the server runs without geom's plugin.", "pip install geomcli where SGLang is")
-    response.raise_for_status()
-    document: dict[str, Any] = response.json()
+    if response.status_code in (401, 403):
+        raise ServerUnreachable("the server wants a key to say what it captures.", "geom serve -- --api-key KEY")
+    if not isinstance(document, dict):
+        raise ServerUnreachable(f"the engine did not say what it captures (HTTP {response.status_code}).")
     missing = document.get("hooks", {}).get("missing", [])
     if missing:
         raise ServerUnreachable(f"these hooks did not apply: {', '.join(missing)}.")
     return document
+
+
+@contextlib.contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """An impatient second Ctrl-C must not leave an engine behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, signal.SIG_DFL if handler is None else handler)
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,6 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     UNREACHABLE = 3  # server not there, not ready, or lost: worth a retry
-    VERDICT = 4
     INTERRUPTED = 130
 
 
@@ -50,7 +49,3 @@ class ModelError(GeomError):
 
 class StoreError(GeomError):
     """The trace store cannot be opened, read or written."""
-
-
-class TraceFormatError(GeomError):
-    """A trace file whose version or shape this release cannot read."""

@@ -7,6 +7,7 @@ so an interrupted pull leaves nothing that could be half-used.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
 import shutil
@@ -124,10 +125,8 @@ def resolve(model: str) -> Resolved:
     # A Hub name is "name" or "owner/name"; anything that looks like a path was meant to be a folder.
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise ModelError(f"there is no model folder {folder}.", "geom models ls")
-    if "/" not in model:
-        raise ModelError(
-            f"there is no model {model!r}: neither pulled, nor a folder, nor owner/name.", "geom models ls"
-        )
+    if close := difflib.get_close_matches(model, SOURCES, n=1):
+        raise ModelError(f"there is no model {model!r}; did you mean {close[0]}?", f"geom serve {close[0]}")
     return Resolved(model, model, None)
 
 

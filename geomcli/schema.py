@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 
 CAPABILITIES_PATH = "/v1/attention/capabilities"
 SCHEMA_VERSION = 1
+CAPTURE_MODES = ("raw", "sketch", "fingerprint")
 TRACE_VERSION = "1.0"
 
 # Fields of a raw entry that describe its links; they sit under `attention` in a trace's step record.
@@ -23,7 +24,6 @@ LINK_FIELDS = (
     "head_stats",
     "derotated",
 )
-RECORD_TYPES = ("header", "message", "token", "step", "segment", "metrics")
 
 
 class Heads(TypedDict):

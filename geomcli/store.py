@@ -1,11 +1,14 @@
 """Traces in SQLite: one writer that commits at least once a second, readers that see whatever is committed.
 
-WAL and a busy timeout on every connection. A trace that was cut off (power, kill -9) stays with `complete = 0` and
-every batch that had been committed.
+WAL and a busy timeout on every connection. A trace that was cut off (kill -9, a crash) stays with `complete = 0` and
+every batch that had been committed; a power cut may take the last commits with it, but leaves a sound file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -51,11 +54,11 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)
             connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
-            self._db = Database(connection)
-            migrations.apply(self._db)
+            with _folder_locked(path.parent):
+                connection.execute("PRAGMA journal_mode = WAL")
+                migrations.apply(Database(connection))
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the trace store {path} cannot be opened: {error}.", "geom run --db FILE …") from None
         self._connection = connection
@@ -152,6 +155,17 @@ class Store:
             return [dict(zip(names, row, strict=True)) for row in cursor]
         except sqlite3.Error as error:
             raise StoreError(f"the trace store {self.path} cannot be read: {error}.") from None
+
+
+@contextlib.contextmanager
+def _folder_locked(folder: Path) -> Iterator[None]:
+    """One process at a time: SQLite's busy timeout covers neither the switch to WAL nor a schema in several steps."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class TraceWriter:

@@ -19,6 +19,7 @@ from geomcli.schema import LINK_FIELDS, TRACE_VERSION, Entry, Message, Record, h
 from geomcli.zones import UNKNOWN, ZONES_V1
 
 _SEGMENT_TYPES = {"think": "assistant_think", "output": "assistant_main"}
+_LONGEST_GAP = 1_000_000
 _SEGMENT_NAMES = {"think": "think", "output": "main"}
 
 
@@ -58,7 +59,10 @@ class TraceBuilder:
         self._began = time.monotonic()
         self._first_token: float | None = None
         self._last_token: float | None = None
-        self._tokens = 0
+        self._tokens = 0  # token records made
+        self._next_step = 0  # index behind the last step record
+        self._sparse = False  # whether some tokens have no entry
+        self._bare_texts: list[str] = []  # texts that came without an entry and are in no token record yet
         self._entries = 0
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -93,7 +97,10 @@ class TraceBuilder:
         return {"record_type": "message", "id": f"{message['role']}-{number}", **message}
 
     def add(self, chunk: Chunk) -> list[Record]:
-        """Token and step records of one chunk, in order."""
+        """Token and step records of one chunk, in order.
+
+        An entry's `decode_step` places it; the tokens before it that have none (not captured) get records too.
+        """
         now = time.monotonic()
         self._text.append(chunk.text)
         self._reasoning.append(chunk.reasoning)
@@ -102,15 +109,40 @@ class TraceBuilder:
         self._matched = chunk.matched_stop if chunk.matched_stop is not None else self._matched
         self._usage = chunk.usage or self._usage
         records: list[Record] = []
+        text = chunk.reasoning + chunk.text
+        own = "".join(entry.get("token") or "" for entry in chunk.entries)
+        if text.endswith(own) and text != own:
+            self._bare_texts.append(text.removesuffix(own))
         for entry in chunk.entries:
-            records += [self._token(entry), self._step(entry)]
-        # Text without an entry: a step that was not captured, or a capture that has stopped.
-        if not chunk.entries and (chunk.text or chunk.reasoning):
-            phase = "think" if chunk.reasoning else "output"
-            records.append(self._token({"token": chunk.reasoning or chunk.text, "think_phase": phase}))  # type: ignore[typeddict-item]
+            index = max(self._placed(entry.get("decode_step", 0) - 1), self._next_step)
+            records += self._bare_tokens(index, "think" if chunk.reasoning else "output")
+            if index == self._tokens:
+                records.append(self._token(entry))
+            records.append(self._step(index, entry))
+            self._next_step = index + 1
+            if "capture_stopped" in entry.get("flags", ()):
+                self._sparse = True
+        # A chunk of text between captured steps is one token, unless the server packs several into a chunk.
+        if self._sparse and not chunk.entries and self._bare_texts:
+            records += self._bare_tokens(self._tokens + 1, "think" if chunk.reasoning else "output")
         if records:
             self._first_token = self._first_token or now
             self._last_token = now
+        return records
+
+    def _placed(self, index: int) -> int:
+        """The index of a token as the server says it, unless no answer can be that long."""
+        return index if index - self._tokens < _LONGEST_GAP else self._tokens
+
+    def _bare_tokens(self, end: int, phase: str) -> list[Record]:
+        """Records of tokens without an entry up to `end`: a text each, the last of them what is left of it."""
+        records = []
+        while self._tokens < end:
+            self._sparse = True
+            cut = 1 if self._tokens + 1 < end else len(self._bare_texts)
+            text = "".join(self._bare_texts[:cut])
+            del self._bare_texts[:cut]
+            records.append(self._token({"token": text or None, "think_phase": phase}))  # type: ignore[typeddict-item]
         return records
 
     def _token(self, entry: Entry) -> Record:
@@ -132,7 +164,7 @@ class TraceBuilder:
         self._segments[-1]["end"] = self._tokens
         return record
 
-    def _step(self, entry: Entry) -> Record:
+    def _step(self, index: int, entry: Entry) -> Record:
         self._bytes += entry.get("bytes", 0)
         self._flags.update(entry.get("flags", ()))
         if "fingerprint" in entry:
@@ -147,23 +179,30 @@ class TraceBuilder:
         status = entry.get("compass", "OK")
         if status == HALT or (status == WARN and self._worst != HALT):
             self._worst = status
-        return step_record(self._tokens - 1, entry)
+        return step_record(index, entry)
 
     def finish(self, error: str | None = None) -> list[Record]:
         """The assistant's message, the segments and the metrics; `error` is kept when the stream broke off."""
+        tail = self._tail()
         answer: Message = {"role": "assistant", "content": "".join(self._text)}
         self._messages.append(answer)
         record = self._message(len(self._messages) - 1, answer)
         if reasoning := "".join(self._reasoning):
             record["reasoning"] = reasoning
-        return [record, *self._segments, self.metrics(error)]
+        return [*tail, record, *self._segments, self.metrics(error)]
+
+    def _tail(self) -> list[Record]:
+        """Tokens behind the last entry that the server counted."""
+        end = self._placed(self._usage.get("completion_tokens", 0))
+        return self._bare_tokens(end, "think" if not any(self._text) else "output")
 
     def metrics(self, error: str | None = None) -> Record:
         decode = (self._last_token or 0.0) - (self._first_token or 0.0)
-        speed = (self._tokens - 1) / decode if self._tokens > 1 and decode > 0 else None
+        tokens = self._usage.get("completion_tokens", self._tokens)
+        speed = (tokens - 1) / decode if tokens > 1 and decode > 0 else None
         record: Record = {
             "record_type": "metrics",
-            "tokens": self._usage.get("completion_tokens", self._tokens),
+            "tokens": tokens,
             "promptTokens": self._usage.get("prompt_tokens"),
             "entries": self._entries,
             "avgEntropy": _mean(self._bin_entropies),

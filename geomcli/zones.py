@@ -74,10 +74,6 @@ class ZoneDecision(msgspec.Struct, frozen=True):
     ruleset: str
     rule: ZoneRule | None  # None for "unknown": the request keeps its own sampling
 
-    @property
-    def known(self) -> bool:
-        return self.rule is not None
-
 
 def metrics(fingerprint: NDArray[Any], ripple: float | None = None) -> dict[str, float | None]:
     """The values that rules look at: bands and bin entropy of a fingerprint [20], and the ripple if there is one."""

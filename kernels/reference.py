@@ -95,7 +95,8 @@ def row_statistics(
     lse = torch.logsumexp(normaliser, dim=1)
     p = torch.exp(logits - lse[:, None])
     mean = p.mean(dim=0)
-    entropy = (lse * p.sum(dim=1) - (p * logits).sum(dim=1)).clamp(min=0)
+    # Term by term: the difference of two large sums would lose digits, and 0 times -inf is not a number.
+    entropy = torch.where(p > 0, p * (lse[:, None] - logits), 0.0).sum(dim=1).clamp(min=0)
 
     n_sink = max(0, min(sink_tokens - first_key, n))
     body = mean[n_sink:]

@@ -7,6 +7,7 @@ model's text goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -81,6 +82,8 @@ def after_init_attention_backends(_result: Any, runner: Any) -> None:
     if getattr(runner.attn_backend, "use_sliding_window_kv_pool", False):
         raise SystemExit("geom: models with a sliding-window KV pool cannot be captured on this backend.")
     config = runner.model_config
+    if getattr(config, "is_encoder_decoder", False):
+        raise SystemExit("geom: encoder-decoder models cannot be captured: their attention is not over their own text.")
     try:
         scheduler.layers = parse_layers(options.layers, config.num_hidden_layers)
     except ValueError as error:
@@ -206,7 +209,7 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         keys = keys[:, [head // group for head in options.heads]]
     if options.heads is not None:
         query = query[list(options.heads)]
-    return row_statistics(
+    row = row_statistics(
         attention_logits(query, keys, layer.scaling),
         query_position=plan.query_position,
         first_key=first,
@@ -215,12 +218,19 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         top_k=options.top_k,
         head_statistics=options.head_stats,
     )
+    if not math.isfinite(row.lse + row.entropy_bits + row.sink_mass + float(row.histogram.sum())):
+        raise FloatingPointError(f"layer {layer.layer_id}: the attention of this row is not finite")
+    return row
 
 
 def after_sample(_tokens: Any, _runner: Any, logits_output: Any, forward_batch: Any) -> None:
     step = getattr(forward_batch, STEP_ATTRIBUTE, None)
     if step is None:
         return
-    from sglang.srt.managers.auxiliary_output import append_auxiliary_output
+    try:
+        from sglang.srt.managers.auxiliary_output import append_auxiliary_output
 
-    logits_output.auxiliary_device_output = append_auxiliary_output(logits_output.auxiliary_device_output, step)
+        output = append_auxiliary_output(logits_output.auxiliary_device_output, step)
+        logits_output.auxiliary_device_output = output
+    except Exception:
+        faults.report("a step's statistics could not be sent along; its tokens carry error entries")

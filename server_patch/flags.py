@@ -84,20 +84,32 @@ def refusal(server_args: Any) -> str | None:
     def value(name: str, default: Any = None) -> Any:
         return getattr(server_args, name, default)
 
-    speculative = value("speculative_algorithm")
+    def set_to(name: str) -> bool:
+        return value(name) not in (None, "", "NONE", "null", False)
+
     checks = (
-        (speculative not in (None, "", "NONE"), f"speculative decoding ({speculative})", "--speculative-algorithm"),
+        (set_to("speculative_algorithm"), f"speculative decoding ({value('speculative_algorithm')})",
+         "--speculative-algorithm"),
         (value("pp_size", 1) > 1, "pipeline parallelism", "--pp-size"),
         (value("tp_size", 1) > 1, "tensor parallelism: a rank sees only its own heads", "--tp-size"),
         (value("dp_size", 1) > 1, "data parallelism", "--dp-size"),
+        (value("attn_cp_size", 1) > 1, "context parallelism", "--attention-context-parallel-size"),
+        (value("dcp_size", 1) > 1, "context parallelism of decode", "--dcp-size"),
+        (set_to("enable_prefill_cp"), "context parallelism of prefill", "--enable-prefill-cp"),
         (value("tokenizer_worker_num", 1) > 1, "several tokenizer workers", "--tokenizer-worker-num"),
-        (value("disaggregation_mode", "null") not in (None, "null"), "disaggregation", "--disaggregation-mode"),
-        (value("enable_two_batch_overlap", False), "two-batch overlap", "--enable-two-batch-overlap"),
-        (value("use_ray", False), "Ray actors", "--use-ray"),
-    )
+        (set_to("disaggregation_mode"), "disaggregation", "--disaggregation-mode"),
+        (set_to("enable_two_batch_overlap"), "two-batch overlap", "--enable-two-batch-overlap"),
+        (set_to("enable_pdmux"), "multiplexed prefill and decode", "--enable-pdmux"),
+        (set_to("enable_hisparse"), "sparse attention over a part of the keys", "--enable-hisparse"),
+        (set_to("dllm_algorithm"), "diffusion decoding: its tokens have no order", "--dllm-algorithm"),
+        (set_to("enable_torch_compile"), "torch.compile: it would trace through the hooks", "--enable-torch-compile"),
+        (set_to("grpc_mode"), "the gRPC server", "--grpc-mode"),
+        (set_to("smg_grpc_mode"), "the gRPC server", "--smg-grpc-mode"),
+        (set_to("use_ray"), "Ray actors", "--use-ray"),
+    )  # fmt: skip
     for applies, what, flag in checks:
         if applies:
             return f"--return-attention-tokens cannot capture under {what}; leave {flag} out."
-    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true"):
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
         return "--return-attention-tokens cannot capture behind the Rust server; unset SGLANG_RUST_SERVER."
     return None

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import msgspec
 
 Mode = Literal["raw", "sketch", "fingerprint"]
-MODES: tuple[Mode, ...] = ("raw", "sketch", "fingerprint")
 MAX_TOP_K = 64
 SKETCH_HUBS = 32
 ASK = "return_attention_tokens"
@@ -147,7 +146,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     mode = _mode(given, server)
     top_k = given.get("top_k_attention", server.top_k)
     _check_range("top_k_attention", top_k, 1, MAX_TOP_K)
-    limit = _tightened("attention_tokens_max", given, server.max_entries, zero_is_all=True)
+    limit = _tightened("attention_tokens_max", given, server.max_entries)
     stride = given.get("attention_tokens_stride", server.stride)
     _check_range("attention_tokens_stride", stride, server.stride, _MAX_INT)
     if mode == "fingerprint" and server.max_steps:
@@ -165,7 +164,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         mask_prefix=mask_prefix,
         stride=stride,
         limit=limit,
-        window=_tightened("attention_tokens_window", given, server.window, zero_is_all=True),
+        window=_tightened("attention_tokens_window", given, server.window),
         sink_tokens=server.sink_tokens,
         head_stats=given.get("attention_head_stats", False),
         prompt_tokens=given.get("attention_prompt_tokens", False),
@@ -174,7 +173,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
 
 def _refuse_unavailable(body: Mapping[str, Any]) -> None:
     for name, what in UNAVAILABLE_FIELDS.items():
-        if body.get(name) not in (None, False):
+        if body.get(name) is not None and body[name] is not False:
             raise ValueError(f"{name}: {what} is not available on this server (see /v1/attention/capabilities)")
 
 
@@ -217,6 +216,8 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
             raise ValueError("top_k_attention asks for raw links, but attention_fingerprint_mode was asked for too")
         return "fingerprint"
     if sketch:
+        if "top_k_attention" in given:
+            raise ValueError("top_k_attention asks for raw links, but attention_sketch_mode was asked for too")
         return "sketch"
     # Asking for k links, or for no fingerprint mode, is asking for raw; else the server's default holds.
     if fingerprint is False or "top_k_attention" in given:
@@ -226,12 +227,13 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
     return server.default_mode
 
 
-def _tightened(field: str, given: Mapping[str, Any], ceiling: int, *, zero_is_all: bool) -> int:
+def _tightened(field: str, given: Mapping[str, Any], ceiling: int) -> int:
+    """The field's value, 0 meaning all, which a ceiling does not allow."""
     value: int = given.get(field, ceiling)
     if ceiling == 0:
         _check_range(field, value, 0, _MAX_INT)
     elif field in given:
-        _check_range(field, value, 1 if zero_is_all else 0, ceiling)
+        _check_range(field, value, 1, ceiling)
     return value
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from geomcli.schema import SCHEMA_VERSION
 from geomcli.server_patch import faults, state
-from geomcli.server_patch.options import FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
+from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
 from geomcli.server_patch.texts import TokenTexts, token_pieces
 
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
@@ -56,11 +56,16 @@ async def around_generate_request(
         async for output in outputs:
             items = output if isinstance(output, list) else [output]
             for position, item in enumerate(items):
-                values = _take_info(item)
-                if options is None or values is None:
+                values, total = _take_info(item)
+                if options is None or total is None:
                     continue
                 index = item.get("index", position)
-                entries = collector.new_entries(index, values)
+                try:
+                    entries = collector.new_entries(index, values, total)
+                except Exception:
+                    faults.report("an answer leaves without its entries")
+                    state.main.counters.add(errors=1)
+                    continue
                 if pending is None or not obj.stream:
                     item[ENTRIES_KEY] = entries
                 else:
@@ -77,6 +82,8 @@ def _set_params(obj: Any, options: CaptureOptions | None) -> None:
     for one in params if isinstance(params, list) else [params]:
         if not isinstance(one, dict):
             continue
+        if encoded is not None and isinstance(width := one.get("beam_width"), int) and width > 1:
+            raise ValueError(f"{ASK}: beam search cannot be captured, leave beam_width out")
         custom = one.get("custom_params")
         if isinstance(custom, dict) and PARAMS_KEY in custom:
             custom = {k: v for k, v in custom.items() if k != PARAMS_KEY}
@@ -85,50 +92,74 @@ def _set_params(obj: Any, options: CaptureOptions | None) -> None:
             one["custom_params"] = {**(custom if isinstance(custom, dict) else {}), PARAMS_KEY: encoded}
 
 
-def _take_info(item: Any) -> list[Any] | None:
+def _take_info(item: Any) -> tuple[list[Any], int | None]:
+    """Our values, taken from the item, and the tokens generated so far; None for an item that is no answer."""
     meta = item.get("meta_info") if isinstance(item, dict) else None
-    values = meta.pop(INFO_KEY, None) if isinstance(meta, dict) else None
-    return values if isinstance(values, list) else None
+    if not isinstance(meta, dict):
+        return [], None
+    values, total = meta.pop(INFO_KEY, None), meta.get("completion_tokens")
+    return values if isinstance(values, list) else [], total if isinstance(total, int) else None
 
 
 class Collector:
-    """Turns the scheduler's per-token values into finished entries, each once, for every choice of one request."""
+    """Turns the scheduler's per-token values into finished entries, each once, for every choice of one request.
+
+    A token whose value is missing gets an entry that says so: an entry's own `decode_step` shows a gap before it, the
+    number of generated tokens one at the end.
+    """
 
     def __init__(self, *, incremental: bool) -> None:
         self._incremental = incremental
-        self._seen: dict[int, int] = {}
+        self._taken: dict[int, int] = {}  # values read, by choice
+        self._tokens: dict[int, int] = {}  # tokens accounted for, by choice
         self._texts: dict[int, TokenTexts] = {}
 
-    def new_entries(self, index: int, values: list[Any]) -> list[dict[str, Any]]:
-        start = self._seen.get(index, 0)
-        fresh = values if self._incremental else values[start:]
-        self._seen[index] = start + len(fresh)
+    def new_entries(self, index: int, values: list[Any], total: int) -> list[dict[str, Any]]:
+        """Entries of the tokens up to the `total`-th that have not been given out yet.
+
+        values: those of the tokens since the last call (incremental) or of all tokens so far.
+        """
+        start = self._taken.get(index, 0)
+        # SGLang's list of all values grows while an answer waits to be read; what is beyond `total` comes again.
+        fresh = values if self._incremental else values[start:total]
+        self._taken[index] = start + len(fresh)
         texts = self._texts.setdefault(index, TokenTexts(state.main.tokenizer))
-        entries = []
-        for output_index, value in enumerate(fresh, start):
-            try:
-                # A bare id is a token whose step was not captured; its text is still needed to decode the next ones.
-                if isinstance(value, int):
-                    texts.push(value)
-                else:
-                    entries.append(self._finish(index, value or _lost(output_index), texts))
-            except Exception:
-                faults.report("a token's entry could not be read")
-                state.main.counters.add(errors=1)
+        entries: list[dict[str, Any]] = []
+        done = self._tokens.get(index, 0)
+        for value in fresh:
+            known = value.get("decode_step", done + 1) - 1 if isinstance(value, dict) else done
+            entries += (self._finish(index, _lost(n), texts) for n in range(done, known))
+            done = max(done, known) + 1
+            # A bare id is a token whose step was not captured; its text is still needed to decode the next ones.
+            if isinstance(value, int):
+                self._push(texts, value)
+            else:
+                entries.append(self._finish(index, value or _lost(done - 1), texts))
+        entries += (self._finish(index, _lost(n), texts) for n in range(done, total))
+        self._tokens[index] = max(done, total)
         state.main.counters.add(entries=len(entries))
         return entries
 
     @staticmethod
-    def _finish(index: int, value: dict[str, Any], texts: TokenTexts) -> dict[str, Any]:
-        entry = {"index": index, **value}
+    def _push(texts: TokenTexts, token_id: int) -> str | None:
         try:
-            if "prompt_ids" in entry:
-                entry["prompt_tokens"] = token_pieces(state.main.tokenizer, entry.pop("prompt_ids"))
-            entry["token"] = None if value["token_id"] is None else texts.push(value["token_id"])
+            return texts.push(token_id)
         except Exception:
             faults.report("a token has no text")
-            entry["token"] = None
-            entry["flags"] = [*entry.get("flags", []), "error"]
+            return None
+
+    @classmethod
+    def _finish(cls, index: int, value: dict[str, Any], texts: TokenTexts) -> dict[str, Any]:
+        entry = {"index": index, **value}
+        if "prompt_ids" in entry:
+            prompt_ids = entry.pop("prompt_ids")
+            try:
+                entry["prompt_tokens"] = token_pieces(state.main.tokenizer, prompt_ids)
+            except Exception:
+                faults.report("a prompt has no texts")
+                entry["prompt_tokens"] = None
+        token_id = entry.get("token_id")
+        entry["token"] = None if token_id is None else cls._push(texts, token_id)
         if "error" in entry.get("flags", ()):
             state.main.counters.add(errors=1)
         return entry

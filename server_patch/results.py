@@ -24,25 +24,35 @@ def before_process_decode(_processor: Any, batch: Any, result: Any) -> None:
 
 
 def _process(batch: Any, result: Any, *, prefill: bool) -> None:
+    """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
     try:
         asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
         if not asking:
             return
-        if result.copy_done is not None:
-            result.copy_done.synchronize()
-        token_ids = result.next_token_ids
-        token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
-        plans = {plan.row: plan for plan in _plans(getattr(result, "auxiliary_host_output", None))}
+        token_ids, plans = _results(result)
     except Exception:
         faults.report("a step's results could not be read")
         return
     for row, req, state in asking:
-        if _uncommitted(req, prefill):
-            continue
         try:
-            _append(req, int(token_ids[row]), state, plans.get(row))
+            if not _uncommitted(req, prefill):
+                _append(req, None if token_ids is None else int(token_ids[row]), state, plans.get(row))
         except Exception:
+            # The value that is missing now is padded with None by the next one, or counted by the main process.
             faults.report("a token has no entry")
+
+
+def _results(result: Any) -> tuple[list[int] | None, dict[int, RowPlan]]:
+    """Token ids and filled plans by row; (None, {}) when they cannot be read, so that every token is marked as lost."""
+    try:
+        if result.copy_done is not None:
+            result.copy_done.synchronize()
+        token_ids = result.next_token_ids
+        token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
+        return token_ids, {plan.row: plan for plan in _plans(getattr(result, "auxiliary_host_output", None))}
+    except Exception:
+        faults.report("a step's results could not be read")
+        return None, {}
 
 
 def _plans(output: Any) -> list[RowPlan]:
@@ -61,13 +71,13 @@ def _uncommitted(req: Any, prefill: bool) -> bool:
     )
 
 
-def _append(req: Any, token_id: int, state: RequestState, plan: RowPlan | None) -> None:
+def _append(req: Any, token_id: int | None, state: RequestState, plan: RowPlan | None) -> None:
     output_index = len(req.output_ids)
     if req.customized_info is None:
         req.customized_info = {}
     values = req.customized_info.setdefault(INFO_KEY, [])
     values.extend([None] * (output_index - len(values)))
-    value = _value(req, token_id, state, plan, output_index)
+    value = None if token_id is None else _value(req, token_id, state, plan, output_index)
     if output_index == 0 and state.options.prompt_tokens and isinstance(value, dict):
         value["prompt_ids"] = list(req.origin_input_ids)
     values.append(value)

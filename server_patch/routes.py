@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from geomcli import __version__
-from geomcli.schema import CAPABILITIES_PATH, SCHEMA_VERSION
+from geomcli.schema import CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
 from geomcli.server_patch import hooks, state
-from geomcli.server_patch.options import MAX_TOP_K, MODES
+from geomcli.server_patch.options import MAX_TOP_K
+from geomcli.zones import ZONES_V1
 
 
 def capabilities() -> dict[str, Any]:
@@ -18,7 +19,7 @@ def capabilities() -> dict[str, Any]:
     options, info = main.options, main.info
     applied = sorted({h.target for h in hooks.hooks_for(hooks.MAIN)} & HookRegistry._patched)
     missing = sorted({h.target for h in hooks.hooks_for(hooks.MAIN)} - HookRegistry._patched)
-    modes = ["fingerprint"] if options.fingerprint_only else list(MODES)
+    modes = ["fingerprint"] if options.fingerprint_only else list(CAPTURE_MODES)
     return {
         "supported": options.enabled and not missing and not info.get("hooks", {}).get("missing"),
         "schema": SCHEMA_VERSION,
@@ -33,7 +34,7 @@ def capabilities() -> dict[str, Any]:
         "cuda_graph": info.get("cuda_graph", False),
         "sglang": info.get("sglang"),
         "plugin": __version__,
-        "ruleset": "zones-v1",
+        "ruleset": ZONES_V1.name,
         "sink_tokens": options.sink_tokens,
         "features": {
             "include_prompt_attention": True,
@@ -66,7 +67,7 @@ def capabilities() -> dict[str, Any]:
     }
 
 
-def install(_server_args: Any) -> None:
+def install() -> None:
     """Add the route; SGLang's own --api-key protects it like every other."""
     from sglang.srt.entrypoints.http_server import app
 

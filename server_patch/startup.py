@@ -50,4 +50,4 @@ def before_run_http_server(
             "geom: the plugin did not load in the scheduler process; its reason is further up in this log."
         )
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
-    routes.install(server_args)
+    routes.install()

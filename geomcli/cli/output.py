@@ -44,6 +44,11 @@ def fail(error: GeomError) -> None:
         console.print(f"      [dim]try:[/] {escape(error.mend)}")
 
 
+def printable(text: str) -> str:
+    """Text of a model for a terminal: control characters as visible symbols, so that none of them acts."""
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
+
+
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 

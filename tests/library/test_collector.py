@@ -33,8 +33,9 @@ def entry(step: int, token_id: int) -> dict[str, Any]:
 def test_cumulative_and_incremental_lists_give_the_same_entries(main_state: state.MainState) -> None:
     values: list[Any] = [entry(1, 0), 1, entry(3, 2), None, entry(5, 4)]
     cumulative, incremental = Collector(incremental=False), Collector(incremental=True)
-    grown = [e for end in range(1, 6) for e in cumulative.new_entries(0, values[:end])]
-    chunks = [e for part in (values[:2], values[2:4], values[4:]) for e in incremental.new_entries(0, part)]
+    grown = [e for end in range(1, 6) for e in cumulative.new_entries(0, values[:end], end)]
+    cuts = ((0, 2), (2, 4), (4, 5))
+    chunks = [e for start, end in cuts for e in incremental.new_entries(0, values[start:end], end)]
     assert grown == chunks
     assert [(e["decode_step"], e["token"], e["flags"]) for e in grown] == [
         (1, "a", []),
@@ -47,16 +48,39 @@ def test_cumulative_and_incremental_lists_give_the_same_entries(main_state: stat
 
 def test_choices_do_not_mix() -> None:
     collector = Collector(incremental=False)
-    first = collector.new_entries(0, [entry(1, 0)])
-    second = collector.new_entries(1, [entry(1, 5)])
+    first = collector.new_entries(0, [entry(1, 0)], 1)
+    second = collector.new_entries(1, [entry(1, 5)], 1)
     assert [(e["index"], e["token"]) for e in first + second] == [(0, "a"), (1, "f")]
 
 
-def test_an_entry_whose_text_fails_is_flagged(main_state: state.MainState) -> None:
-    entries = Collector(incremental=False).new_entries(0, [entry(1, -200)])
-    assert entries[0]["flags"] == ["error"]
-    assert entries[0]["token"] is None
-    assert main_state.counters.errors == 1
+def test_an_entry_whose_text_fails_keeps_its_numbers(main_state: state.MainState) -> None:
+    entries = Collector(incremental=False).new_entries(0, [entry(1, -200)], 1)
+    assert entries == [{"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "token": None}]
+    assert main_state.counters.errors == 0
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_value_that_never_came_is_an_entry_that_says_so(main_state: state.MainState, incremental: bool) -> None:
+    collector = Collector(incremental=incremental)
+    # Of the first three tokens the last one's value is missing; of the next three the first one's.
+    sent = [[entry(1, 0), entry(2, 1)], [entry(5, 4), entry(6, 5)]]
+    lists = sent if incremental else [sent[0], sent[0] + sent[1]]
+    found = [collector.new_entries(0, values, total) for values, total in zip(lists, (3, 6), strict=True)]
+    steps = [[(e["decode_step"], "error" in e["flags"]) for e in entries] for entries in found]
+    assert steps == [[(1, False), (2, False), (3, True)], [(4, True), (5, False), (6, False)]]
+    assert main_state.counters.as_dict() == {"requests": 0, "entries": 6, "errors": 2}
+
+
+def test_a_request_of_which_nothing_came_has_an_entry_for_every_token() -> None:
+    entries = Collector(incremental=False).new_entries(0, [], 3)
+    assert [(e["decode_step"], e["flags"], e["token"]) for e in entries] == [(n, ["error"], None) for n in (1, 2, 3)]
+
+
+def test_values_beyond_the_answer_wait_for_theirs() -> None:
+    collector = Collector(incremental=False)
+    values = [entry(1, 0), entry(2, 1), entry(3, 2)]  # SGLang's own list, already longer than the answer being read
+    assert [e["decode_step"] for e in collector.new_entries(0, values, 2)] == [1, 2]
+    assert [e["decode_step"] for e in collector.new_entries(0, values, 3)] == [3]
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])

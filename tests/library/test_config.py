@@ -46,6 +46,43 @@ def test_a_wrong_file_is_named(tmp_path: Path, text: str, named: str) -> None:
         config.load({})
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "geom.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match=r"geom\.toml: it is not UTF-8"):
+        config.load({})
+
+
+@pytest.mark.parametrize("url", ["localhost:1", "http://", "http://h:x", "http://h:99999", "http://h:0", "http://[h"])
+def test_a_base_url_that_cannot_be_one(url: str) -> None:
+    with pytest.raises(UsageError, match="base URL must"):
+        config.load({}, base_url=url)
+
+
+def test_a_key_that_cannot_be_one() -> None:
+    with pytest.raises(UsageError, match="API key"):
+        config.load({"GEOM_API_KEY": "schlüssel"})
+
+
+def test_a_file_of_a_folder_does_not_get_the_users_key(tmp_path: Path) -> None:
+    (tmp_path / "geom.toml").write_text('base_url = "http://elsewhere:1"\n')
+    with pytest.raises(UsageError, match="the key is yours"):
+        config.load({"GEOM_API_KEY": "secret"})
+    assert config.load({"GEOM_API_KEY": "secret"}, base_url="http://mine:1").api_key == "secret"
+    (tmp_path / "geom.toml").write_text('base_url = "http://127.0.0.1:1"\n')
+    assert config.load({"GEOM_API_KEY": "secret"}).api_key == "secret"
+    (tmp_path / "geom.toml").write_text('base_url = "http://elsewhere:1"\napi_key = "its own"\n')
+    assert config.load({}).api_key == "its own"
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [("http://localhost:1", True), ("http://127.3.2.1", True), ("http://[::1]:2", True), ("http://10.0.0.1", False),
+     ("http://localhost.example", False)],
+)  # fmt: skip
+def test_loopback(url: str, loopback: bool) -> None:
+    assert config.is_loopback(url) is loopback
+
+
 def test_a_named_file_must_exist() -> None:
     with pytest.raises(UsageError, match=r"missing\.toml"):
         config.load({"GEOM_CONFIG": "missing.toml"})

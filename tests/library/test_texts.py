@@ -50,6 +50,12 @@ def test_a_character_in_several_tokens_comes_with_the_last_of_them(tokenizer: Ad
     assert pieces[0] == "a"
     assert pieces[-2:] == ["🦜", "b"]
     assert set(pieces[1:-2]) == {""}
+    # The tokenizer's byte fallback must not swallow what stands beside it.
+    mixed = tokenizer.encode("x😀 y")
+    again = TokenTexts(tokenizer)
+    joined = "".join(again.push(i) or "" for i in mixed)
+    assert joined == tokenizer.decode(mixed)
+    assert "😀" in joined
 
 
 def test_bytes_that_are_no_character_are_shown_and_do_not_block_what_follows(tokenizer: Adapter) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -286,11 +287,21 @@ def test_a_client_cannot_reach_the_options_of_the_scheduler(server: Server, smug
 
 def test_a_client_that_leaves_frees_its_request(server: Server) -> None:
     body = chat_body("Tell me a story.", max_tokens=1500, ignore_eos=True, stream=True, **ASK)
-    for _ in range(3):
+    # More than the server runs at once: requests that were not freed would keep the last one waiting.
+    for _ in range(12):
         with httpx.stream("POST", server.url + "/v1/chat/completions", json=body, timeout=60) as response:
             next(response.iter_lines())
     answer = server.chat("Hi", **ASK)
     assert len(answer["attention_tokens"]) == answer["usage"]["completion_tokens"]
+    deadline = time.monotonic() + 10
+    while running_requests(server):
+        assert time.monotonic() < deadline, "the requests of clients that left are still running"
+        time.sleep(0.2)
+
+
+def running_requests(server: Server) -> int:
+    loads = server.get("/v1/loads")["loads"]
+    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in loads)
 
 
 def test_nothing_went_wrong_on_the_way(server: Server) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -118,15 +119,18 @@ def test_a_store_that_cannot_be_used_is_said_before_anything_is_asked(home: dict
     assert "Traceback" not in done.stderr
 
 
-def test_interrupting_keeps_the_trace(home: dict[str, str]) -> None:
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupting_keeps_the_trace(home: dict[str, str], sign: signal.Signals) -> None:
     process = subprocess.Popen(
         [GEOM, "run", "Tell a long story.", "--max-tokens", "1500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home, stdin=subprocess.DEVNULL,
         start_new_session=True,
+        # A shell starts its background jobs with SIGINT ignored, and this test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.read(200)
-    os.kill(process.pid, 2)
+    os.kill(process.pid, sign)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -135,6 +139,28 @@ def test_interrupting_keeps_the_trace(home: dict[str, str]) -> None:
     assert found[-1]["record_type"] == "metrics"
     assert found[-1]["error"] == "interrupted"
     assert sum(r["record_type"] == "step" for r in found) > 20
+
+
+def test_a_reader_that_goes_away_leaves_a_whole_trace(home: dict[str, str]) -> None:
+    done = subprocess.run(
+        f"'{GEOM}' run 'Tell a long story.' --max-tokens 300 --jsonl | head -n 3",
+        shell=True, capture_output=True, text=True, env=home, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert len(records(done.stdout)) == 3
+    exported = subprocess.run([GEOM, "traces", "export", "last"], capture_output=True, text=True, env=home)
+    assert records(exported.stdout)[-1]["error"] == "the reader of the output went away"
+
+
+@pytest.mark.parametrize("capture", ["raw", "sketch"])
+def test_show_says_what_each_token_looked_at(home: dict[str, str], capture: str) -> None:
+    assert run("Hi", "--max-tokens", "5", "--capture", capture, env=home).returncode == 0
+    shown = subprocess.run([GEOM, "traces", "show", "--links", "2"], capture_output=True, text=True, env=home)
+    assert shown.returncode == 0, shown.stderr
+    rows = [line for line in shown.stdout.splitlines() if re.match(r"\s*\d+ +\"", line)]
+    assert len(rows) == 5
+    assert all(len(re.findall(r" [01]\.\d\d\b", row.split("looks")[-1])) >= 2 for row in rows), shown.stdout
 
 
 def test_the_library_is_usable_without_the_command_line(server: Server) -> None:
