@@ -5,7 +5,8 @@ httpx and httpx-sse; knows the wire format, nothing of terminals or stores.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -73,7 +74,7 @@ class Client:
 
     async def chat(
         self, messages: Sequence[Message], *, model: str, fields: Mapping[str, Any] | None = None
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Stream one answer. `fields`: further request fields, sampling and attention alike.
 
         RequestRefused when the server answers 4xx, ServerUnreachable when it is away or goes away in mid-stream.
@@ -91,11 +92,12 @@ class Client:
                 if source.response.status_code != httpx.codes.OK:
                     await source.response.aread()
                     self._checked(source.response)
-                async for event in source.aiter_sse():
-                    if event.data == "[DONE]":
-                        done = True
-                        break
-                    yield _chunk(event.data)
+                async with aclosing(source.aiter_sse()) as events:
+                    async for event in events:
+                        if event.data == "[DONE]":
+                            done = True
+                            break
+                        yield _chunk(event.data)
         except (httpx.HTTPError, SSEError) as error:
             raise self._gone(error) from None
         if not done:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,12 +135,21 @@ def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
         console.print("Stopping the engine …")
 
 
-def _await(job: Any) -> ExitCode:
+def _await(job: Coroutine[Any, Any, ExitCode]) -> ExitCode:
     try:
-        code: ExitCode = asyncio.run(job)
-    except KeyboardInterrupt:
+        return asyncio.run(_cancelled_by_signals(job))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
-    return code
+
+
+async def _cancelled_by_signals(job: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+    """Like Ctrl-C: an exception in the middle of the event loop would leave its generators open."""
+    task = asyncio.current_task()
+    assert task is not None
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(sign) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
+    return await job
 
 
 class _Run:
@@ -166,19 +176,20 @@ class _Run:
             chunks = client.chat(messages, model=name, fields={**sampling, **fields})
             return await self._stream(chunks, builder)
 
-    async def _stream(self, chunks: AsyncIterator[Chunk], builder: TraceBuilder) -> ExitCode:
+    async def _stream(self, chunks: AsyncGenerator[Chunk, None], builder: TraceBuilder) -> ExitCode:
         error: str | None = None
         code = ExitCode.OK
         started = False
         flusher = asyncio.create_task(self._flush_regularly())
         try:
-            async for chunk in chunks:
-                if not started:
-                    started = True
-                    self._take(builder.start())
-                self._take(builder.add(chunk))
-                if self._screen:
-                    self._screen.show(chunk)
+            async with contextlib.aclosing(chunks):
+                async for chunk in chunks:
+                    if not started:
+                        started = True
+                        self._take(builder.start())
+                    self._take(builder.add(chunk))
+                    if self._screen:
+                        self._screen.show(chunk)
         except GeomError as failure:
             error, self.failure = failure.message, failure
         except (asyncio.CancelledError, KeyboardInterrupt):
