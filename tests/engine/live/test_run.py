@@ -125,8 +125,8 @@ def test_interrupting_keeps_the_trace(home: dict[str, str], sign: signal.Signals
         [GEOM, "run", "Tell a long story.", "--max-tokens", "1500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=home, stdin=subprocess.DEVNULL,
         start_new_session=True,
-        # A shell starts its background jobs with SIGINT ignored, and this test may run in one.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        # A shell's background jobs ignore SIGINT, nohup's SIGHUP, and this test may run in one.
+        preexec_fn=lambda: signal.signal(sign, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.read(200)
