@@ -1,0 +1,202 @@
+"""The kernels against the float64 reference, for every shape, source and control that the plugin uses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from geomcli.kernels import columns, layout, probe, tap
+from geomcli.kernels.buffers import Buffers, Shape
+from tests.kernels.scenes import DEVICE, Ask, Scene
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+
+SHAPES = {"MHA": Shape(4, 4, 64), "GQA": Shape(9, 3, 64), "MQA": Shape(6, 1, 32), "wide group": Shape(40, 2, 64)}
+LENGTHS = [Ask(1), Ask(2), Ask(5, prompt_len=3), Ask(64), Ask(65, prompt_len=60), Ask(333, prompt_len=300)]
+
+
+@pytest.mark.parametrize("source", ["table", "flat", "tap"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_statistic_equals_the_float64_reference(shape: str, source: str) -> None:
+    Scene(SHAPES[shape], LENGTHS, flat=source == "flat", tapped=source == "tap").check()
+
+
+@pytest.mark.parametrize("tapped", [False, True], ids=["probe", "tap"])
+@pytest.mark.parametrize(
+    "variant",
+    [{"cap": 5.0}, {"sinks": True}, {"cap": 3.0, "sinks": True}, {"tokens": True}, {"means": True}],
+    ids=["soft-cap", "learned-sinks", "both", "rows-of-a-prefill", "means"],
+)
+def test_variants_of_a_layer(variant: dict[str, Any], tapped: bool) -> None:
+    Scene(SHAPES["GQA"], LENGTHS, tapped=tapped, **variant).check()
+
+
+def test_sliding_window_of_a_layer() -> None:
+    Scene(SHAPES["GQA"], LENGTHS, sliding_window=40).check()
+
+
+@pytest.mark.parametrize("tapped", [False, True], ids=["probe", "tap"])
+def test_what_a_request_can_ask_for(tapped: bool) -> None:
+    asks = [
+        Ask(200, mask_prefix=50),
+        Ask(200, window=30),
+        Ask(200, mask_prefix=190, window=30),
+        Ask(20, mask_prefix=20),  # every key masked
+        Ask(20, mask_prefix=500),
+        Ask(300, heads=(0,)),
+        Ask(300, heads=(2, 3, 8)),
+        Ask(300, top_k=0),
+        Ask(30, top_k=64),
+        Ask(500, top_k=64),
+        Ask(100, enabled=False),
+    ]
+    Scene(SHAPES["GQA"], asks, tapped=tapped).check()
+
+
+@pytest.mark.parametrize(
+    ("ask", "due"),
+    [
+        (Ask(100, prompt_len=100, stride=3), True),  # the first token is captured whatever the stride
+        (Ask(101, prompt_len=100, stride=3), False),
+        (Ask(103, prompt_len=100, stride=3), True),
+        (Ask(103, prompt_len=100, stride=3, limit=2), True),
+        (Ask(106, prompt_len=100, stride=3, limit=2), False),
+        (Ask(99, prompt_len=100), False),  # a chunk in the middle of a prompt
+        (Ask(100, prompt_len=100, layers=0b01), False),  # the other layer only
+    ],
+)
+def test_steps_and_layers_that_were_not_asked_for_are_not_written(ask: Ask, due: bool) -> None:
+    scene = Scene(SHAPES["MQA"], [ask, Ask(10)])
+    scene.launch()
+    assert scene.untouched(0) is not due
+    assert not scene.untouched(1)
+
+
+def test_latent_keys_of_mla() -> None:
+    Scene(Shape(16, 1, 576), [Ask(40), Ask(150, prompt_len=100, mask_prefix=7)], flat=True).check()
+
+
+@pytest.mark.parametrize("dim", [16, 80, 96, 128, 192, 256])
+def test_widths_of_a_head(dim: int) -> None:
+    Scene(Shape(4, 2, dim), [Ask(70)]).check()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "key_dtype"),
+    [
+        (torch.bfloat16, None),
+        (torch.float16, None),
+        (torch.bfloat16, torch.float8_e4m3fn),
+        (torch.float16, torch.float8_e5m2),
+    ],
+)
+def test_half_precision_and_fp8_keys(dtype: torch.dtype, key_dtype: torch.dtype | None) -> None:
+    # Products of 16-bit numbers are exact in float32, so the sums are as good as those of float32 inputs.
+    Scene(SHAPES["GQA"], LENGTHS, dtype=dtype, key_dtype=key_dtype).check(tolerance=2e-5)
+
+
+def test_beyond_131072_keys() -> None:
+    # No links here: in the interpreter their search over every key takes minutes.
+    scene = Scene(Shape(1, 1, 16), [Ask(131_200, prompt_len=131_000, top_k=0)], splits=8, block_n=4096)
+    scene.check()
+    assert scene.expected(0).histogram[15] > 0
+
+
+@settings(max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@given(
+    group=st.integers(1, 20),
+    key_heads=st.integers(1, 3),
+    dim=st.sampled_from([16, 32, 48, 64]),
+    asks=st.lists(
+        st.builds(
+            Ask,
+            length=st.integers(1, 300),
+            enabled=st.booleans(),
+            prompt_len=st.just(1),
+            mask_prefix=st.integers(0, 80),
+            window=st.sampled_from([0, 1, 7, 64]),
+            top_k=st.sampled_from([0, 1, 16, 64]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    cap=st.sampled_from([0.0, 2.0]),
+    sliding_window=st.sampled_from([-1, 0, 63]),
+    sinks=st.booleans(),
+    flat=st.booleans(),
+    splits=st.sampled_from([2, 4, 8]),
+    seed=st.integers(0, 99),
+)
+def test_drawn_shapes(group: int, key_heads: int, dim: int, **scene: Any) -> None:
+    Scene(Shape(group * key_heads, key_heads, dim), **scene).check()
+
+
+def test_no_number_depends_on_a_masked_key() -> None:
+    scene = Scene(SHAPES["GQA"], [Ask(200, prompt_len=150, mask_prefix=64)])
+    scene.launch()
+    assert scene.buffers.heads is not None
+    published = [scene.buffers.records[1, 0], scene.buffers.heads[1, 0].view(torch.int32)]
+    before = [words.clone() for words in published]
+    scene.keys[scene.table[scene.pool_slots[0], :64].long()] = float("nan")
+    scene.launch()
+    assert all(torch.equal(words, old) for words, old in zip(published, before, strict=True))
+
+
+def test_links_among_thousands_of_keys() -> None:
+    Scene(Shape(1, 1, 16), [Ask(5000, prompt_len=10, top_k=64)]).check()
+
+
+def test_ties_go_to_the_earlier_position() -> None:
+    scene = Scene(SHAPES["MQA"], [Ask(200, top_k=8)])
+    scene.keys.zero_()
+    scene.launch()
+    assert scene.found(0).positions.tolist() == list(range(8))
+
+
+@pytest.mark.parametrize("tapped", [False, True], ids=["probe", "tap"])
+def test_column_sums_add_up_over_steps(tapped: bool) -> None:
+    asks = [Ask(90, mask_prefix=3), Ask(300, top_k=0), Ask(50, enabled=False)]
+    scene = Scene(SHAPES["GQA"], asks, tapped=tapped, means=True)
+    sums = torch.zeros(len(asks) + 1, 300, device=DEVICE)
+    expected = torch.zeros_like(sums, dtype=torch.float64, device="cpu")
+    for _ in range(2):
+        scene.launch()
+        columns.accumulate(scene.buffers, scene.layer, scene.rows, sums)
+        for row, ask in enumerate(asks):
+            if ask.enabled:
+                first = scene.first(row)
+                p = torch.softmax(scene.logits(row)[:, first:], dim=1).mean(dim=0).cpu()
+                columns.accumulate_torch(p, scene.pool_slots[row], first, expected)
+    assert (sums.double().cpu() - expected).abs().max() <= 1e-5
+    assert sums[scene.pool_slots[2]].abs().max() == 0
+    assert abs(float(sums.sum()) - 4) < 1e-4  # two rows, two steps, mass one each
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    scene = Scene(SHAPES["MQA"], [Ask(10)])
+    with pytest.raises(ValueError, match="do not fit"):
+        probe.launch(scene.buffers, scene.layer, replace(scene.rows, n=9), scene.query, scene.keys)
+    with pytest.raises(ValueError, match="tap_length"):
+        probe.launch(scene.buffers, scene.layer, scene.rows)
+    with pytest.raises(ValueError, match="means_length"):
+        columns.accumulate(scene.buffers, scene.layer, scene.rows, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match="cannot share"):
+        Shape(5, 2, 64)
+    with pytest.raises(ValueError, match="128"):
+        layout.head_words(None, 129)
+    assert layout.head_words((31, 32, 127), 128) == [-(2**31), 1, 0, -(2**31)]
+    assert tap.fits(Shape(32, 8, 128), rows=8, max_length=4096, budget=2**22)
+    assert not tap.fits(Shape(32, 8, 128), rows=9, max_length=4096, budget=2**22)
+
+
+def test_control_rows_are_written_where_they_belong() -> None:
+    buffers = Buffers(SHAPES["MQA"], layers=1, rows=1, pool_rows=4, device=DEVICE)
+    buffers.write_control([3, 1], [[7] * 16, [8] * 16])
+    buffers.write_control([], [])
+    assert buffers.control[:, 0].tolist() == [0, 8, 0, 7]
+    assert buffers.bytes > 0
