@@ -111,8 +111,8 @@ def plan(
             "OMP_WAIT_POLICY": "passive",
         }
     elif "--return-attention-tokens" in flags:
-        defaults |= {"--attention-backend": "torch_native"}
-        switches = ["--disable-cuda-graph"]
+        defaults |= {"--attention-backend": "triton"}
+        switches = []
     else:
         switches = []
     if Path(model.path).is_dir():

@@ -9,10 +9,17 @@ import os
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
-SUPPORTED_BACKENDS = ("torch_native",)
+# SGLang's backend class -> the name of its flag. Others have no hook point that sees every key.
+BACKENDS = {
+    "TorchNativeAttnBackend": "torch_native",
+    "TritonAttnBackend": "triton",
+    "FlashAttentionBackend": "fa3",
+    "FlashInferAttnBackend": "flashinfer",
+}
+SUPPORTED_BACKENDS = ("triton", "fa3", "flashinfer", "torch_native")
 
 
 def add_flags(parser: ArgumentParser) -> None:
@@ -48,6 +55,12 @@ def add_flags(parser: ArgumentParser) -> None:
         "--attention-capture-layers", default=d.layers, metavar="WHICH", help="last, auto, mid or ids like 0,10,20"
     )
     group.add_argument(
+        "--attention-capture-source",
+        default=d.source,
+        choices=SOURCES,
+        help="triton backend: read keys again (probe), or store the kernel's logits (tap); auto taps where they fit",
+    )
+    group.add_argument(
         "--attention-fingerprint-max-steps",
         type=int,
         default=d.max_steps,
@@ -71,6 +84,7 @@ def options_from(args: Namespace) -> ServerOptions:
         stride=args.attention_tokens_stride,
         window=args.attention_tokens_window,
         layers=str(args.attention_capture_layers),
+        source=args.attention_capture_source,
         max_steps=args.attention_fingerprint_max_steps,
         sink_tokens=args.attention_sink_tokens,
     )
@@ -106,6 +120,11 @@ def refusal(server_args: Any) -> str | None:
         (set_to("grpc_mode"), "the gRPC server", "--grpc-mode"),
         (set_to("smg_grpc_mode"), "the gRPC server", "--smg-grpc-mode"),
         (set_to("use_ray"), "Ray actors", "--use-ray"),
+        (set_to("enable_unified_memory"), "unified memory: its key slots are virtual", "--enable-unified-memory"),
+        (set_to("enable_nvidia_megakernel"), "a megakernel: no attention backend runs", "--enable-nvidia-megakernel"),
+        (set_to("enable_amd_monokernel"), "a monokernel: no attention backend runs", "--enable-amd-monokernel"),
+        ("fp4" in str(value("kv_cache_dtype")), "4-bit keys", "--kv-cache-dtype"),
+        ("mxfp8" in str(value("kv_cache_dtype")), "block-scaled keys", "--kv-cache-dtype"),
     )  # fmt: skip
     for applies, what, flag in checks:
         if applies:

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from geomcli.server_patch import transport
+
 MAIN, SCHEDULER = "main", "scheduler"
 BEFORE, AFTER, AROUND = "before", "after", "around"
 _PACKAGE = "geomcli.server_patch"
@@ -63,13 +65,15 @@ HOOKS = (
          "capture:after_init_new", ("batch", "model_runner"), "plans which rows of the step are captured"),
     Hook(SCHEDULER, f"{_RUNNER}.forward", AROUND, "capture:around_forward", ("forward_batch",),
          "publishes the plan: eager runners hand the backend a copy of the batch without our attribute"),
-    Hook(SCHEDULER, f"{_NATIVE}.forward_decode", AFTER, "capture:after_attention",
+    Hook(SCHEDULER, f"{_NATIVE}.forward_decode", AFTER, "native:after_attention",
          ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"), "computes the statistics of decode rows"),
-    Hook(SCHEDULER, f"{_NATIVE}.forward_extend", AFTER, "capture:after_attention",
+    Hook(SCHEDULER, f"{_NATIVE}.forward_extend", AFTER, "native:after_attention",
          ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
          "computes the statistics of the prompt's last row: the first token's attention"),
     Hook(SCHEDULER, f"{_RUNNER}.sample", AFTER, "capture:after_sample", ("logits_output", "forward_batch"),
          "sends the step's statistics along with its logits"),
+    Hook(SCHEDULER, transport.COPY_TARGET, BEFORE, "transport:before_copy_to_cpu", (),
+         "before SGLang 0.5.20: copies the statistics to the host with the tokens"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_prefill", BEFORE, "results:before_process_prefill",
          ("batch", "result"), "turns statistics into the first token's entry"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_decode", BEFORE, "results:before_process_decode",
@@ -80,7 +84,7 @@ HOOKS = (
 
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
-    "sglang.srt.managers.auxiliary_output.append_auxiliary_output",
+    "sglang.srt.model_executor.runner_utils.capture_mode.get_is_capture_mode",
     "sglang.srt.runtime_context.get_server_args",
 )
 
@@ -90,7 +94,12 @@ class HookFailure(Exception):
 
 
 def hooks_for(role: str) -> tuple[Hook, ...]:
-    return tuple(h for h in HOOKS if h.role == role)
+    return tuple(h for h in needed() if h.role == role)
+
+
+def needed() -> tuple[Hook, ...]:
+    """The hooks that the installed SGLang needs: one that has auxiliary outputs copies them itself."""
+    return tuple(h for h in HOOKS if h.target != transport.COPY_TARGET or not transport.has_auxiliary_outputs())
 
 
 def body_of(hook: Hook) -> Any:
@@ -109,9 +118,9 @@ def problem_with(hook: Hook) -> str | None:
     return f"{hook.target} has no parameter {', '.join(lost)}" if lost else None
 
 
-def preflight(hooks: Iterable[Hook] = HOOKS) -> None:
+def preflight(hooks: Iterable[Hook] | None = None) -> None:
     """HookFailure listing every target or name of the installed SGLang that does not fit."""
-    problems = [p for p in map(problem_with, hooks) if p]
+    problems = [p for p in map(problem_with, needed() if hooks is None else hooks) if p]
     for name in REQUIRED_NAMES:
         try:
             pkgutil.resolve_name(name)

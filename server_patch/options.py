@@ -13,6 +13,7 @@ import msgspec
 Mode = Literal["raw", "sketch", "fingerprint"]
 MAX_TOP_K = 64
 SKETCH_HUBS = 32
+SOURCES = ("auto", "tap", "probe")
 ASK = "return_attention_tokens"
 
 # Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
@@ -54,6 +55,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     stride: int = 1
     window: int = 0
     layers: str = "last"
+    source: str = "auto"
     max_steps: int = 256
     sink_tokens: int = 4
 

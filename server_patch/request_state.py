@@ -19,6 +19,7 @@ class RequestState:
 
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
+        self.stamp = 0  # names the request on the device; 0 until it was written there
         self.compass = Compass()
         self.ripple = RippleTracker()
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import faults
-from geomcli.server_patch.capture import RowPlan, StepPlan
+from geomcli.server_patch import faults, transport
 from geomcli.server_patch.entries import build_entry, error_entry, stopped_entry
+from geomcli.server_patch.plans import RowPlan
 from geomcli.server_patch.request_state import RequestState, state_of
 from geomcli.server_patch.requests import INFO_KEY
 
@@ -49,15 +49,16 @@ def _results(result: Any) -> tuple[list[int] | None, dict[int, RowPlan]]:
             result.copy_done.synchronize()
         token_ids = result.next_token_ids
         token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
-        return token_ids, {plan.row: plan for plan in _plans(getattr(result, "auxiliary_host_output", None))}
+        return token_ids, {plan.row: plan for plan in _plans(transport.output_of(result))}
     except Exception:
         faults.report("a step's results could not be read")
         return None, {}
 
 
 def _plans(output: Any) -> list[RowPlan]:
-    if isinstance(output, StepPlan):
-        return output.rows
+    if hasattr(output, "row_plans"):
+        plans: list[RowPlan] = output.row_plans()
+        return plans
     return [plan for part in getattr(output, "outputs", ()) for plan in _plans(part)]
 
 

@@ -31,6 +31,7 @@ def capabilities() -> dict[str, Any]:
         "layers_total": main.shape.layers_total,
         "heads": {"seen": main.shape.heads_total, "total": main.shape.heads_total},
         "backend": info.get("backend"),
+        "source": info.get("source"),
         "cuda_graph": info.get("cuda_graph", False),
         "sglang": info.get("sglang"),
         "plugin": __version__,

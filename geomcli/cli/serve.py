@@ -53,6 +53,9 @@ def serve(
     attention_capture_layers: Annotated[
         str | None, typer.Option(help="last, auto, mid or ids like 0,10,20 (last).")
     ] = None,
+    attention_capture_source: Annotated[
+        str | None, typer.Option(help="triton backend: auto, tap (its own logits) or probe (keys read again).")
+    ] = None,
     attention_fingerprint_max_steps: Annotated[
         int | None, typer.Option(help="Stop fingerprints after N steps, 0 = never (256).")
     ] = None,
@@ -82,6 +85,7 @@ def serve(
             "attention_tokens_stride": attention_tokens_stride,
             "attention_tokens_window": attention_tokens_window,
             "attention_capture_layers": attention_capture_layers,
+            "attention_capture_source": attention_capture_source,
             "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
             "attention_sink_tokens": attention_sink_tokens,
         }

@@ -1,0 +1,23 @@
+"""What this scheduler process learnt at its start, and the step that is being computed. One instance a process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from geomcli.server_patch.options import ServerOptions
+
+
+class SchedulerState:
+    def __init__(self) -> None:
+        self.options = ServerOptions()
+        self.layers: tuple[int, ...] = ()
+        self.layers_total = 0
+        self.heads_total = 0
+        self.backend = ""
+        self.source = ""  # how logits are obtained: recompute, probe or tap
+        self.cuda_graph = False
+        self.current: Any = None  # the step's plan while its forward pass runs
+        self.device: Any = None  # the DeviceCapture of backends that run kernels
+
+
+scheduler = SchedulerState()
