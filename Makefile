@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo test check unit install model clean
+.PHONY: demo test test-kernels check install model clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,8 +27,12 @@ demo: install model
 	@echo "  $(BIN)/geom traces ls                             # every answer is kept"
 	@echo "  $(BIN)/geom traces export last > trace.jsonl      # and can be taken along"
 
-test: check model
+test: check model test-kernels
 	$(BIN)/pytest
+
+# The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported.
+test-kernels: install $(VENV)/dev
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
 
 # Style, types and the direction of dependencies. Run from outside the tree: its folders are not importable as they lie.
 check: install $(VENV)/dev

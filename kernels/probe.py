@@ -16,6 +16,8 @@ from geomcli.kernels.rows import finish_kernel, mean_kernel, partial_kernel
 
 _BLOCK_H = 16  # the least that a tensor core takes
 _BLOCK_N = 64
+_TAP_BLOCK_H = 4
+_TAP_BLOCK_N = 256
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ def launch(
     query: torch.Tensor | None = None,
     keys: torch.Tensor | None = None,
     *,
-    block_n: int = _BLOCK_N,
+    block_n: int = 0,
 ) -> None:
     """Write the records of `layer` for all rows whose control asks for them.
 
     query [tokens, H, D], keys [slots, H_kv, D] in fp32, fp16, bf16 or (keys only) fp8, last dimensions contiguous. With
-    both None the logits come from `buffers.tap` (see tap.py). `block_n`: keys that a program takes at a time.
+    both None the logits come from `buffers.tap` (see tap.py). `block_n`: keys that a program takes at a time, 0: as
+    many as suit the source.
     """
     shape = buffers.shape
     tapped = query is None or keys is None
@@ -71,7 +74,10 @@ def launch(
     q, k = (blank, blank) if query is None or keys is None else (query, keys)
     tap = blank if buffers.tap is None else buffers.tap
     main, tail = _widths(shape)
-    blocks_h = triton.cdiv(shape.group, _BLOCK_H)
+    # Stored logits know nothing of groups: any heads make a block.
+    key_heads, group = (1, shape.heads) if tapped else (shape.key_heads, shape.group)
+    block_h = _TAP_BLOCK_H if tapped else _BLOCK_H
+    mean_block_h = min(32, triton.next_power_of_2(shape.heads)) if tapped else _BLOCK_H
     records = buffers.records[layer.index]
     source = (
         q, q.stride(0), q.stride(1), rows.pool if rows.tokens is None else rows.tokens, k, k.stride(0), k.stride(1),
@@ -79,22 +85,24 @@ def launch(
         tap.stride(1), rows.pool, rows.lengths, buffers.control, buffers.partial,
     )  # fmt: skip
     how = {
-        "HEADS": shape.heads, "GROUP": shape.group, "D": shape.dim, "D_MAIN": main, "D_TAIL": max(tail, 16),
+        "HEADS": shape.heads, "GROUP": group, "D": shape.dim, "D_MAIN": main, "D_TAIL": max(tail, 16),
         "HAS_TAIL": tail > 0, "HAS_CAP": layer.logit_cap > 0, "TAP": tapped, "FLAT": rows.starts is not None,
-        "HAS_TOKENS": rows.tokens is not None, "BLOCK_H": _BLOCK_H, "BLOCKS_H": blocks_h,
+        "HAS_TOKENS": rows.tokens is not None,
         # The interpreter multiplies the bits of a bf16 as if they were an integer.
         "WIDEN": bool(triton.knobs.runtime.interpret),
     }  # fmt: skip
     sinks = layer.learned_sinks
     scalars = (layer.index, layer.scale, layer.logit_cap, layer.sliding_window)
-    partial_kernel[(rows.n, shape.key_heads * blocks_h, buffers.splits)](
-        *source, *scalars, SPLITS=buffers.splits, BLOCK_N=block_n, **how
-    )
+    blocks_h = triton.cdiv(group, block_h)
+    partial_kernel[(rows.n, key_heads * blocks_h, buffers.splits)](
+        *source, *scalars, SPLITS=buffers.splits, BLOCK_H=block_h, BLOCKS_H=blocks_h,
+        BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), **how,
+    )  # fmt: skip
     mean_kernel[(rows.n, buffers.mean_splits)](
         *source, blank if sinks is None else sinks, blank if buffers.means is None else buffers.means,
         0 if buffers.means is None else buffers.means.stride(0), buffers.candidates, records, *scalars,
         HAS_SINKS=sinks is not None, HAS_MEANS=buffers.means is not None, SPLITS=buffers.mean_splits,
-        PARTIAL_SPLITS=buffers.splits, **how,
+        PARTIAL_SPLITS=buffers.splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h), **how,
     )  # fmt: skip
     finish_kernel[(rows.n,)](
         rows.pool, rows.lengths, buffers.control, buffers.partial, blank if sinks is None else sinks,

@@ -94,9 +94,9 @@ def selected(control, heads, HEADS: tl.constexpr):
 @triton.jit
 def distance_bin(distance):
     """floor(log2(distance)), 0 for distance 0, at most 15: by comparing, since a float log2 would miss exact powers."""
-    bins = tl.zeros_like(distance)
+    bins = distance * 0
     for b in tl.static_range(1, 16):
-        bins += (distance >= (1 << b)).to(distance.dtype)
+        bins += (distance >= (1 << b)).to(tl.int32)
     return bins
 
 
@@ -206,19 +206,35 @@ def partial_kernel(
             shrink = tl.exp(top - new_top)
             centred = s - new_top[:, None]
             p = tl.exp(centred)
+            mass = tl.sum(p, axis=1)
             surprise = shrink * (surprise + tl.where(total > 0, total * (top - new_top), 0.0))
             surprise += tl.sum(tl.where(p > 0, p * centred, 0.0), axis=1)
-            total = total * shrink + tl.sum(p, axis=1)
-            sink = sink * shrink + tl.sum(tl.where(positions[None, :] < n_sink, p, 0.0), axis=1)
-            prompt = prompt * shrink + tl.sum(tl.where(positions[None, :] < prompt_len, p, 0.0), axis=1)
-            own = own * shrink + tl.sum(tl.where(positions[None, :] == length - 1, p, 0.0), axis=1)
-            previous = previous * shrink + tl.sum(tl.where(positions[None, :] == length - 2, p, 0.0), axis=1)
+            total = total * shrink + mass
+            sink = sink * shrink
+            prompt = prompt * shrink
+            own = own * shrink
+            previous = previous * shrink
             histogram = histogram * shrink[:, None]
-            bins = tl.where(key_mask & (positions >= n_sink), distance_bin(length - 1 - positions), -1)
-            # Keys far away fill one or two bins a tile, so only the bins between its ends are visited.
-            for b in range(tl.min(tl.where(bins < 0, BINS, bins), axis=0), tl.max(bins, axis=0) + 1):
-                mass = tl.sum(tl.where(bins[None, :] == b, p, 0.0), axis=1)
-                histogram += tl.where(columns[None, :] == b, mass[:, None], 0.0)
+            # A sum over a tile is dear. Most tiles hold neither a sink nor the newest keys, and lie in one distance bin
+            # and on one side of the prompt's end, so the tile's own mass serves.
+            if start < n_sink:
+                sink += tl.sum(tl.where(positions[None, :] < n_sink, p, 0.0), axis=1)
+            if start + BLOCK_N > length - 2:
+                own += tl.sum(tl.where(positions[None, :] == length - 1, p, 0.0), axis=1)
+                previous += tl.sum(tl.where(positions[None, :] == length - 2, p, 0.0), axis=1)
+            if start + BLOCK_N <= prompt_len:
+                prompt += mass
+            elif start < prompt_len:
+                prompt += tl.sum(tl.where(positions[None, :] < prompt_len, p, 0.0), axis=1)
+            nearest = distance_bin(length - tl.minimum(start + BLOCK_N, end))
+            farthest = distance_bin(length - 1 - start)
+            if (start >= n_sink) & (nearest == farthest):
+                histogram += tl.where(columns[None, :] == farthest, mass[:, None], 0.0)
+            else:
+                bins = tl.where(key_mask & (positions >= n_sink), distance_bin(length - 1 - positions), -1)
+                for b in range(nearest, farthest + 1):
+                    part = tl.sum(tl.where(bins[None, :] == b, p, 0.0), axis=1)
+                    histogram += tl.where(columns[None, :] == b, part[:, None], 0.0)
             top = new_top
         out = partial + ((row * HEADS + heads) * SPLITS + split) * PARTIAL_WORDS
         tl.store(out + P_MAX, top, mask=head_mask)
