@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.capture import first_key
 from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve
+from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
 
 MODEL = ModelShape(30, (7, 15, 22, 29), 9)
