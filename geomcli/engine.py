@@ -161,7 +161,7 @@ def _check_installed(plan: Plan) -> None:
     try:
         version("sglang")
     except PackageNotFoundError:
-        mend = "make install (in geom's repository)" if plan.device == "cpu" else "pip install 'sglang>=0.5.20,<0.5.24'"
+        mend = "make install (in geom's repository)" if plan.device == "cpu" else "pip install 'sglang>=0.5.16,<0.5.24'"
         raise UsageError("SGLang is not installed in this environment.", mend) from None
     if plan.device == "cpu" and find_spec("gguf") is None:
         raise UsageError("SGLang's CPU engine is only half installed.", "make install")

@@ -11,9 +11,17 @@ from geomcli.kernels.layout import (
     CONTROL_WORDS,
     HEAD_WORDS,
     KEEP,
+    L_CAP,
+    L_KEYS,
+    L_SCALE,
+    L_WINDOW,
+    LAYER_WORDS,
     PARTIAL_WORDS,
     RECORD_WORDS,
 )
+
+# Elements: what a key tensor's distance to the first one must be a multiple of for wide loads.
+_KEY_ALIGNMENT = 16
 
 
 @dataclass(frozen=True)
@@ -33,46 +41,85 @@ class Shape:
         return self.heads // self.key_heads
 
 
-class Buffers:
-    """Control table, scratch and records for `layers` captured layers of `shape` and at most `rows` rows a step.
+@dataclass(frozen=True)
+class Layer:
+    """What the logits of one layer depend on besides query and keys."""
 
-    pool_rows: slots of the engine's request pool, the padding slot 0 included. `means_length` > 0 keeps the head-mean
-    probabilities [rows, means_length] of the layer that ran last (column sums need them). `tap_length` > 0 allocates
-    the logits [rows, heads, tap_length] that a tap writes.
+    scale: float
+    logit_cap: float = 0.0
+    sliding_window: int = -1
+
+
+class Buffers:
+    """Control table, queries, scratch and records of the captured `layers` for at most `rows` rows a step.
+
+    pool_rows: slots of the engine's request pool, the padding slot 0 included. `dtype` is the queries'. `means_length`
+    > 0 keeps the head-mean probabilities [layers, rows, means_length] (column sums and several ranks need them).
+    `tap_length` > 0 allocates the logits [layers, rows, heads, tap_length] that a tap writes.
     """
 
     def __init__(
         self,
         shape: Shape,
         *,
-        layers: int,
+        layers: Sequence[Layer],
         rows: int,
         pool_rows: int,
         device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
         per_head: bool = True,
         means_length: int = 0,
         tap_length: int = 0,
         splits: int = 8,
         mean_splits: int = 8,
     ) -> None:
-        def zeros(*size: int, dtype: torch.dtype) -> torch.Tensor:
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.zeros([int(getattr(n, "value", n)) for n in size], dtype=dtype, device=device)
 
-        self.shape, self.layers, self.rows = shape, layers, rows
+        n = len(layers)
+        self.shape, self.layers, self.rows = shape, tuple(layers), rows
         self.splits, self.mean_splits = splits, mean_splits
         self.control = zeros(pool_rows, CONTROL_WORDS, dtype=torch.int32)
-        self.records = zeros(layers, rows, RECORD_WORDS, dtype=torch.int32)
-        self.heads = zeros(layers, rows, shape.heads, HEAD_WORDS, dtype=torch.float32) if per_head else None
-        self.partial = zeros(rows, shape.heads, splits, PARTIAL_WORDS, dtype=torch.float32)
-        self.candidates = zeros(rows, mean_splits, KEEP, dtype=torch.int64)
-        self.means = zeros(rows, means_length, dtype=torch.float32) if means_length else None
-        self.tap = zeros(rows, shape.heads, tap_length, dtype=torch.float32) if tap_length else None
+        self.queries = zeros(n, rows, shape.heads, shape.dim, dtype=dtype)
+        self.records = zeros(n, rows, RECORD_WORDS, dtype=torch.int32)
+        self.heads = zeros(n, rows, shape.heads, HEAD_WORDS) if per_head else None
+        self.partial = zeros(n, rows, shape.heads, splits, PARTIAL_WORDS)
+        self.candidates = zeros(n, rows, mean_splits, KEEP, dtype=torch.int64)
+        self.means = zeros(n, rows, means_length) if means_length else None
+        self.tap = zeros(n, rows, shape.heads, tap_length) if tap_length else None
+        self.learned_sinks = zeros(n, shape.heads).fill_(float("-inf"))
+        self.keys: torch.Tensor | None = None
+        floats, ints = zeros(n, LAYER_WORDS), zeros(n, LAYER_WORDS, dtype=torch.int64)
+        floats[:, L_SCALE.value] = torch.tensor([layer.scale for layer in layers])
+        floats[:, L_CAP.value] = torch.tensor([layer.logit_cap for layer in layers])
+        ints[:, L_WINDOW.value] = torch.tensor([layer.sliding_window for layer in layers])
+        self.layer_floats, self.layer_ints = floats, ints
 
     @property
     def bytes(self) -> int:
         """Memory taken, in bytes."""
-        held = (self.control, self.records, self.heads, self.partial, self.candidates, self.means, self.tap)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        held = (v for v in vars(self).values() if isinstance(v, torch.Tensor) and v is not self.keys)
+        return sum(t.numel() * t.element_size() for t in held)
+
+    def use_keys(self, keys: Sequence[torch.Tensor]) -> None:
+        """The key tensor [slots, H_kv, D] of each captured layer; they must stay where they are.
+
+        ValueError when they are not alike, or not in the shape that was announced.
+        """
+        first = keys[0]
+        size = first.element_size()
+        for key in keys:
+            if key.dim() != 3 or key.shape[-1] != self.shape.dim or key.shape[1] != self.shape.key_heads:
+                expected = f"[slots, {self.shape.key_heads}, {self.shape.dim}]"
+                raise ValueError(f"the key pool has shape {list(key.shape)} instead of {expected}")
+            distance = key.data_ptr() - first.data_ptr()
+            if key.dtype != first.dtype or key.stride() != first.stride() or key.stride(-1) != 1:
+                raise ValueError("the key pools of the captured layers are laid out differently")
+            if distance % (size * _KEY_ALIGNMENT):
+                raise ValueError("the key pools of the captured layers are not aligned to each other")
+        offsets = [(key.data_ptr() - first.data_ptr()) // size for key in keys]
+        self.layer_ints[:, L_KEYS.value] = torch.tensor(offsets)
+        self.keys = first
 
     def write_control(self, slots: Sequence[int], rows: Sequence[Sequence[int]]) -> None:
         """Set the control of request slots [n] to rows [n][16]; asynchronous, in order with the current stream."""

@@ -31,6 +31,13 @@ C_LIMIT = tl.constexpr(9)  # captured steps, 0: all
 C_HEADS = tl.constexpr(10)  # bit h: the h-th local query head; four words
 CONTROL_WORDS = tl.constexpr(16)
 
+# Layer tables: one row of floats and one of int64 for each captured layer.
+L_SCALE = tl.constexpr(0)
+L_CAP = tl.constexpr(1)  # 0: none
+L_WINDOW = tl.constexpr(0)  # -1: none
+L_KEYS = tl.constexpr(1)  # elements from the first captured layer's keys to this layer's
+LAYER_WORDS = tl.constexpr(2)
+
 # Record: one for each captured layer and batch row.
 R_STAMP = tl.constexpr(0)
 R_LENGTH = tl.constexpr(1)  # keys of the row, masked ones included

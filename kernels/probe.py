@@ -1,7 +1,8 @@
-"""Statistics of query rows from the paged keys, for any attention backend whose keys lie in the engine's pool.
+"""Statistics of a step's query rows, for any attention backend whose keys lie in the engine's pool.
 
-`launch` only launches: no allocation, no copy to the host, no branch on a tensor's value, so a CUDA graph can hold it.
-Its twin is reference.row_statistics over reference.attention_logits.
+Each captured layer leaves its queries behind (or its logits, see tap.py); after the last of them one `launch` does all
+layers. Both only launch: no allocation, no copy to the host, no branch on a tensor's value, so a CUDA graph can hold
+them. The twin is reference.row_statistics over reference.attention_logits.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import torch
 import triton
 
 from geomcli.kernels.buffers import Buffers, Shape
-from geomcli.kernels.rows import finish_kernel, mean_kernel, partial_kernel
+from geomcli.kernels.finish import finish_kernel, mean_kernel
+from geomcli.kernels.partial import partial_kernel
 
 _BLOCK_H = 16  # the least that a tensor core takes
 _BLOCK_N = 64
 _TAP_BLOCK_H = 4
 _TAP_BLOCK_N = 256
+# Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
+# row asks.
+_PROGRAMS = 2048
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,7 @@ class Rows:
 
     pool: slot of each row's request, int32 or int64. lengths: keys of each row. `slots` holds the key slot of every
     position: flat with `starts` [n], where row i begins (kv_indices and kv_indptr), or [pool_rows, max_length] indexed
-    by `pool` when `starts` is None (req_to_token). `tokens` [n] says where in the query tensor each row is; None: row i
-    is token i.
+    by `pool` when `starts` is None (req_to_token).
     """
 
     n: int
@@ -35,81 +39,95 @@ class Rows:
     lengths: torch.Tensor
     slots: torch.Tensor
     starts: torch.Tensor | None = None
-    tokens: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Layer:
-    """What the logits of one layer depend on besides query and keys; `index` counts the captured layers."""
+def keep_queries(buffers: Buffers, index: int, query: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
+    """Leave the queries of the index-th captured layer behind for `launch`.
 
-    index: int
-    scale: float
-    logit_cap: float = 0.0
-    sliding_window: int = -1
-    learned_sinks: torch.Tensor | None = None  # [H]
+    query [tokens, H, D]; `tokens` [n] says where each row is in it (a prefill, which no graph holds), None: row i is
+    token i. ValueError when they do not fit the buffers.
+    """
+    n = query.shape[0] if tokens is None else tokens.shape[0]
+    _check_rows(buffers, n)
+    if tuple(query.shape[1:]) != (buffers.shape.heads, buffers.shape.dim):
+        raise ValueError(f"queries have shape {list(query.shape[1:])}, not that of the captured layers' heads")
+    buffers.queries[index, :n].copy_(query if tokens is None else query[tokens])
 
 
 def launch(
     buffers: Buffers,
-    layer: Layer,
     rows: Rows,
-    query: torch.Tensor | None = None,
-    keys: torch.Tensor | None = None,
     *,
+    tapped: bool = False,
+    learned_sinks: bool = False,
+    every_key: bool = False,
     block_n: int = 0,
+    splits: int = 0,
 ) -> None:
-    """Write the records of `layer` for all rows whose control asks for them.
+    """Write the records of all captured layers for all rows whose control asks for them.
 
-    query [tokens, H, D], keys [slots, H_kv, D] in fp32, fp16, bf16 or (keys only) fp8, last dimensions contiguous. With
-    both None the logits come from `buffers.tap` (see tap.py). `block_n`: keys that a program takes at a time, 0: as
-    many as suit the source.
+    Logits come from the kept queries and `buffers.keys`, or with `tapped` from `buffers.tap`. `learned_sinks`: the
+    layers' sinks lie in `buffers.learned_sinks` and take part in the normaliser. `every_key`: the means of rows without
+    links are complete too. `block_n`, `splits`: keys that a program takes at a time and parts that a row is cut into,
+    0: what suits the source and the number of rows.
     """
-    shape = buffers.shape
-    tapped = query is None or keys is None
+    shape, n_layers = buffers.shape, len(buffers.layers)
     if tapped and buffers.tap is None:
         raise ValueError("logits can only be tapped into buffers with a tap_length")
-    if rows.n > buffers.rows:
-        raise ValueError(f"{rows.n} rows do not fit into buffers of {buffers.rows}")
+    if not tapped and buffers.keys is None:
+        raise ValueError("logits can only be computed from buffers that know the keys")
+    _check_rows(buffers, rows.n)
     blank = buffers.partial
-    q, k = (blank, blank) if query is None or keys is None else (query, keys)
+    keys = blank if tapped or buffers.keys is None else buffers.keys
     tap = blank if buffers.tap is None else buffers.tap
+    means = blank if buffers.means is None else buffers.means
     main, tail = _widths(shape)
     # Stored logits know nothing of groups: any heads make a block.
     key_heads, group = (1, shape.heads) if tapped else (shape.key_heads, shape.group)
     block_h = _TAP_BLOCK_H if tapped else _BLOCK_H
     mean_block_h = min(32, triton.next_power_of_2(shape.heads)) if tapped else _BLOCK_H
-    records = buffers.records[layer.index]
+    blocks_h = triton.cdiv(group, block_h)
+    splits = splits or _splits(buffers.splits, rows.n * n_layers * key_heads * blocks_h)
+    mean_splits = buffers.mean_splits
     source = (
-        q, q.stride(0), q.stride(1), rows.pool if rows.tokens is None else rows.tokens, k, k.stride(0), k.stride(1),
-        rows.slots, rows.pool if rows.starts is None else rows.starts, rows.slots.stride(0), tap, tap.stride(0),
-        tap.stride(1), rows.pool, rows.lengths, buffers.control, buffers.partial,
+        buffers.queries, keys, keys.stride(0), keys.stride(1), rows.slots,
+        rows.pool if rows.starts is None else rows.starts, rows.slots.stride(0), tap, tap.stride(0), tap.stride(1),
+        tap.stride(2), rows.pool, rows.lengths, buffers.control, buffers.layer_floats, buffers.layer_ints,
+        buffers.partial, buffers.rows,
     )  # fmt: skip
     how = {
         "HEADS": shape.heads, "GROUP": group, "D": shape.dim, "D_MAIN": main, "D_TAIL": max(tail, 16),
-        "HAS_TAIL": tail > 0, "HAS_CAP": layer.logit_cap > 0, "TAP": tapped, "FLAT": rows.starts is not None,
-        "HAS_TOKENS": rows.tokens is not None,
+        "HAS_TAIL": tail > 0, "HAS_CAP": any(layer.logit_cap > 0 for layer in buffers.layers), "TAP": tapped,
+        "FLAT": rows.starts is not None,
         # The interpreter multiplies the bits of a bf16 as if they were an integer.
         "WIDEN": bool(triton.knobs.runtime.interpret),
     }  # fmt: skip
-    sinks = layer.learned_sinks
-    scalars = (layer.index, layer.scale, layer.logit_cap, layer.sliding_window)
-    blocks_h = triton.cdiv(group, block_h)
-    partial_kernel[(rows.n, key_heads * blocks_h, buffers.splits)](
-        *source, *scalars, SPLITS=buffers.splits, BLOCK_H=block_h, BLOCKS_H=blocks_h,
+    partial_kernel[(rows.n, n_layers * key_heads * blocks_h, splits)](
+        *source, SPLITS=splits, BLOCK_H=block_h, BLOCKS_H=blocks_h,
         BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), **how,
     )  # fmt: skip
-    mean_kernel[(rows.n, buffers.mean_splits)](
-        *source, blank if sinks is None else sinks, blank if buffers.means is None else buffers.means,
-        0 if buffers.means is None else buffers.means.stride(0), buffers.candidates, records, *scalars,
-        HAS_SINKS=sinks is not None, HAS_MEANS=buffers.means is not None, SPLITS=buffers.mean_splits,
-        PARTIAL_SPLITS=buffers.splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h), **how,
+    mean_kernel[(rows.n, n_layers, mean_splits)](
+        *source, buffers.learned_sinks, means, means.stride(0), means.stride(1), buffers.candidates, buffers.records,
+        HAS_SINKS=learned_sinks, HAS_MEANS=buffers.means is not None, EVERY=every_key, SPLITS=mean_splits,
+        PARTIAL_SPLITS=splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h), **how,
     )  # fmt: skip
-    finish_kernel[(rows.n,)](
-        rows.pool, rows.lengths, buffers.control, buffers.partial, blank if sinks is None else sinks,
-        buffers.candidates, records, blank if buffers.heads is None else buffers.heads[layer.index], layer.index,
-        layer.sliding_window, HEADS=shape.heads, HAS_SINKS=sinks is not None, HAS_HEADS=buffers.heads is not None,
-        SPLITS=buffers.splits, MEAN_SPLITS=buffers.mean_splits, BLOCK_H=_BLOCK_H,
+    finish_kernel[(rows.n, n_layers)](
+        rows.pool, rows.lengths, buffers.control, buffers.layer_ints, buffers.partial, buffers.rows,
+        buffers.learned_sinks, buffers.candidates, buffers.records, blank if buffers.heads is None else buffers.heads,
+        HEADS=shape.heads, HAS_SINKS=learned_sinks, HAS_HEADS=buffers.heads is not None, SPLITS=splits,
+        MEAN_SPLITS=mean_splits, BLOCK_H=_BLOCK_H,
     )  # fmt: skip
+
+
+def _check_rows(buffers: Buffers, n: int) -> None:
+    if n > buffers.rows:
+        raise ValueError(f"{n} rows do not fit into buffers of {buffers.rows}")
+
+
+def _splits(most: int, programs: int) -> int:
+    """Parts to cut a row into, a power of two of at most `most`, so that about _PROGRAMS programs start."""
+    wanted: int = triton.next_power_of_2(triton.cdiv(_PROGRAMS, programs))
+    return max(1, min(most, wanted))
 
 
 def _widths(shape: Shape) -> tuple[int, int]:

@@ -1,8 +1,8 @@
 """Logits without reading a key twice: SGLang's Triton decode kernel stores them while it computes its own attention.
 
 The kernel accepts a `score_mod` with one auxiliary tensor (SGLang 0.5.16 and later); `store_logits` writes each logit
-there and changes none. The statistics then come from probe.launch with neither query nor keys. Only for layers whose
-positions are absolute: with a sliding window the kernel counts from the window's start.
+there and changes none. The statistics then come from one probe.launch(tapped=True) after the last captured layer. Only
+for layers whose positions are absolute: with a sliding window the kernel counts from the window's start.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def store_logits(qk, q_pos, kv_pos, q_idx, head, mask, Aux0, aux0_stride_t, aux0
     return qk
 
 
-def fits(shape: Shape, *, rows: int, max_length: int, budget: int) -> bool:
-    """Whether the logits of `rows` rows of at most `max_length` keys fit into `budget` bytes."""
-    return rows * shape.heads * max_length * _FLOAT_BYTES <= budget
+def bytes_of(shape: Shape, *, layers: int, rows: int, max_length: int) -> int:
+    """Memory that the logits of `rows` rows of at most `max_length` keys take, in bytes."""
+    return layers * rows * shape.heads * max_length * _FLOAT_BYTES
 
 
 def store_logits_torch(logits: torch.Tensor, lengths: torch.Tensor, tapped: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from geomcli.server_patch import faults, flags, hooks, native, transport
+from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.scheduler_state import scheduler
@@ -51,16 +52,29 @@ def _prepare(runner: Any, server_args: Any) -> None:
         raise ValueError("models with a sliding-window KV pool cannot be captured")
     scheduler.layers = parse_layers(options.layers, config.num_hidden_layers)
     scheduler.backend = str(kinds[0])
+    group = attention_ranks()
     if scheduler.backend == "torch_native":
+        if group is not None:
+            raise ValueError(
+                "torch_native attention cannot be captured under tensor parallelism; start with --attention-backend "
+                "triton, or leave --tp-size out"
+            )
         scheduler.source = "recompute"
     else:
-        from geomcli.server_patch.device import DeviceCapture
+        from geomcli.server_patch.device import DeviceCapture, has_kernels
+
+        if not has_kernels(runner.device):
+            raise ValueError(
+                f"the {scheduler.backend} attention backend has no kernels for {runner.device}; "
+                "start with --attention-backend torch_native"
+            )
 
         source = options.source if scheduler.backend == "triton" else "probe"
-        capture = DeviceCapture(runner, scheduler.layers, source)
+        capture = DeviceCapture(runner, scheduler.layers, source, group)
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)
+        capture.compile_kernels()
         scheduler.device, scheduler.source = capture, capture.source
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
@@ -127,7 +141,7 @@ def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: A
         if step is None:
             return
         if scheduler.device is not None:
-            scheduler.device.collect(step, tokens.shape[0])
+            scheduler.device.collect(step, forward_batch, tokens.shape[0])
         transport.attach(logits_output, step)
     except Exception:
         faults.report("a step's statistics could not be sent along; its tokens carry error entries")

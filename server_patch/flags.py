@@ -105,7 +105,6 @@ def refusal(server_args: Any) -> str | None:
         (set_to("speculative_algorithm"), f"speculative decoding ({value('speculative_algorithm')})",
          "--speculative-algorithm"),
         (value("pp_size", 1) > 1, "pipeline parallelism", "--pp-size"),
-        (value("tp_size", 1) > 1, "tensor parallelism: a rank sees only its own heads", "--tp-size"),
         (value("dp_size", 1) > 1, "data parallelism", "--dp-size"),
         (value("attn_cp_size", 1) > 1, "context parallelism", "--attention-context-parallel-size"),
         (value("dcp_size", 1) > 1, "context parallelism of decode", "--dcp-size"),

@@ -85,6 +85,7 @@ HOOKS = (
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
     "sglang.srt.model_executor.runner_utils.capture_mode.get_is_capture_mode",
+    "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
 )
 

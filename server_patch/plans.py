@@ -21,6 +21,7 @@ class RowPlan:
     query_position: int
     statistics: dict[int, RowStatistics] = field(default_factory=dict)
     error: str | None = None
+    flags: tuple[str, ...] = ()  # raised on the entry
 
 
 def first_key(options: CaptureOptions, query_position: int, sliding_window: int = -1) -> int:

@@ -96,7 +96,9 @@ def _value(
     if plan is None or plan.request is not req or plan.output_index != output_index or plan.error is not None:
         return error_entry(context, state)
     try:
-        return build_entry(context, state, plan.statistics)
+        entry = build_entry(context, state, plan.statistics)
+        entry["flags"].extend(plan.flags)
+        return entry
     except Exception:
         faults.report("an entry could not be built")
         return error_entry(context, state)

@@ -168,7 +168,7 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
         tmp_path / "plugin",
         """
         if in_child:
-            from geomcli.server_patch import capture, entries
+            from geomcli.server_patch import entries, native
             calls = {"statistics": 0, "entries": 0}
             def failing(original, name, every):
                 def wrapped(*args, **kwargs):
@@ -177,7 +177,7 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
                         raise RuntimeError("a fault put in by a test")
                     return original(*args, **kwargs)
                 return wrapped
-            capture.row_statistics = failing(capture.row_statistics, "statistics", 3)
+            native.row_statistics = failing(native.row_statistics, "statistics", 3)
             entries.classify = failing(entries.classify, "entries", 5)
         """,
     )

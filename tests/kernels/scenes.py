@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from geomcli.kernels import layout, probe, records, tap
-from geomcli.kernels.buffers import Buffers, Shape
+from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.kernels.reference import RowStatistics, row_statistics
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,12 +31,15 @@ class Ask:
     stride: int = 1
     limit: int = 0
     heads: tuple[int, ...] | None = None
-    layers: int = 0b11
+    layers: int = 0b10
 
 
 @dataclass
 class Scene:
-    """Rows over one pool of keys. `layer` is the second of two captured layers, so the first must stay untouched."""
+    """Rows over two captured layers, each with keys, queries and parameters of its own.
+
+    Rows ask for the second layer unless they say otherwise, so the first one's records must stay untouched.
+    """
 
     shape: Shape
     asks: list[Ask]
@@ -62,20 +65,31 @@ class Scene:
 
         n, shape = len(self.asks), self.shape
         self.scale = shape.dim**-0.5
+        self.layers = (
+            Layer(0.7 * self.scale, 0.5 * self.cap, -1 if self.sliding_window < 0 else self.sliding_window + 5),
+            Layer(self.scale, self.cap, self.sliding_window),
+        )
         longest = max(ask.length for ask in self.asks)
         slots = longest + 64
-        self.query = randn(n + 3, shape.heads, shape.dim).to(self.dtype).to(DEVICE)
-        self.keys = randn(slots, shape.key_heads, shape.dim).to(self.key_dtype or self.dtype).to(DEVICE)
+        self.queries = [randn(n + 3, shape.heads, shape.dim).to(self.dtype).to(DEVICE) for _ in self.layers]
+        self.keys = [
+            randn(slots, shape.key_heads, shape.dim).to(self.key_dtype or self.dtype).to(DEVICE) for _ in self.layers
+        ]
         self.pool_slots = [n - i for i in range(n)]  # descending: a row is not its request's slot; slot 0 pads
         self.table = torch.stack([torch.randperm(slots, generator=generator)[:longest] for _ in range(n + 1)])
         self.table = self.table.to(torch.int32).to(DEVICE)
-        self.learned = randn(shape.heads).to(DEVICE) if self.sinks else None
+        self.learned = randn(len(self.layers), shape.heads).to(DEVICE) if self.sinks else None
         self.token_of = torch.randperm(n + 3, generator=generator)[:n] if self.tokens else torch.arange(n)
         self.buffers = Buffers(
-            shape, layers=2, rows=n + 1, pool_rows=n + 1, device=DEVICE, splits=self.splits, mean_splits=self.splits,
-            means_length=longest if self.means else 0, tap_length=longest if self.tapped else 0,
+            shape, layers=self.layers, rows=n + 1, pool_rows=n + 1, device=DEVICE, dtype=self.dtype,
+            splits=self.splits, mean_splits=self.splits, means_length=longest if self.means else 0,
+            tap_length=longest if self.tapped else 0,
         )  # fmt: skip
         poison(self.buffers)
+        if not self.tapped:
+            self.buffers.use_keys(self.keys)
+        if self.learned is not None:
+            self.buffers.learned_sinks.copy_(self.learned)
         self.buffers.write_control(self.pool_slots, [self.control(ask) for ask in self.asks])
 
     def control(self, ask: Ask) -> list[int]:
@@ -88,63 +102,67 @@ class Scene:
         return words
 
     @property
-    def layer(self) -> probe.Layer:
-        return probe.Layer(1, self.scale, self.cap, self.sliding_window, self.learned)
-
-    @property
     def rows(self) -> probe.Rows:
         lengths = [ask.length for ask in self.asks]
         pool = torch.tensor(self.pool_slots, device=DEVICE)
-        tokens = self.token_of.to(DEVICE) if self.tokens else None
         size = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
         if not self.flat:
-            return probe.Rows(len(lengths), pool, size, self.table, None, tokens)
+            return probe.Rows(len(lengths), pool, size, self.table)
         flat = torch.cat([self.table[s, :n] for s, n in zip(self.pool_slots, lengths, strict=True)]).long()
         starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=DEVICE)
-        return probe.Rows(len(lengths), pool, size, flat, starts, tokens)
+        return probe.Rows(len(lengths), pool, size, flat, starts)
 
-    def logits(self, row: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    def logits(self, row: int, layer: int = 1, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """[H, length]: every key of the row."""
-        keys = self.keys[self.table[self.pool_slots[row], : self.asks[row].length].long()]
-        query = self.query[int(self.token_of[row])]
-        n_kv = self.shape.key_heads
+        keys = self.keys[layer][self.table[self.pool_slots[row], : self.asks[row].length].long()]
+        query = self.queries[layer][int(self.token_of[row])]
+        n_kv, how = self.shape.key_heads, self.layers[layer]
         grouped = query.to(dtype).view(n_kv, self.shape.group, -1)
-        s = torch.matmul(grouped, keys.to(dtype).permute(1, 2, 0)).reshape(self.shape.heads, -1) * self.scale
-        return self.cap * torch.tanh(s / self.cap) if self.cap else s
+        s = torch.matmul(grouped, keys.to(dtype).permute(1, 2, 0)).reshape(self.shape.heads, -1) * how.scale
+        return how.logit_cap * torch.tanh(s / how.logit_cap) if how.logit_cap else s
 
-    def launch(self) -> None:
-        if not self.tapped:
-            probe.launch(self.buffers, self.layer, self.rows, self.query, self.keys, block_n=self.block_n)
-            return
-        assert self.buffers.tap is not None
-        for row, ask in enumerate(self.asks):
-            lengths = torch.tensor([ask.length])
-            logits = self.logits(row, torch.float32)[None]
-            tap.store_logits_torch(logits, lengths, self.buffers.tap[row : row + 1])
-        probe.launch(self.buffers, self.layer, self.rows)
-
-    def first(self, row: int) -> int:
-        ask = self.asks[row]
-        first = max(ask.mask_prefix, ask.length - ask.window if ask.window else 0)
-        if self.sliding_window > -1:
-            first = max(first, ask.length - 1 - self.sliding_window)
-        return min(first, ask.length)
-
-    def expected(self, row: int) -> RowStatistics:
-        ask, first = self.asks[row], self.first(row)
-        heads = list(range(self.shape.heads) if ask.heads is None else ask.heads)
-        return row_statistics(
-            self.logits(row)[heads, first:], query_position=ask.length - 1, first_key=first, prompt_len=ask.prompt_len,
-            sink_tokens=SINK_TOKENS, top_k=ask.top_k, head_statistics=True,
-            sink_logits=None if self.learned is None else self.learned[heads].double(),
+    def launch(self, *, every_key: bool = False) -> None:
+        for layer in range(len(self.layers)):
+            if self.tapped:
+                self._store_logits(layer)
+            else:
+                query = self.queries[layer]
+                tokens = self.token_of.to(DEVICE) if self.tokens else None
+                probe.keep_queries(self.buffers, layer, query if self.tokens else query[: len(self.asks)], tokens)
+        probe.launch(
+            self.buffers, self.rows, tapped=self.tapped, learned_sinks=self.sinks, every_key=every_key,
+            block_n=self.block_n, splits=self.splits,
         )  # fmt: skip
 
-    def found(self, row: int) -> RowStatistics:
+    def _store_logits(self, layer: int) -> None:
+        assert self.buffers.tap is not None
+        for row, ask in enumerate(self.asks):
+            logits = self.logits(row, layer, torch.float32)[None]
+            tap.store_logits_torch(logits, torch.tensor([ask.length]), self.buffers.tap[layer, row : row + 1])
+
+    def first(self, row: int, layer: int = 1) -> int:
+        ask, sliding = self.asks[row], self.layers[layer].sliding_window
+        first = max(ask.mask_prefix, ask.length - ask.window if ask.window else 0)
+        if sliding > -1:
+            first = max(first, ask.length - 1 - sliding)
+        return min(first, ask.length)
+
+    def expected(self, row: int, layer: int = 1) -> RowStatistics:
+        ask, first = self.asks[row], self.first(row, layer)
+        heads = list(range(self.shape.heads) if ask.heads is None else ask.heads)
+        return row_statistics(
+            self.logits(row, layer)[heads, first:], query_position=ask.length - 1, first_key=first,
+            prompt_len=ask.prompt_len, sink_tokens=SINK_TOKENS, top_k=ask.top_k, head_statistics=True,
+            sink_logits=None if self.learned is None else self.learned[layer, heads].double(),
+        )  # fmt: skip
+
+    def found(self, row: int, layer: int = 1) -> RowStatistics:
         ask = self.asks[row]
         assert self.buffers.heads is not None
         return records.statistics_of(
-            self.buffers.records[1, row].cpu().numpy(), first_key=self.first(row), prompt_len=ask.prompt_len,
-            sink_tokens=SINK_TOKENS, heads=self.buffers.heads[1, row].cpu().numpy(), selected=ask.heads,
+            self.buffers.records[layer, row].cpu().numpy(), first_key=self.first(row, layer),
+            prompt_len=ask.prompt_len, sink_tokens=SINK_TOKENS,
+            heads=self.buffers.heads[layer, row].cpu().numpy(), selected=ask.heads,
         )  # fmt: skip
 
     def untouched(self, row: int, layer: int = 1) -> bool:
@@ -155,16 +173,19 @@ class Scene:
         self.launch()
         assert self.untouched(len(self.asks))  # the row behind the last one
         for row, ask in enumerate(self.asks):
-            assert self.untouched(row, layer=0)
-            if not ask.enabled:
-                assert self.untouched(row)
-                continue
-            assert records.stamp_of(self.buffers.records[1, row].cpu().numpy()) == (STAMP, ask.length), row
-            compare(self.found(row), self.expected(row), self.logits(row), self.first(row), tolerance, row)
+            for layer in range(len(self.layers)):
+                if not ask.enabled or not ask.layers >> layer & 1:
+                    assert self.untouched(row, layer)
+                    continue
+                where = (row, layer)
+                found, expected = self.found(row, layer), self.expected(row, layer)
+                stamp = records.stamp_of(self.buffers.records[layer, row].cpu().numpy())
+                assert stamp == (STAMP, ask.length), where
+                compare(found, expected, self.logits(row, layer), self.first(row, layer), tolerance, where)
 
 
 def compare(
-    found: RowStatistics, expected: RowStatistics, logits: torch.Tensor, first: int, tolerance: float, row: int
+    found: RowStatistics, expected: RowStatistics, logits: torch.Tensor, first: int, tolerance: float, row: Any
 ) -> None:
     def close(name: str, a: Any, b: Any) -> None:
         a, b = torch.as_tensor(a).double().cpu(), torch.as_tensor(b).double().cpu()
@@ -192,6 +213,6 @@ def poison(buffers: Buffers) -> None:
     """Fill everything that a launch writes, so that what it does not write cannot pass for a result."""
     buffers.records.fill_(POISON)
     buffers.candidates.fill_(2**62)
-    for tensor in (buffers.partial, buffers.heads, buffers.means, buffers.tap):
+    for tensor in (buffers.queries, buffers.partial, buffers.heads, buffers.means, buffers.tap):
         if tensor is not None:
             tensor.fill_(float("nan"))

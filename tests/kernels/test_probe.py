@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from geomcli.kernels import columns, layout, probe, tap
-from geomcli.kernels.buffers import Buffers, Shape
+from geomcli.kernels.buffers import Buffers, Layer, Shape
 from tests.kernels.scenes import DEVICE, Ask, Scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
@@ -38,6 +38,12 @@ def test_variants_of_a_layer(variant: dict[str, Any], tapped: bool) -> None:
 
 def test_sliding_window_of_a_layer() -> None:
     Scene(SHAPES["GQA"], LENGTHS, sliding_window=40).check()
+
+
+@pytest.mark.parametrize("variant", [{}, {"cap": 4.0, "sinks": True}, {"sliding_window": 9}, {"tapped": True}])
+def test_layers_have_keys_and_parameters_of_their_own(variant: dict[str, Any]) -> None:
+    asks = [Ask(80, layers=0b11), Ask(50, layers=0b01), Ask(60, layers=0b10)]
+    Scene(SHAPES["GQA"], asks, **variant).check()
 
 
 @pytest.mark.parametrize("tapped", [False, True], ids=["probe", "tap"])
@@ -142,7 +148,7 @@ def test_no_number_depends_on_a_masked_key() -> None:
     assert scene.buffers.heads is not None
     published = [scene.buffers.records[1, 0], scene.buffers.heads[1, 0].view(torch.int32)]
     before = [words.clone() for words in published]
-    scene.keys[scene.table[scene.pool_slots[0], :64].long()] = float("nan")
+    scene.keys[1][scene.table[scene.pool_slots[0], :64].long()] = float("nan")
     scene.launch()
     assert all(torch.equal(words, old) for words, old in zip(published, before, strict=True))
 
@@ -153,49 +159,63 @@ def test_links_among_thousands_of_keys() -> None:
 
 def test_ties_go_to_the_earlier_position() -> None:
     scene = Scene(SHAPES["MQA"], [Ask(200, top_k=8)])
-    scene.keys.zero_()
+    scene.keys[1].zero_()
     scene.launch()
     assert scene.found(0).positions.tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("tapped", [False, True], ids=["probe", "tap"])
 def test_column_sums_add_up_over_steps(tapped: bool) -> None:
-    asks = [Ask(90, mask_prefix=3), Ask(300, top_k=0), Ask(50, enabled=False)]
+    asks = [Ask(90, mask_prefix=3, layers=0b11), Ask(300, top_k=0), Ask(50, enabled=False)]
     scene = Scene(SHAPES["GQA"], asks, tapped=tapped, means=True)
-    sums = torch.zeros(len(asks) + 1, 300, device=DEVICE)
+    sums = torch.zeros(2, len(asks) + 1, 300, device=DEVICE)
     expected = torch.zeros_like(sums, dtype=torch.float64, device="cpu")
     for _ in range(2):
-        scene.launch()
-        columns.accumulate(scene.buffers, scene.layer, scene.rows, sums)
-        for row, ask in enumerate(asks):
-            if ask.enabled:
-                first = scene.first(row)
-                p = torch.softmax(scene.logits(row)[:, first:], dim=1).mean(dim=0).cpu()
-                columns.accumulate_torch(p, scene.pool_slots[row], first, expected)
+        scene.launch(every_key=True)
+        columns.accumulate(scene.buffers, scene.rows, sums)
+        for layer, row in ((0, 0), (1, 0), (1, 1)):
+            first = scene.first(row, layer)
+            p = torch.softmax(scene.logits(row, layer)[:, first:], dim=1).mean(dim=0).cpu()
+            columns.accumulate_torch(p, scene.pool_slots[row], first, expected[layer])
     assert (sums.double().cpu() - expected).abs().max() <= 1e-5
-    assert sums[scene.pool_slots[2]].abs().max() == 0
-    assert abs(float(sums.sum()) - 4) < 1e-4  # two rows, two steps, mass one each
+    assert sums[:, scene.pool_slots[2]].abs().max() == 0
+    assert abs(float(sums.sum()) - 6) < 1e-4  # three rows of layers, two steps, mass one each
 
 
 def test_what_does_not_fit_is_refused() -> None:
     scene = Scene(SHAPES["MQA"], [Ask(10)])
+    buffers = scene.buffers
     with pytest.raises(ValueError, match="do not fit"):
-        probe.launch(scene.buffers, scene.layer, replace(scene.rows, n=9), scene.query, scene.keys)
+        probe.launch(buffers, replace(scene.rows, n=9))
+    with pytest.raises(ValueError, match="do not fit"):
+        probe.keep_queries(buffers, 0, scene.queries[0].repeat(9, 1, 1))
+    with pytest.raises(ValueError, match="not that of the captured layers"):
+        probe.keep_queries(buffers, 0, scene.queries[0][:1, :, :8])
     with pytest.raises(ValueError, match="tap_length"):
-        probe.launch(scene.buffers, scene.layer, scene.rows)
+        probe.launch(buffers, scene.rows, tapped=True)
     with pytest.raises(ValueError, match="means_length"):
-        columns.accumulate(scene.buffers, scene.layer, scene.rows, torch.zeros(3, 3))
+        columns.accumulate(buffers, scene.rows, torch.zeros(2, 3, 3))
+    keys = scene.keys[0]
+    for wrong, sentence in (
+        (keys[:, :, :16], r"instead of \[slots, 1, 32\]"),
+        (keys.half(), "differently"),
+        (torch.zeros(keys.numel() + 1, device=DEVICE)[1:].view_as(keys), "aligned"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            buffers.use_keys([keys, wrong])
+    buffers.keys = None
+    with pytest.raises(ValueError, match="know the keys"):
+        probe.launch(buffers, scene.rows)
     with pytest.raises(ValueError, match="cannot share"):
         Shape(5, 2, 64)
     with pytest.raises(ValueError, match="128"):
         layout.head_words(None, 129)
     assert layout.head_words((31, 32, 127), 128) == [-(2**31), 1, 0, -(2**31)]
-    assert tap.fits(Shape(32, 8, 128), rows=8, max_length=4096, budget=2**22)
-    assert not tap.fits(Shape(32, 8, 128), rows=9, max_length=4096, budget=2**22)
+    assert tap.bytes_of(Shape(32, 8, 128), layers=2, rows=8, max_length=4096) == 2**23
 
 
 def test_control_rows_are_written_where_they_belong() -> None:
-    buffers = Buffers(SHAPES["MQA"], layers=1, rows=1, pool_rows=4, device=DEVICE)
+    buffers = Buffers(SHAPES["MQA"], layers=[Layer(1.0)], rows=1, pool_rows=4, device=DEVICE)
     buffers.write_control([3, 1], [[7] * 16, [8] * 16])
     buffers.write_control([], [])
     assert buffers.control[:, 0].tolist() == [0, 8, 0, 7]

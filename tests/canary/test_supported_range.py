@@ -1,0 +1,106 @@
+"""Every hook target and name that the plugin stands on, in every SGLang release that it says it supports."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from geomcli.server_patch import hooks, transport
+from geomcli.server_patch.hooks import HOOKS, REQUIRED_NAMES, Hook
+from tests.canary.releases import VERSIONS, definition, module, parameters, wheel
+
+ROOT = Path(__file__).parents[2]
+# What bodies read off SGLang's objects, and a file that must mention it: (attribute, module).
+ATTRIBUTES = (
+    ("customized_info", "sglang.srt.managers.schedule_batch"),
+    ("inflight_middle_chunks", "sglang.srt.managers.schedule_batch"),
+    ("is_retracted", "sglang.srt.managers.schedule_batch"),
+    ("require_reasoning", "sglang.srt.managers.schedule_batch"),
+    ("_is_reasoning_over", "sglang.srt.managers.schedule_batch"),
+    ("origin_input_ids", "sglang.srt.managers.schedule_batch"),
+    ("extend_seq_lens", "sglang.srt.model_executor.forward_batch_info"),
+    ("seq_lens_cpu", "sglang.srt.model_executor.forward_batch_info"),
+    ("req_pool_indices", "sglang.srt.model_executor.forward_batch_info"),
+    ("token_to_kv_pool", "sglang.srt.model_executor.model_runner"),
+    ("req_to_token_pool", "sglang.srt.model_executor.model_runner"),
+    ("get_key_buffer", "sglang.srt.mem_cache.memory_pool"),
+    ("kv_indices", "sglang.srt.layers.attention.triton_backend"),
+    ("kv_indptr", "sglang.srt.layers.attention.triton_backend"),
+    ("aux_tensors", "sglang.srt.layers.attention.triton_backend"),
+    ("k_scale_float", "sglang.srt.layers.radix_attention"),
+    ("copy_done", "sglang.srt.managers.utils"),
+    ("attn_tp_group", "sglang.srt.runtime_context"),
+    ("attn_tp_rank", "sglang.srt.runtime_context"),
+    ("attn_tp_size", "sglang.srt.runtime_context"),
+)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda h: h.target.removeprefix("sglang.srt."))
+def test_a_hook_target_has_the_parameters_that_its_body_takes(hook: Hook, version: str) -> None:
+    target = definition(version, hook.target)
+    assert target is not None, f"{hook.target} is not in SGLang {version}"
+    missing = set(hook.parameters) - parameters(target)
+    assert not missing, f"{hook.target} of SGLang {version} has lost {missing}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_bodies_use_exists(version: str) -> None:
+    missing = [name for name in REQUIRED_NAMES if definition(version, name) is None]
+    for attribute, where in ATTRIBUTES:
+        tree = module(version, where)
+        names = set() if tree is None else _names(tree)
+        if attribute not in names:
+            missing.append(f"{where}:{attribute}")
+    assert not missing
+
+
+def _names(tree: ast.Module) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.arg | ast.keyword) and node.arg:
+            found.add(node.arg)
+        elif isinstance(node, ast.FunctionDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_statistics_reach_the_host_in_one_of_two_ways(version: str) -> None:
+    native = module(version, "sglang.srt.managers.auxiliary_output") is not None
+    assert native is (tuple(map(int, version.split("."))) >= (0, 5, 20))
+    if native:
+        assert definition(version, "sglang.srt.managers.auxiliary_output.append_auxiliary_output") is not None
+    else:
+        assert definition(version, transport.COPY_TARGET) is not None
+        assert definition(version, "sglang.srt.managers.utils._async_d2h") is not None
+
+
+def test_the_check_notices_a_lost_target_and_a_lost_parameter() -> None:
+    assert definition(VERSIONS[0], "sglang.srt.server_args.ServerArgs.no_such_method") is None
+    assert definition(VERSIONS[0], "sglang.srt.no_such_module.Thing") is None
+    known = next(h for h in HOOKS if h.target.endswith("ServerArgs.add_cli_args"))
+    found = definition(VERSIONS[0], known.target)
+    assert found is not None
+    assert {"parser", "no_such_parameter"} - parameters(found) == {"no_such_parameter"}
+
+
+def test_the_range_that_is_promised_is_the_range_that_is_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = next(r for r in project["optional-dependencies"]["engine"] if r.startswith("sglang"))
+    low, high = re.fullmatch(r"sglang>=0\.5\.(\d+),<0\.5\.(\d+)", promised).groups()  # type: ignore[union-attr]
+    assert (f"0.5.{low}", f"0.5.{int(high) - 1}") == (VERSIONS[0], VERSIONS[-1])
+    readme = (ROOT / "README.md").read_text()
+    assert f"{VERSIONS[0]} to {VERSIONS[-1]}" in readme
+    assert {h.role for h in HOOKS} == {hooks.MAIN, hooks.SCHEDULER}
+    assert all(wheel(version).namelist() for version in VERSIONS)

@@ -1,0 +1,85 @@
+"""One rank of tests/kernels/test_ranks.py: computes its own heads, merges with the others, checks what it then has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from geomcli.kernels import layout, probe, ranks, records
+from geomcli.kernels.buffers import Buffers, Shape
+from tests.kernels.scenes import DEVICE, STAMP, Ask, Scene, compare, poison
+
+ASKS = [
+    Ask(90, prompt_len=60, layers=0b11),
+    Ask(70, heads=(0,)),  # no head of it on the last rank
+    Ask(200, mask_prefix=20, window=100, top_k=64),
+    Ask(50, top_k=0),
+    Ask(3, top_k=16),
+    Ask(40, enabled=False),
+]
+
+
+def local_launch(scene: Scene, rank: int, size: int) -> Buffers:
+    """What this rank's server would have computed: the statistics of its own heads only."""
+    whole = scene.shape
+    heads, key_heads = whole.heads // size, max(1, whole.key_heads // size)
+    mine = slice(rank * heads, (rank + 1) * heads)
+    keys = slice(rank * key_heads, (rank + 1) * key_heads) if whole.key_heads >= size else slice(0, 1)
+    longest = max(ask.length for ask in scene.asks)
+    n = len(scene.asks)
+    buffers = Buffers(
+        Shape(heads, key_heads, whole.dim), layers=scene.layers, rows=n + 1, pool_rows=n + 1, device=DEVICE,
+        means_length=longest, splits=2, mean_splits=2,
+    )  # fmt: skip
+    poison(buffers)
+    local_keys = [k[:, keys].contiguous() for k in scene.keys]
+    buffers.use_keys(local_keys)
+    if scene.learned is not None:
+        buffers.learned_sinks.copy_(scene.learned[:, mine])
+    control = []
+    for ask in scene.asks:
+        words = scene.control(ask)
+        local = None if ask.heads is None else tuple(h - mine.start for h in ask.heads if mine.start <= h < mine.stop)
+        words[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(local, heads)
+        control.append(words)
+    buffers.write_control(scene.pool_slots, control)
+    for layer, query in enumerate(scene.queries):
+        probe.keep_queries(buffers, layer, query[:n, mine])
+    probe.launch(buffers, scene.rows, learned_sinks=scene.sinks)
+    del local_keys  # the buffers hold only the first one
+    return buffers
+
+
+def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, Any], sick: int) -> None:
+    """AssertionError where the merged statistics are not those of all heads; `sick`: the rank that failed, -1 none."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+    scene = Scene(Shape(*shape), ASKS, **variant)
+    buffers = local_launch(scene, rank, size)
+    n = len(scene.asks)
+    found = buffers.records[:, :n].clone()
+    linked = [row for row, ask in enumerate(scene.asks) if ask.top_k and ask.enabled]
+    pool = torch.tensor(scene.pool_slots)[linked]
+    ranks.merge_links(buffers, found, torch.tensor(linked), pool, max(a.length for a in scene.asks), dist.group.WORLD)
+    ranks.merge_sums(found, healthy=rank != sick, group=dist.group.WORLD)
+    assert buffers.heads is not None
+    heads = ranks.gather_heads(buffers.heads[:, :n].clone(), dist.group.WORLD)
+    assert heads.shape[2] == scene.shape.heads
+    for row, ask in enumerate(scene.asks):
+        for layer in (0, 1):
+            if not ask.enabled or not ask.layers >> layer & 1:
+                continue
+            stamp = records.stamp_of(found[layer, row].numpy())
+            if sick >= 0:
+                assert stamp.request == ranks.UNHEALTHY_STAMP
+                continue
+            assert stamp == (STAMP, ask.length)
+            first = scene.first(row, layer)
+            statistics = records.statistics_of(
+                found[layer, row].numpy(), first_key=first, prompt_len=ask.prompt_len, sink_tokens=4,
+                heads=heads[layer, row].numpy(), selected=ask.heads,
+            )  # fmt: skip
+            where = (rank, row, layer)
+            compare(statistics, scene.expected(row, layer), scene.logits(row, layer), first, 1e-5, where)
+    dist.destroy_process_group()

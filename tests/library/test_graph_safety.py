@@ -1,0 +1,179 @@
+"""What runs while a CUDA graph is recorded: no allocation, no read by the host, no branch on a tensor's value.
+
+Everything lies on PyTorch's meta device, where a tensor has no values to read, and every operation is seen by a mode
+that knows which memory existed before. Only the launches themselves are recorded instead of run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from geomcli.kernels import probe
+from geomcli.server_patch import device, recording
+from geomcli.server_patch.device import DeviceCapture
+
+HEADS, KEY_HEADS, DIM, ROWS, LENGTH = 4, 2, 32, 9, 128
+LAYERS = (1, 3)
+
+
+class Allocated(Exception):
+    pass
+
+
+class NoAllocation(TorchDispatchMode):
+    """Raises when an operation returns memory that is not one of its arguments'."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for made in tree_leaves(result):
+            if isinstance(made, torch.Tensor) and made.untyped_storage()._cdata not in known:
+                raise Allocated(str(func))
+        return result
+
+
+class RadixAttention(torch.nn.Module):
+    """Found by its class's name, as SGLang's is."""
+
+    def __init__(self, layer_id: int) -> None:
+        super().__init__()
+        self.layer_id = layer_id
+        self.is_cross_attention = False
+        self.tp_q_head_num, self.tp_k_head_num, self.qk_head_dim = HEADS, KEY_HEADS, DIM
+        self.scaling, self.logit_cap, self.sliding_window_size, self.k_scale_float = 0.1, 0.0, -1, None
+
+
+def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(size, dtype=dtype, device="meta")
+
+
+class Pool:
+    size = LENGTH
+
+    def __init__(self) -> None:
+        self.keys = {layer: zeros(LENGTH, KEY_HEADS, DIM) for layer in LAYERS}
+
+    def get_key_buffer(self, layer: int) -> torch.Tensor:
+        return self.keys[layer]
+
+
+class Backend:
+    """An attention backend whose decode writes into memory that it has."""
+
+    def __init__(self, extra: Callable[[Any], Any] | None) -> None:
+        self.output = zeros(8, HEADS * DIM)
+        self.forward_metadata = SimpleNamespace(
+            kv_indices=zeros(LENGTH, dtype=torch.int64), kv_indptr=zeros(9, dtype=torch.int32)
+        )
+        self.extra = extra
+
+    def forward_decode(
+        self, q: Any, k: Any, v: Any, layer: Any, batch: Any, sinks: Any = None, score_mod: Any = None,
+        aux_tensors: Any = None,
+    ) -> Any:  # fmt: skip
+        if self.extra is not None:
+            self.extra(batch)
+        return self.output[: q.shape[0]]
+
+    def forward_extend(self, *_: Any, **__: Any) -> None:
+        raise AssertionError("no prefill is recorded")
+
+
+class Launches:
+    """Stands in for a kernel: keeps grid, compile-time arguments and the memory that it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*args: Any, **constants: Any) -> None:
+            memory = tuple(a.untyped_storage()._cdata if isinstance(a, torch.Tensor) else a for a in args)
+            self.seen.append((grid, memory, tuple(sorted(constants.items()))))
+
+        return launch
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+    recorder = Launches()
+    for kernel in ("partial_kernel", "mean_kernel", "finish_kernel"):
+        monkeypatch.setattr(probe, kernel, recorder)
+    for module in (device, recording):
+        monkeypatch.setattr(module, "recording", lambda: True)
+    yield recorder
+
+
+def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None) -> None:
+    """One recorded decode step over all captured layers, as SGLang runs it between capture begin and end."""
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    runner = SimpleNamespace(
+        model=torch.nn.ModuleList(modules), token_to_kv_pool=Pool(), device="meta", dtype=torch.float32,
+        req_to_token_pool=SimpleNamespace(req_to_token=zeros(ROWS, LENGTH, dtype=torch.int32)),
+    )  # fmt: skip
+    capture = DeviceCapture(runner, LAYERS, source)
+    assert capture.source == source
+    backend = Backend(extra)
+    capture.attach(backend)
+    batch = SimpleNamespace(
+        req_pool_indices=zeros(8, dtype=torch.int64), seq_lens=zeros(8, dtype=torch.int64), scratch=zeros(4)
+    )
+    q, learned = zeros(8, HEADS * DIM), zeros(HEADS) if sinks else None
+    with NoAllocation():
+        for module in modules:
+            backend.forward_decode(q, None, None, module, batch, sinks=learned)
+
+
+@pytest.mark.parametrize("source", ["tap", "probe"])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_recorded_step_only_launches(launches: Launches, source: str, sinks: bool) -> None:
+    decode(source, sinks=sinks)
+    assert len(launches.seen) == 3  # for all layers together
+    grids = [grid for grid, _, _ in launches.seen]
+    assert all(isinstance(n, int) for grid in grids for n in grid)
+    assert [grid[0] for grid in grids] == [8, 8, 8]
+
+
+def _branch(batch: Any) -> None:
+    if batch.seq_lens[0] > 3:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda batch: batch.seq_lens.max().item(),
+        lambda batch: batch.seq_lens.tolist(),
+        lambda batch: batch.seq_lens.cpu().numpy(),
+        _branch,
+        lambda batch: torch.empty(3, device="meta"),
+        lambda batch: batch.scratch + 1,
+        lambda batch: batch.scratch.clone(),
+        lambda batch: batch.scratch[batch.seq_lens],
+    ],
+    ids=["item", "tolist", "numpy", "branch", "empty", "sum", "clone", "gather"],
+)
+def test_what_a_graph_cannot_hold_is_noticed(launches: Launches, planted: Callable[[Any], Any]) -> None:
+    with pytest.raises((Allocated, RuntimeError, NotImplementedError)):
+        decode("probe", extra=planted)
+
+
+@pytest.mark.parametrize("planted", ["keep_queries", "launch"])
+def test_a_host_read_in_the_capture_path_stops_the_server(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    original = getattr(probe, planted)
+
+    def reading(buffers: Any, *args: Any, **kwargs: Any) -> None:
+        original(buffers, *args, **kwargs)
+        int(buffers.control.sum())
+
+    monkeypatch.setattr(probe, planted, reading)
+    with pytest.raises(SystemExit, match="cannot be recorded"):
+        decode("probe")
