@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo test test-kernels check install model clean
+.PHONY: demo test test-kernels check install model kernel-report gpu-payload clean
 .DEFAULT_GOAL := help
 
 help:
@@ -62,5 +62,19 @@ $(VENV)/dev: requirements/dev.txt $(VENV)/engine
 	$(PIP) -r requirements/dev.txt
 	touch $@
 
+# Registers, spills and shared memory for sm_90 with the Triton of torch 2.11, 2.13 and 2.14; no GPU needed.
+kernel-report: install
+	$(BIN)/python benchmarks/kernel_resources.py --triton 3.6.0 3.7.1 3.8.0
+
+# For a GPU machine without a network: packs SGLang by a recipe (build_site.sh, pack.sh) with this plugin laid over it.
+GPU_RECIPE ?=
+gpu-payload: install
+	@test -x "$(GPU_RECIPE)/pack.sh" || { echo "make gpu-payload GPU_RECIPE=DIR: the folder with build_site.sh and pack.sh"; exit 2; }
+	rm -rf .gpu/plugin
+	$(PIP) --no-deps --target .gpu/plugin .
+	test -f .gpu/work/site.tar.xz || PIP_CONFIG_FILE=/dev/null $(GPU_RECIPE)/build_site.sh .gpu/work
+	mkdir -p .git/info
+	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/work
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -50,5 +50,5 @@ def accumulate(buffers: Buffers, rows: Rows, sums: torch.Tensor) -> None:
 
 
 def accumulate_torch(probabilities: torch.Tensor, slot: int, first: int, sums: torch.Tensor) -> None:
-    """The twin of `accumulate` for one row and layer: probabilities [n] from position `first` into sums [slots, length]."""
+    """The twin of `accumulate` for one row and layer: probabilities [n] from `first` on into sums [slots, length]."""
     sums[slot, first : first + probabilities.shape[0]] += probabilities

@@ -68,8 +68,8 @@ def mean_kernel(
     queries, keys, stride_k_t, stride_k_h, slots, slot_starts, stride_slots, tapped, stride_a_l, stride_a_t, stride_a_h,
     pool, lengths, control_table, layer_floats, layer_ints, partial, rows, learned_sinks, means, stride_m_l, stride_m_t,
     candidates, records,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D_MAIN: tl.constexpr, D_TAIL: tl.constexpr,
-    HAS_TAIL: tl.constexpr, HAS_CAP: tl.constexpr, TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr,
+    TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
     HAS_SINKS: tl.constexpr, HAS_MEANS: tl.constexpr, EVERY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCKS_H: tl.constexpr, PARTIAL_SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -103,14 +103,13 @@ def mean_kernel(
                 heads = key_head * GROUP + in_group
                 wanted = (in_group < GROUP) & selected(control, heads, HEADS)
                 if TAP:
-                    q_main = tl.zeros([BLOCK_H, D_MAIN], tl.float32)
-                    q_tail = tl.zeros([BLOCK_H, D_TAIL], tl.float32)
+                    q = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
                 else:
-                    q_main, q_tail = query_tile(queries, layer, row, rows, heads, wanted, HEADS, D, D_MAIN, D_TAIL)
+                    q = query_tile(queries, layer, row, rows, heads, wanted, tl.arange(0, BLOCK_D), HEADS, D)
                 s = logits_tile(
-                    q_main, q_tail, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
-                    stride_a_t, stride_a_h, row, layer, heads, wanted, positions, key_mask, layer_floats, layer_ints, D,
-                    D_MAIN, D_TAIL, HAS_TAIL, HAS_CAP, TAP, WIDEN,
+                    q, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
+                    stride_a_t, stride_a_h, row, layer, heads, wanted, positions, key_mask, layer_floats, layer_ints,
+                    HEADS, D, BLOCK_D, HAS_CAP, TAP, WIDEN,
                 )  # fmt: skip
                 top, total = merged(
                     partial, learned_sinks, layer, row, rows, heads, wanted, HEADS, PARTIAL_SPLITS, HAS_SINKS

@@ -27,8 +27,8 @@ from geomcli.kernels.rows import distance_bin, first_key, is_due, logits_tile, q
 def partial_kernel(
     queries, keys, stride_k_t, stride_k_h, slots, slot_starts, stride_slots, tapped, stride_a_l, stride_a_t, stride_a_h,
     pool, lengths, control_table, layer_floats, layer_ints, partial, rows,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D_MAIN: tl.constexpr, D_TAIL: tl.constexpr,
-    HAS_TAIL: tl.constexpr, HAS_CAP: tl.constexpr, TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr,
+    TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCKS_H: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -52,10 +52,9 @@ def partial_kernel(
         end = tl.minimum(begin + per_split, length)
         slot_base = tl.load(slot_starts + row).to(tl.int64) if FLAT else request * stride_slots
         if TAP:
-            q_main = tl.zeros([BLOCK_H, D_MAIN], tl.float32)
-            q_tail = tl.zeros([BLOCK_H, D_TAIL], tl.float32)
+            q = tl.zeros([BLOCK_H, BLOCK_D], tl.float32)
         else:
-            q_main, q_tail = query_tile(queries, layer, row, rows, heads, head_mask, HEADS, D, D_MAIN, D_TAIL)
+            q = query_tile(queries, layer, row, rows, heads, head_mask, tl.arange(0, BLOCK_D), HEADS, D)
         top = tl.full([BLOCK_H], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_H], tl.float32)
         surprise = tl.zeros([BLOCK_H], tl.float32)
@@ -69,9 +68,9 @@ def partial_kernel(
             positions = start + tl.arange(0, BLOCK_N)
             key_mask = positions < end
             s = logits_tile(
-                q_main, q_tail, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
-                stride_a_t, stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints, D,
-                D_MAIN, D_TAIL, HAS_TAIL, HAS_CAP, TAP, WIDEN,
+                q, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
+                stride_a_t, stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints,
+                HEADS, D, BLOCK_D, HAS_CAP, TAP, WIDEN,
             )  # fmt: skip
             # Rows of padding heads are all -inf; a finite maximum keeps them free of nan.
             new_top = tl.maximum(tl.maximum(top, tl.max(s, axis=1)), -3.0e38)

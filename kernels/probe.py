@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from geomcli.kernels.buffers import Buffers, Shape
+from geomcli.kernels.buffers import Buffers
 from geomcli.kernels.finish import finish_kernel, mean_kernel
 from geomcli.kernels.partial import partial_kernel
 
 _BLOCK_H = 16  # the least that a tensor core takes
 _BLOCK_N = 64
+_BLOCK_D = 128
 _TAP_BLOCK_H = 4
 _TAP_BLOCK_N = 256
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
@@ -81,12 +82,13 @@ def launch(
     keys = blank if tapped or buffers.keys is None else buffers.keys
     tap = blank if buffers.tap is None else buffers.tap
     means = blank if buffers.means is None else buffers.means
-    main, tail = _widths(shape)
     # Stored logits know nothing of groups: any heads make a block.
     key_heads, group = (1, shape.heads) if tapped else (shape.key_heads, shape.group)
     block_h = _TAP_BLOCK_H if tapped else _BLOCK_H
     mean_block_h = min(32, triton.next_power_of_2(shape.heads)) if tapped else _BLOCK_H
     blocks_h = triton.cdiv(group, block_h)
+    # With half the warps a wide key, or one of 32 bits, does not stay in registers (benchmarks/kernel_resources.py).
+    warps = 8 if not tapped and (shape.dim > _BLOCK_D or keys.element_size() > 2) else 4
     splits = splits or _splits(buffers.splits, rows.n * n_layers * key_heads * blocks_h)
     mean_splits = buffers.mean_splits
     source = (
@@ -96,20 +98,22 @@ def launch(
         buffers.partial, buffers.rows,
     )  # fmt: skip
     how = {
-        "HEADS": shape.heads, "GROUP": group, "D": shape.dim, "D_MAIN": main, "D_TAIL": max(tail, 16),
-        "HAS_TAIL": tail > 0, "HAS_CAP": any(layer.logit_cap > 0 for layer in buffers.layers), "TAP": tapped,
+        "HEADS": shape.heads, "GROUP": group, "D": shape.dim,
+        "BLOCK_D": max(16, min(_BLOCK_D, triton.next_power_of_2(shape.dim))),
+        "HAS_CAP": any(layer.logit_cap > 0 for layer in buffers.layers), "TAP": tapped,
         "FLAT": rows.starts is not None,
         # The interpreter multiplies the bits of a bf16 as if they were an integer.
         "WIDEN": bool(triton.knobs.runtime.interpret),
     }  # fmt: skip
     partial_kernel[(rows.n, n_layers * key_heads * blocks_h, splits)](
         *source, SPLITS=splits, BLOCK_H=block_h, BLOCKS_H=blocks_h,
-        BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), **how,
+        BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), num_warps=warps, **how,
     )  # fmt: skip
     mean_kernel[(rows.n, n_layers, mean_splits)](
         *source, buffers.learned_sinks, means, means.stride(0), means.stride(1), buffers.candidates, buffers.records,
         HAS_SINKS=learned_sinks, HAS_MEANS=buffers.means is not None, EVERY=every_key, SPLITS=mean_splits,
-        PARTIAL_SPLITS=splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h), **how,
+        PARTIAL_SPLITS=splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h),
+        num_warps=4 if tapped else 8, **how,
     )  # fmt: skip
     finish_kernel[(rows.n, n_layers)](
         rows.pool, rows.lengths, buffers.control, buffers.layer_ints, buffers.partial, buffers.rows,
@@ -128,10 +132,3 @@ def _splits(most: int, programs: int) -> int:
     """Parts to cut a row into, a power of two of at most `most`, so that about _PROGRAMS programs start."""
     wanted: int = triton.next_power_of_2(triton.cdiv(_PROGRAMS, programs))
     return max(1, min(most, wanted))
-
-
-def _widths(shape: Shape) -> tuple[int, int]:
-    """A key's width as a power of two and the power of two that holds the rest: 576 is 512 + 64, 128 is 128 + 0."""
-    main = 1 << (shape.dim.bit_length() - 1)
-    rest = shape.dim - main
-    return main, 0 if rest == 0 else max(16, triton.next_power_of_2(rest))

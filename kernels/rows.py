@@ -73,24 +73,27 @@ def distance_bin(distance):
 
 
 @triton.jit
-def query_tile(queries, layer, row, rows, heads, head_mask, HEADS: tl.constexpr, D: tl.constexpr,
-               D_MAIN: tl.constexpr, D_TAIL: tl.constexpr):  # fmt: skip
-    """Of queries [layers, rows, HEADS, D]: [heads, D_MAIN] and the columns behind it, [heads, D_TAIL]."""
-    at = queries + ((layer * rows + row) * HEADS + heads[:, None]) * D
-    tile = tl.load(at + tl.arange(0, D_MAIN)[None, :], mask=head_mask[:, None], other=0.0)
-    tail = D_MAIN + tl.arange(0, D_TAIL)
-    rest = tl.load(at + tail[None, :], mask=head_mask[:, None] & (tail[None, :] < D), other=0.0)
-    return tile, rest
+def query_tile(queries, layer, row, rows, heads, head_mask, columns, HEADS: tl.constexpr, D: tl.constexpr):
+    """Of queries [layers, rows, HEADS, D] the columns [n] of some heads: [heads, n]."""
+    at = queries + ((layer * rows + row) * HEADS + heads[:, None]) * D + columns[None, :]
+    return tl.load(at, mask=head_mask[:, None] & (columns[None, :] < D), other=0.0)
+
+
+@triton.jit
+def product(q, k, WIDEN: tl.constexpr):
+    """In the query's type: bf16 and fp16 stay on the tensor cores, fp8 keys are widened to it."""
+    if WIDEN:
+        return tl.dot(q.to(tl.float32), k.to(tl.float32), input_precision="ieee")
+    return tl.dot(q, k.to(q.dtype), input_precision="ieee")
 
 
 @triton.jit
 def logits_tile(
-    q_main, q_tail, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l, stride_a_t,
-    stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints, D: tl.constexpr,
-    D_MAIN: tl.constexpr, D_TAIL: tl.constexpr, HAS_TAIL: tl.constexpr, HAS_CAP: tl.constexpr, TAP: tl.constexpr,
-    WIDEN: tl.constexpr,
+    q_first, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l, stride_a_t,
+    stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints, HEADS: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr, TAP: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    """Logits [heads, keys] in float32; what is outside the masks is -inf."""
+    """Logits [heads, keys] in float32; what is outside the masks is -inf. `q_first` holds the first BLOCK_D columns."""
     mask = head_mask[:, None] & key_mask[None, :]
     if TAP:
         at = tapped + layer * stride_a_l + row * stride_a_t + heads[:, None] * stride_a_h + positions[None, :]
@@ -100,19 +103,15 @@ def logits_tile(
         # Each layer has a key tensor of its own; the distance to the first one's is a multiple of a 16-byte load.
         base = keys + tl.multiple_of(tl.load(layer_ints + layer * LAYER_WORDS + L_KEYS), 16)
         at = base + slot[None, :] * stride_k_t + key_head * stride_k_h
-        k_main = tl.load(at + tl.arange(0, D_MAIN)[:, None], mask=key_mask[None, :], other=0.0)
-        # In the query's type: bf16 and fp16 stay on the tensor cores, fp8 keys are widened to it.
-        if WIDEN:
-            s = tl.dot(q_main.to(tl.float32), k_main.to(tl.float32), input_precision="ieee")
-        else:
-            s = tl.dot(q_main, k_main.to(q_main.dtype), input_precision="ieee")
-        if HAS_TAIL:
-            tail = D_MAIN + tl.arange(0, D_TAIL)
-            k_tail = tl.load(at + tail[:, None], mask=(tail[:, None] < D) & key_mask[None, :], other=0.0)
-            if WIDEN:
-                s += tl.dot(q_tail.to(tl.float32), k_tail.to(tl.float32), input_precision="ieee")
-            else:
-                s += tl.dot(q_tail, k_tail.to(q_tail.dtype), input_precision="ieee")
+        columns = tl.arange(0, BLOCK_D)
+        k = tl.load(at + columns[:, None], mask=(columns[:, None] < D) & key_mask[None, :], other=0.0)
+        s = product(q_first, k, WIDEN)
+        # A latent key is wide: piece by piece it stays in registers.
+        for start in tl.range(BLOCK_D, D, BLOCK_D, num_stages=1):
+            columns = start + tl.arange(0, BLOCK_D)
+            q = query_tile(queries, layer, row, rows, heads, head_mask, columns, HEADS, D)
+            k = tl.load(at + columns[:, None], mask=(columns[:, None] < D) & key_mask[None, :], other=0.0)
+            s += product(q, k, WIDEN)
         s = s * tl.load(layer_floats + layer * LAYER_WORDS + L_SCALE)
         if HAS_CAP:
             cap = tl.load(layer_floats + layer * LAYER_WORDS + L_CAP)

@@ -6,7 +6,7 @@ that knows which memory existed before. Only the launches themselves are recorde
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,13 +101,13 @@ class Launches:
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launches]:
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     recorder = Launches()
     for kernel in ("partial_kernel", "mean_kernel", "finish_kernel"):
         monkeypatch.setattr(probe, kernel, recorder)
     for module in (device, recording):
         monkeypatch.setattr(module, "recording", lambda: True)
-    yield recorder
+    return recorder
 
 
 def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None) -> None:

@@ -1,0 +1,294 @@
+"""What capture costs a GPU server: decode tokens/s and µs a step, CUDA graphs and overlap scheduler on.
+
+    python benchmarks/gpu_capture.py --model DIR [--engines plain tap probe] [--batches 1 8 32] [--json FILE]
+    python benchmarks/gpu_capture.py --table FILE [--docs docs/performance.md]
+
+Starts one server for each engine (the same SGLang command: without the plugin, with logits tapped, with keys probed),
+all at once on one GPU, only one working at a time. Every round runs every condition in random order: `plain` and `idle`
+ask for nothing, `fingerprint` and `raw` ask on every request. Each is compared with the plain engine of its own round;
+reported are medians with a bootstrap interval. Also checked: the same greedy tokens with and without the plugin, no
+entry that failed, and tap and probe agreeing on every link.
+
+Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are random tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+ASK = {
+    "idle": {},
+    "fingerprint": {"return_attention_tokens": True, "attention_fingerprint_only": True},
+    "raw": {"return_attention_tokens": True, "top_k_attention": 16},
+}
+BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
+BOOT_SECONDS = 240
+
+
+class Engine:
+    """One server; `plain` has no plugin, others capture by the source that they are named after."""
+
+    def __init__(self, name: str, port: int, options: argparse.Namespace, folder: Path) -> None:
+        self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
+        command = [
+            sys.executable, "-P", "-W", "ignore", "-m", "sglang.launch_server", "--model-path", options.model,
+            "--host", "127.0.0.1", "--port", str(port), "--attention-backend", options.backend,
+            "--load-format", options.load_format, "--skip-tokenizer-init", "--context-length",
+            str(options.context_length), "--max-running-requests", str(max(options.batches)),
+            "--max-total-tokens", str(max(options.batches) * (options.prompt + options.tokens + 64)),
+            "--cuda-graph-max-bs-decode", str(max(options.batches)), "--mem-fraction-static", str(options.mem_fraction),
+            *options.server,
+        ]  # fmt: skip
+        environment = dict(os.environ)
+        if name == "plain":
+            environment["SGLANG_PLUGINS"] = "none"
+        else:
+            command += ["--return-attention-tokens", "--attention-capture-layers", options.layers,
+                        "--attention-capture-source", name, "--attention-fingerprint-max-steps", "0"]  # fmt: skip
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    async def ready(self, session: aiohttp.ClientSession) -> None:
+        """SystemExit with the end of the log when it does not get ready."""
+        deadline = time.monotonic() + BOOT_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                async with session.get(self.url + "/health") as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.5)
+        sys.exit(f"engine {self.name} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
+
+    def stop(self) -> None:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self.process.pid, sign)
+                self.process.wait(8)
+            except ProcessLookupError:
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+
+async def stream(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> list[float]:
+    """Times at which the tokens of one request arrived."""
+    sampling = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
+    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **fields}
+    arrivals = []
+    async with session.post(url + "/generate", json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                arrivals.append(time.perf_counter())
+    return arrivals
+
+
+async def decode(session: aiohttp.ClientSession, url: str, options: Any, batch: int, fields: Any) -> dict[str, float]:
+    """Tokens/s and seconds a step while all requests of the batch decode together."""
+    prompts = [[random.randrange(100, options.vocabulary) for _ in range(options.prompt)] for _ in range(batch)]
+    began = time.perf_counter()
+    arrived = await asyncio.gather(*(stream(session, url, p, options.tokens, fields) for p in prompts))
+    start, end = max(a[0] for a in arrived), min(a[-1] for a in arrived)
+    # A stream's events may carry more than one token; the share of events in the window is the share of its tokens.
+    tokens = sum(options.tokens * sum(start < t <= end for t in a) / len(a) for a in arrived)
+    rate = tokens / (end - start)
+    return {"tokens_per_second": rate, "step_us": batch / rate * 1e6, "seconds": time.perf_counter() - began}
+
+
+async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> dict[str, Any]:
+    sampling = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
+    async with session.post(url + "/generate", json={"input_ids": prompt, "sampling_params": sampling, **fields}) as r:
+        r.raise_for_status()
+        return dict(await r.json())
+
+
+async def checks(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> dict[str, Any]:
+    """Same tokens as without the plugin, every entry sound, tap and probe in agreement."""
+    prompt = [random.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+    answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), ASK["raw"] if n != "plain" else {})
+               for n, e in engines.items()}  # fmt: skip
+    found: dict[str, Any] = {}
+    captured = [name for name in answers if name != "plain"]
+    for name in captured:
+        if "plain" in answers:
+            found[f"{name}: same tokens as plain"] = answers[name]["output_ids"] == answers["plain"]["output_ids"]
+        rows = answers[name]["attention_tokens"]
+        found[f"{name}: entries"] = len(rows)
+        found[f"{name}: entries with an error"] = sum("error" in row["flags"] for row in rows)
+        found[f"{name}: largest sum of links"] = max((sum(p_of(row).values()) for row in rows), default=0)
+    if {"tap", "probe"} <= set(captured):
+        pairs = list(zip(answers["tap"]["attention_tokens"], answers["probe"]["attention_tokens"], strict=True))
+        worst = [abs(p - q.get(n, p)) for a, b in pairs for n, p in p_of(a).items() for q in [p_of(b)]]
+        found["tap and probe: largest difference of a link's probability"] = max(worst, default=None)
+    return found
+
+
+def p_of(entry: dict[str, Any]) -> dict[int, float]:
+    """Position -> true probability of an entry's links."""
+    if "topk_logits" not in entry:
+        return {}
+    import math
+
+    lse = entry["logsumexp_candidates"]
+    return {n: math.exp(x - lse) for n, x in zip(entry["token_positions"], entry["topk_logits"], strict=True)}
+
+
+def bootstrap(values: list[float], draws: int = 2000) -> list[float]:
+    rng = random.Random(0)
+    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
+    return [medians[int(0.025 * draws)], medians[int(0.975 * draws)]]
+
+
+def conditions(names: list[str]) -> list[tuple[str, str]]:
+    return [(name, what) for name in names for what in (["idle"] if name == "plain" else list(ASK))]
+
+
+def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each batch size, engine and condition, against the plain engine of the same round."""
+    rows = []
+    for batch in sorted({s["batch"] for s in samples}):
+        mine = [s for s in samples if s["batch"] == batch]
+        base = {s["round"]: s for s in mine if s["engine"] == "plain"}
+        for engine, what in dict.fromkeys((s["engine"], s["what"]) for s in sorted(mine, key=lambda s: s["engine"])):
+            own = [s for s in mine if (s["engine"], s["what"]) == (engine, what) and s["round"] in base]
+            ratios = [s["tokens_per_second"] / base[s["round"]]["tokens_per_second"] for s in own]
+            extra = [s["step_us"] - base[s["round"]]["step_us"] for s in own]
+            rows.append({
+                "batch": batch, "engine": engine, "what": "plain" if engine == "plain" else what, "rounds": len(own),
+                "tokens_per_second": statistics.median(s["tokens_per_second"] for s in own),
+                "step_us": statistics.median(s["step_us"] for s in own),
+                "ratio": statistics.median(ratios), "ratio_ci95": bootstrap(ratios),
+                "extra_us": statistics.median(extra), "extra_us_ci95": bootstrap(extra),
+            })  # fmt: skip
+    return rows
+
+
+async def measure(options: argparse.Namespace) -> dict[str, Any]:
+    folder = Path(options.logs or tempfile.mkdtemp(prefix="geom-gpu-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    timeout, limit = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
+    engines: dict[str, Engine] = {}
+    samples: list[dict[str, Any]] = []
+    async with aiohttp.ClientSession(timeout=timeout, connector=limit, read_bufsize=1 << 20) as session:
+        try:
+            # One after the other: each takes its memory from what is free when it starts.
+            for name in options.engines:
+                began = time.monotonic()
+                engines[name] = Engine(name, options.port + len(engines), options, folder)
+                await engines[name].ready(session)
+                print(f"{name} ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            found = await checks(session, engines, options)
+            print(json.dumps(found, indent=1), file=sys.stderr, flush=True)
+            deadline = time.monotonic() + options.seconds
+            for round_ in range(-1, options.rounds):  # round -1 warms up
+                todo = [(b, *c) for b in options.batches for c in conditions(options.engines)]
+                random.Random(round_).shuffle(todo)
+                if time.monotonic() > deadline:
+                    break
+                for batch, name, what in todo:
+                    sample = await decode(session, engines[name].url, options, batch, ASK[what])
+                    if round_ >= 0:
+                        samples.append({"round": round_, "batch": batch, "engine": name, "what": what, **sample})
+                print(f"round {round_ + 1}/{options.rounds}", file=sys.stderr, flush=True)
+            capabilities = {}
+            for name, engine in engines.items():
+                if name != "plain":
+                    async with session.get(engine.url + "/v1/attention/capabilities") as response:
+                        capabilities[name] = await response.json()
+        finally:
+            for engine in engines.values():
+                engine.stop()
+    settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
+    return {"machine": machine(), "settings": settings, "checks": found, "capabilities": capabilities,
+            "rows": summary(samples), "samples": samples}  # fmt: skip
+
+
+def machine() -> dict[str, str]:
+    from importlib.metadata import version
+
+    import torch
+    import triton
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    return {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "sglang": version("sglang")}
+
+
+def table(document: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    where, settings = document["machine"], document["settings"]
+    lines = [
+        f"{where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton {where['triton']}; "
+        f"{Path(settings['model']).name}, backend {settings['backend']}, layers {settings['layers']}, prompts of "
+        f"{settings['prompt']} tokens, {settings['tokens']} generated, CUDA graphs and overlap scheduler on.",
+        "",
+        "| requests | engine | condition | tokens/s | ratio | 95 % interval | µs a step | extra µs | 95 % interval |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in document["rows"]:
+        low, high = r["ratio_ci95"]
+        least, most = r["extra_us_ci95"]
+        lines.append(
+            f"| {r['batch']} | {r['engine']} | {r['what']} | {r['tokens_per_second']:.0f} | {r['ratio']:.4f} | "
+            f"{low:.4f} – {high:.4f} | {r['step_us']:.0f} | {r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} |"
+        )
+    lines += ["", *(f"- {name}: {value}" for name, value in document["checks"].items())]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder or name of the model")
+    parser.add_argument("--engines", nargs="+", default=["plain", "tap", "probe"], choices=["plain", "tap", "probe"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--layers", default="auto")
+    parser.add_argument("--backend", default="triton")
+    parser.add_argument("--prompt", type=int, default=1024, help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=600, help="start no round after so many")
+    parser.add_argument("--context-length", type=int, default=8192)
+    parser.add_argument("--mem-fraction", type=float, default=0.85)
+    parser.add_argument("--load-format", default="dummy")
+    parser.add_argument("--vocabulary", type=int, default=49000)
+    parser.add_argument("--port", type=int, default=30400)
+    parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further arguments for every server")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--logs", help="folder for the servers' logs")
+    parser.add_argument("--table", type=Path, help="print the table of these results instead of measuring")
+    parser.add_argument("--docs", type=Path, help="put the table between its marks in this file")
+    options = parser.parse_args()
+    if options.table:
+        document = json.loads(options.table.read_text())
+    elif options.model:
+        document = asyncio.run(measure(options))
+        if options.json:
+            options.json.write_text(json.dumps(document, indent=1))
+    else:
+        parser.error("--model or --table is needed")
+    text = table(document)
+    print(text)
+    if options.docs:
+        page = options.docs.read_text()
+        before, rest = page.split(BEGIN)
+        options.docs.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+
+
+if __name__ == "__main__":
+    main()

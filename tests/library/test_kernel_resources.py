@@ -1,0 +1,37 @@
+"""The kernels compile for sm_90 without a GPU, and keep to a multiprocessor's registers."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+_SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kernel_resources", _SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("shape", ["GQA 32/8/128", "MLA 128/1/576"])
+@pytest.mark.parametrize(
+    ("kernel", "source"),
+    [
+        ("partial", "probe"), ("mean", "probe"), ("partial", "tap"), ("mean", "tap"), ("finish", "probe"),
+        ("column", "probe"),
+    ],
+)  # fmt: skip
+def test_no_kernel_spills_for_keys_of_16_bits(report: ModuleType, kernel: str, source: str, shape: str) -> None:
+    binary = report.compiled(kernel, report.SHAPES[shape], "bf16", tapped=source == "tap")
+    found = report.resources(binary)
+    assert found["spill_stores"] == found["spill_loads"] == 0
+    assert 0 < found["registers"] <= 255
+    assert found["shared"] <= 48 * 1024  # more has to be asked for at launch
