@@ -72,7 +72,7 @@ gpu-payload: install
 	@test -x "$(GPU_RECIPE)/pack.sh" || { echo "make gpu-payload GPU_RECIPE=DIR: the folder with build_site.sh and pack.sh"; exit 2; }
 	rm -rf .gpu/plugin
 	$(PIP) --no-deps --target .gpu/plugin .
-	test -f .gpu/work/site.tar.xz || PIP_CONFIG_FILE=/dev/null $(GPU_RECIPE)/build_site.sh .gpu/work
+	test -f .gpu/work/site.tar.xz || $(GPU_RECIPE)/build_site.sh .gpu/work
 	mkdir -p .git/info
 	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/work
 

@@ -277,6 +277,8 @@ def main() -> None:
     if options.table:
         document = json.loads(options.table.read_text())
     elif options.model:
+        # Ended from outside, the servers end too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         document = asyncio.run(measure(options))
         if options.json:
             options.json.write_text(json.dumps(document, indent=1))

@@ -1,11 +1,11 @@
 """What the capture kernels cost on a GPU, inside a CUDA graph, against the bytes that they cannot avoid reading.
 
-    python benchmarks/gpu_kernels.py [--json FILE]
+    python benchmarks/gpu_kernels.py [--layers 4] [--json FILE]
 
-One captured layer of Qwen3-4B's and Llama-3-8B's shape in bf16. For each batch and context: microseconds of one layer
-with no row asking (idle), all rows asking for fingerprints, all rows asking for 16 links. `floor` is the time that the
-copy rate measured in the same run needs for the layer's keys (probe) or for the logits (tap). Rounds are interleaved;
-median, 10th and 90th percentile.
+Captured layers of Qwen3-4B's and Llama-3-8B's shape in bf16, all in one set of launches. For each batch and context:
+microseconds of a step with no row asking (idle), all rows asking for fingerprints, all rows asking for 16 links.
+`floor` is the time that the copy rate measured in the same run needs for the layers' keys (probe) or for their logits (tap).
+Rounds are interleaved; median, 10th and 90th percentile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 
 from geomcli.kernels import layout, probe
-from geomcli.kernels.buffers import Buffers, Shape
+from geomcli.kernels.buffers import Buffers, Layer, Shape
 
 SHAPE = Shape(32, 8, 128)  # of Qwen3-4B and of Llama-3-8B
 BATCHES = (1, 8, 32, 128)
@@ -28,9 +28,9 @@ ROUNDS, REPLAYS = 15, 20
 MAX_BYTES = 30_000_000_000
 
 
-def control(top_k: int, enabled: bool) -> list[int]:
+def control(top_k: int, enabled: bool, layers: int) -> list[int]:
     row = [0] * layout.CONTROL_WORDS.value
-    row[layout.C_ENABLED], row[layout.C_STAMP], row[layout.C_LAYERS] = int(enabled), 1, 1
+    row[layout.C_ENABLED], row[layout.C_STAMP], row[layout.C_LAYERS] = int(enabled), 1, (1 << layers) - 1
     row[layout.C_PROMPT_LEN], row[layout.C_SINK_TOKENS] = 1, 4
     row[layout.C_TOP_K], row[layout.C_STRIDE] = top_k, 1
     row[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(None, 32)
@@ -71,33 +71,44 @@ def copy_rate() -> float:
     return 2 * source.numel() / (min(microseconds(graph) for _ in range(5)) / 1e6)
 
 
-def measure(shape: Shape, batch: int, context: int, rate: float) -> list[dict[str, object]]:
+def measure(shape: Shape, batch: int, context: int, n_layers: int, rate: float) -> list[dict[str, object]]:
     slots = batch * context + 1
-    keys = torch.randn(slots, shape.key_heads, shape.dim, device="cuda", dtype=torch.bfloat16)
+    keys = [
+        torch.randn(slots, shape.key_heads, shape.dim, device="cuda", dtype=torch.bfloat16) for _ in range(n_layers)
+    ]
     query = torch.randn(batch, shape.heads, shape.dim, device="cuda", dtype=torch.bfloat16)
     order = (torch.randperm(batch * context, device="cuda") + 1).to(torch.int64)
     lengths = torch.full((batch,), context, dtype=torch.int64, device="cuda")
     pool = torch.arange(1, batch + 1, device="cuda")
     starts = torch.arange(0, (batch + 1) * context, context, dtype=torch.int32, device="cuda")
     rows = probe.Rows(batch, pool, lengths, order, starts)
-    layer = probe.Layer(0, shape.dim**-0.5)
     results: list[dict[str, object]] = []
     for source in ("probe", "tap"):
-        buffers = Buffers(shape, layers=1, rows=batch, pool_rows=batch + 1, device="cuda", per_head=True,
-                          tap_length=context if source == "tap" else 0)  # fmt: skip
-        arguments = (query, keys) if source == "probe" else ()
+        tapped = source == "tap"
+        buffers = Buffers(shape, layers=[Layer(shape.dim**-0.5)] * n_layers, rows=batch, pool_rows=batch + 1,
+                          device="cuda", dtype=torch.bfloat16, tap_length=context if tapped else 0)  # fmt: skip
+        buffers.use_keys(keys)
         if buffers.tap is not None:
             buffers.tap.normal_()
 
-        graph = graph_of(lambda b=buffers, a=arguments: probe.launch(b, layer, rows, *a))  # type: ignore[misc]
+        def step(buffers: Buffers = buffers, tapped: bool = tapped) -> None:
+            if not tapped:
+                for index in range(n_layers):
+                    probe.keep_queries(buffers, index, query)
+            probe.launch(buffers, rows, tapped=tapped)
+
+        graph = graph_of(step)
         times: dict[str, list[float]] = {"idle": [], "fingerprint": [], "raw16": []}
-        settings = {"idle": control(0, False), "fingerprint": control(0, True), "raw16": control(16, True)}
+        settings = {
+            "idle": control(0, False, n_layers), "fingerprint": control(0, True, n_layers),
+            "raw16": control(16, True, n_layers),
+        }  # fmt: skip
         for _ in range(ROUNDS):
             for name, words in settings.items():
                 buffers.write_control(list(range(1, batch + 1)), [words] * batch)
                 graph.replay()
                 times[name].append(microseconds(graph))
-        read = keys.numel() * 2 if source == "probe" else batch * shape.heads * context * 4
+        read = n_layers * (keys[0].numel() * 2 if source == "probe" else batch * shape.heads * context * 4)
         for name, values in times.items():
             cuts = statistics.quantiles(values, n=10)
             floor = 0.0 if name == "idle" else read / rate * 1e6
@@ -112,6 +123,7 @@ def measure(shape: Shape, batch: int, context: int, rate: float) -> list[dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", help="write the results here")
+    parser.add_argument("--layers", type=int, default=4, help="captured layers")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu_kernels.py needs a CUDA GPU.")
@@ -120,15 +132,17 @@ def main() -> None:
     results = []
     for batch in BATCHES:
         for context in CONTEXTS:
-            if batch * context * (shape.key_heads * shape.dim * 2 + shape.heads * 4) > MAX_BYTES:
+            each = shape.key_heads * shape.dim * 2 + shape.heads * 4
+            if arguments.layers * batch * context * each > MAX_BYTES:
                 continue
-            for result in measure(shape, batch, context, rate):
+            for result in measure(shape, batch, context, arguments.layers, rate):
                 results.append(result)
                 print(" ".join(f"{k}={v}" for k, v in result.items()), flush=True)
             torch.cuda.empty_cache()
     document = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
+        "layers": arguments.layers,
         "copy_bytes_a_second": rate,
         "results": results,
     }
