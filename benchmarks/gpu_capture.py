@@ -100,14 +100,18 @@ async def stream(session: aiohttp.ClientSession, url: str, prompt: list[int], n:
     return arrivals
 
 
-async def decode(session: aiohttp.ClientSession, url: str, options: Any, batch: int, fields: Any) -> dict[str, float]:
-    """Tokens/s and seconds a step while all requests of the batch decode together."""
+async def decode(
+    session: aiohttp.ClientSession, url: str, options: Any, batch: int, fields: Any
+) -> dict[str, float] | None:
+    """Tokens/s and µs a step while all requests of the batch decode together; None when they never did."""
     prompts = [[random.randrange(100, options.vocabulary) for _ in range(options.prompt)] for _ in range(batch)]
     began = time.perf_counter()
     arrived = await asyncio.gather(*(stream(session, url, p, options.tokens, fields) for p in prompts))
     start, end = max(a[0] for a in arrived), min(a[-1] for a in arrived)
     # A stream's events may carry more than one token; the share of events in the window is the share of its tokens.
     tokens = sum(options.tokens * sum(start < t <= end for t in a) / len(a) for a in arrived)
+    if tokens < batch * options.tokens / 4:
+        return None
     rate = tokens / (end - start)
     return {"tokens_per_second": rate, "step_us": batch / rate * 1e6, "seconds": time.perf_counter() - began}
 
@@ -204,7 +208,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                     break
                 for batch, name, what in todo:
                     sample = await decode(session, engines[name].url, options, batch, ASK[what])
-                    if round_ >= 0:
+                    if round_ >= 0 and sample is not None:
                         samples.append({"round": round_, "batch": batch, "engine": name, "what": what, **sample})
                 print(f"round {round_ + 1}/{options.rounds}", file=sys.stderr, flush=True)
             capabilities = {}
