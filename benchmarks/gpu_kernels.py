@@ -4,8 +4,8 @@
 
 Captured layers of Qwen3-4B's and Llama-3-8B's shape in bf16, all in one set of launches. For each batch and context:
 microseconds of a step with no row asking (idle), all rows asking for fingerprints, all rows asking for 16 links.
-`floor` is the time that the copy rate measured in the same run needs for the layers' keys (probe) or for their logits (tap).
-Rounds are interleaved; median, 10th and 90th percentile.
+`floor` is the time that the copy rate measured in the same run needs for the layers' keys (probe) or for their logits
+(tap). Rounds are interleaved; median, 10th and 90th percentile.
 """
 
 from __future__ import annotations
