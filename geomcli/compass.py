@@ -28,13 +28,19 @@ RIPPLE_MIN_STEPS = 16
 RIPPLE_LAGS = (2, 64)
 
 
+def drifts(windows: NDArray[Any]) -> NDArray[np.float64]:
+    """1 - |mean of sqrt(hist)|^2 over axis -2 of [..., W, 16]; 0 for a constant pattern, 1 - 1/W at most."""
+    h = np.asarray(windows, dtype=np.float64)
+    mean = np.sqrt(h).mean(axis=-2)
+    value = np.clip(1.0 - (mean * mean).sum(axis=-1), 0.0, 1.0)
+    constant = (h == h[..., :1, :]).all(axis=(-1, -2))
+    made: NDArray[np.float64] = np.where(constant, 0.0, value)
+    return made
+
+
 def drift(histograms: NDArray[Any]) -> float:
-    """1 - |mean of sqrt(hist)|^2 over the rows of histograms [W, 16]; 0 for a constant pattern, 1 - 1/W at most."""
-    h = np.asarray(histograms, dtype=np.float64)
-    if (h == h[0]).all():
-        return 0.0
-    mean = np.sqrt(h).mean(axis=0)
-    return float(min(1.0, max(0.0, 1.0 - mean @ mean)))
+    """`drifts` of one window [W, 16]."""
+    return float(drifts(histograms))
 
 
 def bhattacharyya_angle(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -74,6 +80,11 @@ class Compass:
         if len(self._histograms) < self.window:
             return None
         value = drift(np.stack(self._histograms))
+        self.judge(value)
+        return value
+
+    def judge(self, value: float) -> str:
+        """Take one drift value: the status after it."""
         self._over_warn = self._over_warn + 1 if value >= self.warn else 0
         self._over_halt = self._over_halt + 1 if value >= self.halt else 0
         if self.status != HALT:
@@ -83,30 +94,47 @@ class Compass:
                 self.status = WARN
             elif self._over_warn == 0:
                 self.status = OK
-        return value
+        return self.status
+
+
+def ripples(profiles: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.float64]:
+    """Strength in [0, 1] of a periodic pattern in each mean attention profile over linear distance [n, D].
+
+    Only the first lengths [n] distances of a profile count. The highest *local maximum* of the autocorrelation over
+    lags 2..64: a profile that only decays has a large autocorrelation at small lags but no local maximum, and is not
+    periodic.
+    """
+    x, length = np.asarray(profiles, dtype=np.float64), np.asarray(lengths)
+    low, high = RIPPLE_LAGS
+    inside = np.arange(x.shape[1]) < length[:, None]
+    mean = np.where(inside, x, 0.0).sum(axis=1) / np.maximum(length, 1)
+    x = np.where(inside, x - mean[:, None], 0.0)
+    power = (x * x).sum(axis=1)
+    # Zero-padded to twice the length, the circular correlation is the linear one.
+    size = 2 * max(x.shape[1], high + 2)
+    spectrum = np.fft.rfft(x, size)
+    r = np.fft.irfft(spectrum * spectrum.conj(), size)[:, low - 1 : high + 2]
+    r = np.divide(r, power[:, None], out=np.zeros_like(r), where=power[:, None] > 0)
+    inner = r[:, 1:-1]
+    lags = np.arange(low, high + 1)
+    reach = np.minimum(high, length // 2)
+    peak = (inner > r[:, :-2]) & (inner >= r[:, 2:]) & (lags <= reach[:, None]) & (reach > low)[:, None]
+    made: NDArray[np.float64] = np.clip(np.where(peak, inner, 0.0).max(axis=1), 0.0, 1.0)
+    return made
 
 
 def ripple(profile: NDArray[Any]) -> float:
-    """Strength in [0, 1] of a periodic pattern in a mean attention profile over linear distance [D].
-
-    The highest *local maximum* of the autocorrelation over lags 2..64: a profile that only decays has a large
-    autocorrelation at small lags but no local maximum, and is not periodic.
-    """
+    """`ripples` of one profile [D]."""
     x = np.asarray(profile, dtype=np.float64)
-    low, high = RIPPLE_LAGS
-    high = min(high, x.shape[0] // 2)
-    if high <= low:
-        return 0.0
-    x = x - x.mean()
-    power = x @ x
-    if power <= 0:
-        return 0.0
-    # Zero-padded to twice the length, the circular correlation is the linear one.
-    spectrum = np.fft.rfft(x, 2 * x.shape[0])
-    r = np.fft.irfft(spectrum * spectrum.conj(), 2 * x.shape[0])[low - 1 : high + 2] / power
-    inner = r[1:-1]
-    peaks = inner[(inner > r[:-2]) & (inner >= r[2:])]
-    return float(np.clip(peaks.max(), 0.0, 1.0)) if peaks.size else 0.0
+    return float(ripples(x[None], np.array([x.shape[0]]))[0]) if x.shape[0] else 0.0
+
+
+def seen_lengths(profiles: NDArray[Any]) -> NDArray[np.int64]:
+    """Distances up to the last one with any mass, of profiles [n, D]."""
+    some = np.asarray(profiles) > 0
+    last = some.shape[1] - np.argmax(some[:, ::-1], axis=1)
+    made: NDArray[np.int64] = np.where(some.any(axis=1), last, 0)
+    return made
 
 
 class RippleTracker:
@@ -123,6 +151,5 @@ class RippleTracker:
         self._profiles.append(row)
         if len(self._profiles) < RIPPLE_MIN_STEPS:
             return None
-        mean = np.mean(self._profiles, axis=0)
-        seen = int(np.flatnonzero(mean > 0)[-1]) + 1 if (mean > 0).any() else 0
-        return ripple(mean[:seen])
+        mean = np.mean(self._profiles, axis=0)[None]
+        return float(ripples(mean, seen_lengths(mean))[0])

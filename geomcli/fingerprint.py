@@ -6,6 +6,7 @@ tensors. Knows nothing of zones, requests or servers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,20 +67,38 @@ def distance_histogram(
     return hist / total if total > 0 else np.zeros(N_BINS)
 
 
+def bin_entropies(hists: NDArray[Any]) -> Floats:
+    """Entropy of each histogram [..., 16] over ln 16: 0 for one bin, 1 for the uniform histogram."""
+    h = np.asarray(hists, dtype=np.float64)
+    logs = np.log(h, out=np.zeros_like(h), where=h > 0)
+    made: Floats = np.clip(-(h * logs).sum(axis=-1) / np.log(N_BINS), 0.0, 1.0)
+    return made
+
+
 def bin_entropy(hist: NDArray[Any]) -> float:
-    """Entropy of the histogram over ln 16: 0 for one bin, 1 for the uniform histogram."""
-    h = np.asarray(hist, dtype=np.float64)
-    h = h[h > 0]
-    return float(min(1.0, max(0.0, -(h * np.log(h)).sum() / np.log(N_BINS)))) if h.size else 0.0
+    """`bin_entropies` of one histogram [16]."""
+    return float(bin_entropies(hist))
+
+
+def fingerprints_from_histograms(hists: NDArray[Any]) -> NDArray[np.float32]:
+    """[local, mid, long, bin_entropy, hist[0..15]] as float32 [..., 20] of histograms [..., 16] of sum 1 or 0."""
+    h = np.asarray(hists, dtype=np.float64)
+    if h.shape[-1:] != (N_BINS,):
+        raise ValueError(f"histograms must have shape (..., {N_BINS}), got {h.shape}")
+    made = np.empty((*h.shape[:-1], FINGERPRINT_SIZE), dtype=np.float32)
+    for place, bins in ((LOCAL, LOCAL_BINS), (MID, MID_BINS), (LONG, LONG_BINS)):
+        made[..., place] = h[..., bins].sum(axis=-1)
+    made[..., BIN_ENTROPY] = bin_entropies(h)
+    made[..., FINGERPRINT_SIZE - N_BINS :] = h
+    return made
 
 
 def fingerprint_from_histogram(hist: NDArray[Any]) -> NDArray[np.float32]:
-    """[local, mid, long, bin_entropy, hist[0..15]] as float32 [20] from a histogram [16] that sums to 1 (or to 0)."""
+    """Fingerprint [20] of one histogram [16]."""
     h = np.asarray(hist, dtype=np.float64)
     if h.shape != (N_BINS,):
         raise ValueError(f"histogram must have shape ({N_BINS},), got {h.shape}")
-    bands = [h[LOCAL_BINS].sum(), h[MID_BINS].sum(), h[LONG_BINS].sum(), bin_entropy(h)]
-    return np.concatenate([bands, h]).astype(np.float32)
+    return fingerprints_from_histograms(h)
 
 
 def fingerprint_from_probabilities(
@@ -91,11 +110,12 @@ def fingerprint_from_probabilities(
 
 
 def mean_histogram(histograms: NDArray[Any], weights: NDArray[Any]) -> Floats:
-    """Head-weighted mean of layer histograms [L, 16], weights [L]; empty (all-zero) layers do not count."""
+    """Head-weighted mean over layers of histograms [L, ..., 16], weights [L, ...]; empty layers do not count."""
     h = np.asarray(histograms, dtype=np.float64)
-    w = np.asarray(weights, dtype=np.float64) * (h.sum(axis=1) > 0)
-    total = w.sum()
-    return (w[:, None] * h).sum(axis=0) / total if total > 0 else np.zeros(N_BINS)
+    w = np.asarray(weights, dtype=np.float64) * (h.sum(axis=-1) > 0)
+    total = w.sum(axis=0)[..., None]
+    made: Floats = np.divide((w[..., None] * h).sum(axis=0), total, out=np.zeros(h.shape[1:]), where=total > 0)
+    return made
 
 
 def pack(fingerprint: NDArray[Any]) -> bytes:
@@ -111,6 +131,17 @@ def unpack(blob: bytes) -> NDArray[np.float32]:
     if len(blob) != FINGERPRINT_BYTES:
         raise ValueError(f"a packed fingerprint is {FINGERPRINT_BYTES} bytes, got {len(blob)}")
     return np.frombuffer(blob, dtype="<f4").astype(np.float32)
+
+
+def rounded(values: NDArray[Any] | Sequence[float], digits: int = 6) -> Any:
+    """Nested lists of the values to `digits` significant digits: what the wire carries."""
+    v = np.asarray(values, dtype=np.float64)
+    size = np.abs(v)
+    exponent = np.floor(np.log10(size, out=np.zeros_like(size), where=size > 0))
+    # Dividing by an exact power of ten gives the double that is nearest to the decimal number.
+    scale = 10.0 ** (digits - 1 - np.clip(exponent, -300, 300))
+    small = np.round(v * scale) / scale
+    return np.where(exponent < digits, small, np.round(v)).tolist()
 
 
 def round_significant(value: float, digits: int = 6) -> float:

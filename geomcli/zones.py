@@ -87,6 +87,21 @@ def metrics(fingerprint: NDArray[Any], ripple: float | None = None) -> dict[str,
     }
 
 
+def classify_many(
+    fingerprints: NDArray[Any], ripples: NDArray[Any], ruleset: Ruleset = ZONES_V1
+) -> list[tuple[str, float]]:
+    """(zone, confidence) of each fingerprint [n, 20], as `classify` decides; ripples [n], nan where there is none."""
+    f = np.asarray(fingerprints, dtype=np.float64)
+    columns = {"local": f[:, LOCAL], "mid": f[:, MID], "long": f[:, LONG], "bin_entropy": f[:, BIN_ENTROPY]}
+    columns["ripple"] = np.asarray(ripples, dtype=np.float64)
+    margins = np.stack([(columns[r.metric] - r.threshold) / (1 - r.threshold) for r in ruleset.rules], axis=1)
+    margins = np.where(np.isnan(margins), -np.inf, margins)
+    best = margins.argmax(axis=1).tolist()
+    highest = np.minimum(margins.max(axis=1), 1.0).tolist()
+    zones = [rule.zone for rule in ruleset.rules]
+    return [(zones[i], m) if m >= 0 else (UNKNOWN, 0.0) for i, m in zip(best, highest, strict=True)]
+
+
 def classify(fingerprint: NDArray[Any], ripple: float | None = None, ruleset: Ruleset = ZONES_V1) -> ZoneDecision:
     """Zone of a fingerprint [20]: the rule with the largest margin that is >= 0, else "unknown" with confidence 0."""
     values = metrics(fingerprint, ripple)

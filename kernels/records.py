@@ -25,6 +25,40 @@ def stamp_of(record: NDArray[np.int32]) -> Stamp:
     return Stamp(int(record[layout.R_STAMP]), int(record[layout.R_LENGTH]))
 
 
+class Decoded(NamedTuple):
+    """Records [L, n, RECORD_WORDS] as the statistics that they hold, each [L, n, …]."""
+
+    heads: NDArray[np.int64]
+    lse: NDArray[np.float64]
+    entropy_bits: NDArray[np.float64]
+    sink_mass: NDArray[np.float64]
+    histogram: NDArray[np.float64]  # sums to 1 or is zero
+    links: NDArray[np.int64]
+    positions: NDArray[np.int64]  # [L, n, most links of any]
+    probabilities: NDArray[np.float64]
+    profile: NDArray[np.float32]
+
+
+def decode(records: NDArray[np.int32]) -> Decoded:
+    """All records of a step at once."""
+    values = records.view(np.float32)
+    histogram = values[..., layout.R_HISTOGRAM : layout.R_PROFILE].astype(np.float64)
+    mass = histogram.sum(axis=-1, keepdims=True)
+    links = records[..., layout.R_LINKS].astype(np.int64)
+    most = max(0, min(int(links.max(initial=0)), layout.KEEP.value))
+    return Decoded(
+        heads=records[..., layout.R_HEADS].astype(np.int64),
+        lse=values[..., layout.R_LSE].astype(np.float64),
+        entropy_bits=values[..., layout.R_ENTROPY].astype(np.float64) / _LN2,
+        sink_mass=values[..., layout.R_SINK].astype(np.float64),
+        histogram=np.divide(histogram, mass, out=np.zeros_like(histogram), where=mass > 0),
+        links=links,
+        positions=records[..., layout.R_POSITIONS : layout.R_POSITIONS + most].astype(np.int64),
+        probabilities=values[..., layout.R_PROBABILITIES : layout.R_PROBABILITIES + most].astype(np.float64),
+        profile=values[..., layout.R_PROFILE : layout.R_POSITIONS],
+    )
+
+
 def statistics_of(
     record: NDArray[np.int32],
     *,
@@ -49,13 +83,14 @@ def statistics_of(
         positions=_tensor(record[layout.R_POSITIONS : layout.R_POSITIONS + links], torch.int64),
         probabilities=_tensor(values[layout.R_PROBABILITIES : layout.R_PROBABILITIES + links]),
         profile=_tensor(values[layout.R_PROFILE : layout.R_PROFILE + seen]),
-        head_statistics=None if heads is None else _heads(heads, selected, first_key, prompt_len, length),
+        head_statistics=None if heads is None else heads_of(heads, selected, first_key, prompt_len, length),
     )
 
 
-def _heads(
+def heads_of(
     heads: NDArray[np.float32], selected: tuple[int, ...] | None, first_key: int, prompt_len: int, length: int
 ) -> HeadStatistics:
+    """Per-head scalars of the `selected` heads of one row: heads [H, HEAD_WORDS], its first key and its lengths."""
     if selected is not None:
         heads = heads[list(selected)]
     n_prompt = max(0, min(prompt_len, length) - first_key)

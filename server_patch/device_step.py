@@ -5,14 +5,18 @@ Records are stamped with request and length, and believed only where both fit th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from geomcli.kernels import records
+import numpy as np
+
+from geomcli.kernels import layout, records
+from geomcli.kernels.reference import HeadStatistics
 from geomcli.server_patch import faults
-from geomcli.server_patch.plans import RowPlan, checked, first_key
+from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
+from geomcli.server_patch.step_numbers import Due, StepNumbers, wanted_by
 
 
 @dataclass
@@ -38,37 +42,35 @@ class DeviceStep:
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Entries are built before the tokens are committed (results.py); nothing is left to do afterwards."""
 
-    def row_plans(self) -> list[RowPlan]:
-        """Plans of the rows whose records were written for exactly the token that is about to be committed."""
-        return [plan for row, req, state in self.asking if (plan := self._row_plan(row, req, state)) is not None]
+    def numbers(self, due: Sequence[Due]) -> StepNumbers:
+        """Of the records that were written for exactly these tokens; the others' rows have failed."""
+        wanted = wanted_by(due, self.layers)
+        rows = [one.row for one in due]
+        found = self.records.numpy()[:, rows]
+        stamps = np.array([one.state.stamp for one in due])
+        lengths = np.array([one.query_position + 1 for one in due])
+        fits = (found[..., layout.R_STAMP] == stamps) & (found[..., layout.R_LENGTH] == lengths)
+        made = StepNumbers(
+            layers=self.layers,
+            wanted=wanted,
+            failed=(wanted & ~fits).any(axis=0) | (self.error is not None),
+            **records.decode(np.where((wanted & fits)[..., None], found, 0))._asdict(),
+            head_statistics=[self._heads_of(one) for one in due],
+            flags=self.flags,
+        )
+        made.check()
+        if made.failed.any():
+            faults.note(f"a step has records that do not fit their tokens ({self.error or 'stamp or value'})")
+        return made
 
-    def _row_plan(self, row: int, req: Any, state: RequestState) -> RowPlan | None:
-        output_index = len(req.output_ids)
-        if not state.captures(output_index):
-            return None
-        prompt_len = len(req.origin_input_ids)
-        options = state.options
-        plan = RowPlan(row, req, options, output_index, prompt_len + output_index - 1, flags=self.flags)
-        try:
-            if self.error is not None:
-                raise RuntimeError(self.error)
-            for layer in options.layers:
-                index = self.layers.index(layer)
-                record = self.records[index, row].numpy()
-                found, due = records.stamp_of(record), records.Stamp(state.stamp, prompt_len + output_index)
-                if found != due:
-                    raise RuntimeError(f"the record of layer {layer} is for {found}, not for {due}")
-                heads = None if self.heads is None or not options.head_stats else self.heads[index, row].numpy()
-                statistics = records.statistics_of(
-                    record,
-                    first_key=first_key(options, plan.query_position, self.windows[index]),
-                    prompt_len=prompt_len,
-                    sink_tokens=options.sink_tokens,
-                    heads=heads,
-                    selected=options.heads,
-                )
-                plan.statistics[layer] = checked(statistics, layer)
-        except Exception as error:
-            faults.report("a row's record cannot be used")
-            plan.error = type(error).__name__
-        return plan
+    def _heads_of(self, due: Due) -> dict[int, HeadStatistics]:
+        options = due.state.options
+        if self.heads is None or not options.head_stats:
+            return {}
+        made = {}
+        for layer in options.layers:
+            at = self.layers.index(layer)
+            first = first_key(options, due.query_position, self.windows[at])
+            heads = self.heads[at, due.row].numpy()
+            made[layer] = records.heads_of(heads, options.heads, first, due.prompt_len, due.query_position + 1)
+        return made

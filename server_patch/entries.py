@@ -1,4 +1,4 @@
-"""Entries of docs/wire.md section 3 from the statistics of one output token. Pure: numbers in, a plain dict out.
+"""Entries of docs/wire.md from the numbers of one step. Pure: arrays in, plain dicts out, all rows in one pass.
 
 Probabilities and masses carry 6 significant digits, logits 6 decimals: an absolute error of a logit is a relative
 error of its probability, so significant digits would not be enough for logits above 10.
@@ -6,78 +6,69 @@ error of its probability, so significant digits would not be enough for logits a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from geomcli.compass import PROFILE_SIZE
-from geomcli.fingerprint import (
-    FINGERPRINT_BYTES,
-    fingerprint_from_histogram,
-    mean_histogram,
-    round_significant,
-)
-from geomcli.kernels.reference import HeadStatistics, RowStatistics
+from geomcli.fingerprint import FINGERPRINT_BYTES, fingerprints_from_histograms, mean_histogram, rounded
 from geomcli.schema import SCHEMA_VERSION
-from geomcli.server_patch.request_state import RequestState
-from geomcli.zones import ZONES_V1, classify
+from geomcli.server_patch.request_state import RequestState, trackers
+from geomcli.server_patch.step_numbers import Due, StepNumbers
+from geomcli.zones import ZONES_V1, classify_many
 
 _TINY = 1e-37  # log of a probability that underflowed
 _BYTES_PER_LINK = 8  # int32 position, float32 probability
 
 
-def build_entry(
-    context: Mapping[str, Any], state: RequestState, statistics: Mapping[int, RowStatistics]
-) -> dict[str, Any]:
-    """The entry of one token. `statistics`: one row for every layer of the request's options; KeyError otherwise."""
-    options = state.options
-    rows = {layer: statistics[layer] for layer in options.layers}
-    primary = rows[options.primary_layer]
-    histograms = np.stack([row.histogram.cpu().numpy() for row in rows.values()])
-    weights = np.array([row.heads for row in rows.values()])
-    histogram = mean_histogram(histograms, weights)
-    fingerprint = fingerprint_from_histogram(histogram)
-    drift = state.compass.update(histogram)
-    ripple = state.ripple.update(np.mean([_padded(row.profile) for row in rows.values()], axis=0))
-    decision = classify(fingerprint, ripple)
-    entry: dict[str, Any] = {
-        **context,
-        "mode": options.mode,
-        **_common(state),
-        "flags": _flags(state, context["query_position"], empty=histogram.sum() == 0, heads=primary.heads),
-        "fingerprint": _floats(fingerprint),
-        "manifold": decision.zone,
-        "zone": decision.zone,
-        "zone_confidence": round_significant(decision.confidence),
-        "sink_mass": round_significant(float(np.average([r.sink_mass for r in rows.values()], weights=weights))),
-        "drift": None if drift is None else round_significant(drift),
-        "compass": state.compass.status,
-        "ripple": None if ripple is None else round_significant(ripple),
-    }
-    size = FINGERPRINT_BYTES
-    if options.mode == "raw":
-        entry.update(_raw(primary))
-        if len(rows) > 1:
-            entry["layers"] = {str(layer): _raw_layer(row) for layer, row in rows.items()}
-        size += sum(_BYTES_PER_LINK * len(row.positions) + 12 for row in rows.values())
-    elif options.mode == "sketch":
-        entry["layer_sketches"] = {str(layer): _sketch(row) for layer, row in rows.items()}
-        size += sum(_BYTES_PER_LINK * len(row.positions) + 12 for row in rows.values())
-    elif len(rows) > 1:
-        entry["layers"] = {
-            str(layer): {"fingerprint": _floats(fingerprint_from_histogram(row.histogram.cpu().numpy()))}
-            for layer, row in rows.items()
+def build_entries(
+    contexts: Sequence[Mapping[str, Any]], due: Sequence[Due], numbers: StepNumbers
+) -> list[dict[str, Any]]:
+    """The entry of each due token; compass and ripple of its request move by one step."""
+    if not due:
+        return []
+    sound = np.flatnonzero(~numbers.failed).tolist()
+    weights = numbers.heads * numbers.wanted
+    histogram = mean_histogram(numbers.histogram, weights)
+    fingerprint = fingerprints_from_histograms(histogram)
+    layers = np.maximum(numbers.wanted.sum(axis=0), 1)
+    profile = np.where(numbers.wanted[..., None], numbers.profile, 0).sum(axis=0) / layers[:, None]
+    sink = np.where(numbers.wanted, numbers.sink_mass * weights, 0).sum(axis=0) / np.maximum(weights.sum(axis=0), 1)
+    drift, ripple = np.full(len(due), np.nan), np.full(len(due), np.nan)
+    drift[sound], ripple[sound] = trackers.update(
+        [due[i].state.tracker for i in sound], histogram[sound], profile[sound]
+    )
+    zones = classify_many(fingerprint, ripple)
+    shown = {"fingerprint": rounded(fingerprint), "sink": rounded(sink)}
+    shown |= {"drift": rounded(drift), "ripple": rounded(ripple), "confidence": rounded([c for _, c in zones])}
+    empty = (histogram.sum(axis=1) == 0).tolist()
+    of_layers = _Layers(numbers, due)
+    entries: list[dict[str, Any]] = []
+    for i, (context, one) in enumerate(zip(contexts, due, strict=True)):
+        state = one.state
+        if numbers.failed[i]:
+            entries.append(error_entry(context, state))
+            continue
+        if not np.isnan(drift[i]):
+            state.compass.judge(float(drift[i]))
+        entry = {
+            **context,
+            "mode": state.options.mode,
+            **_common(state),
+            "flags": [*_flags(state, one.query_position, empty=empty[i]), *numbers.flags],
+            "fingerprint": shown["fingerprint"][i],
+            "manifold": zones[i][0],
+            "zone": zones[i][0],
+            "zone_confidence": shown["confidence"][i],
+            "sink_mass": shown["sink"][i],
+            "drift": None if np.isnan(drift[i]) else shown["drift"][i],
+            "compass": state.compass.status,
+            "ripple": None if np.isnan(ripple[i]) else shown["ripple"][i],
         }
-        size += FINGERPRINT_BYTES * (len(rows) - 1)
-    if options.head_stats:
-        entry["head_stats"] = {
-            str(layer): _heads(row.head_statistics) for layer, row in rows.items() if row.head_statistics
-        }
-        size += sum(16 * row.heads for row in rows.values())
-    entry["bytes"] = size
-    return entry
+        of_layers.add_to(entry, i, one)
+        entries.append(entry)
+    return entries
 
 
 def error_entry(context: Mapping[str, Any], state: RequestState) -> dict[str, Any]:
@@ -101,63 +92,101 @@ def _common(state: RequestState) -> dict[str, Any]:
     }
 
 
-def _flags(state: RequestState, query_position: int, *, empty: bool, heads: int) -> list[str]:
+def _flags(state: RequestState, query_position: int, *, empty: bool) -> list[str]:
     options = state.options
     first_in_window = query_position + 1 - options.window if options.window else 0
     flags = {
         "masked": options.mask_prefix > 0,
         "window": first_in_window > options.mask_prefix,
-        "partial_heads": heads < state.options.heads_total,
+        "partial_heads": options.heads is not None and len(options.heads) < options.heads_total,
         "empty": empty,
     }
     return [name for name, raised in flags.items() if raised]
 
 
-def _raw(row: RowStatistics) -> dict[str, Any]:
-    probabilities = row.probabilities.double().cpu().numpy()
-    mass = float(probabilities.sum())
-    # The head-mean has no logit of its own: log p̄ + mean LSE is the one whose softmax over all keys is p̄.
-    lse = round(row.lse, 6)
-    return {
-        "token_positions": row.positions.tolist(),
-        "attention_scores": _floats(probabilities / mass) if mass > 0 else [],
-        "topk_logits": [round(math.log(max(p, _TINY)) + lse, 6) for p in probabilities.tolist()],
-        "logsumexp_candidates": lse,
-        "topk_mass": round_significant(mass),
-        "entropy_bits": round_significant(row.entropy_bits),
-    }
+class _Layers:
+    """What entries say of single layers, prepared for all rows at once, as far as any row's mode asks for it."""
+
+    def __init__(self, numbers: StepNumbers, due: Sequence[Due]) -> None:
+        self._numbers = numbers
+        self._wanted = [np.flatnonzero(column).tolist() for column in numbers.wanted.T]
+        modes = {one.state.options.mode for one in due}
+        several = any(len(layers) > 1 for layers in self._wanted)
+        self._fingerprints: Any = None
+        if several and modes & {"raw", "fingerprint"}:
+            self._fingerprints = rounded(fingerprints_from_histograms(numbers.histogram))
+        self._links = numbers.links.tolist()
+        if modes & {"raw", "sketch"}:
+            self._prepare_links(numbers)
+        if "sketch" in modes:
+            self._histograms = rounded(numbers.histogram.astype(np.float32))
+
+    def _prepare_links(self, numbers: StepNumbers) -> None:
+        there = np.arange(numbers.positions.shape[-1]) < numbers.links[..., None]
+        p: NDArray[np.float64] = np.where(there, numbers.probabilities, 0.0)
+        mass = p.sum(axis=-1)
+        # The head-mean has no logit of its own: log p̄ + mean LSE is the one whose softmax over all keys is p̄.
+        lse = np.round(numbers.lse, 6)
+        self._lse = lse.tolist()
+        self._mass = rounded(mass)
+        self._logits = np.round(np.log(np.maximum(p, _TINY)) + lse[..., None], 6).tolist()
+        self._scores = rounded(np.divide(p, mass[..., None], out=np.zeros_like(p), where=mass[..., None] > 0))
+        self._probabilities = rounded(p)
+        self._positions = numbers.positions.tolist()
+        self._entropy = rounded(numbers.entropy_bits)
+        self._sink = rounded(numbers.sink_mass)
+
+    def add_to(self, entry: dict[str, Any], row: int, due: Due) -> None:
+        """The mode's own fields and the bytes that left the device for this entry."""
+        options, wanted, layers = due.state.options, self._wanted[row], self._numbers.layers
+        size = FINGERPRINT_BYTES
+        if options.mode == "fingerprint":
+            if len(wanted) > 1:
+                entry["layers"] = {str(layers[at]): {"fingerprint": self._fingerprints[at][row]} for at in wanted}
+                size += FINGERPRINT_BYTES * (len(wanted) - 1)
+        else:
+            size += sum(_BYTES_PER_LINK * self._links[at][row] + 12 for at in wanted)
+            if options.mode == "sketch":
+                entry["layer_sketches"] = {str(layers[at]): self._sketch(at, row) for at in wanted}
+            else:
+                entry.update(self._raw(wanted[-1], row))
+                if len(wanted) > 1:
+                    entry["layers"] = {str(layers[at]): self._raw_layer(at, row) for at in wanted}
+        if options.head_stats:
+            statistics = self._numbers.head_statistics[row]
+            entry["head_stats"] = {str(layer): _heads(of_layer) for layer, of_layer in statistics.items()}
+            size += sum(16 * int(self._numbers.heads[at, row]) for at in wanted)
+        entry["bytes"] = size
+
+    def _raw(self, at: int, row: int) -> dict[str, Any]:
+        k = self._links[at][row]
+        return {
+            "token_positions": self._positions[at][row][:k],
+            "attention_scores": self._scores[at][row][:k] if self._mass[at][row] > 0 else [],
+            "topk_logits": self._logits[at][row][:k],
+            "logsumexp_candidates": self._lse[at][row],
+            "topk_mass": self._mass[at][row],
+            "entropy_bits": self._entropy[at][row],
+        }
+
+    def _raw_layer(self, at: int, row: int) -> dict[str, Any]:
+        return {
+            **self._raw(at, row),
+            "sink_mass": self._sink[at][row],
+            "fingerprint": self._fingerprints[at][row],
+        }
+
+    def _sketch(self, at: int, row: int) -> dict[str, Any]:
+        k = self._links[at][row]
+        hubs = zip(self._positions[at][row][:k], self._probabilities[at][row][:k], strict=True)
+        return {
+            "top_hubs": [list(hub) for hub in hubs],
+            "dist_hist": self._histograms[at][row],
+            "entropy": self._entropy[at][row],
+            "mass_captured": self._mass[at][row],
+            "sink_mass": self._sink[at][row],
+        }
 
 
-def _raw_layer(row: RowStatistics) -> dict[str, Any]:
-    return {
-        **_raw(row),
-        "sink_mass": round_significant(row.sink_mass),
-        "fingerprint": _floats(fingerprint_from_histogram(row.histogram.cpu().numpy())),
-    }
-
-
-def _sketch(row: RowStatistics) -> dict[str, Any]:
-    probabilities = row.probabilities.tolist()
-    hubs = [[n, round_significant(p)] for n, p in zip(row.positions.tolist(), probabilities, strict=True)]
-    return {
-        "top_hubs": hubs,
-        "dist_hist": _floats(row.histogram.cpu().numpy()),
-        "entropy": round_significant(row.entropy_bits),
-        "mass_captured": round_significant(sum(probabilities)),
-        "sink_mass": round_significant(row.sink_mass),
-    }
-
-
-def _heads(statistics: HeadStatistics) -> dict[str, list[float]]:
-    return {name: _floats(getattr(statistics, name).cpu().numpy()) for name in ("entropy", "sink", "prev", "lookback")}
-
-
-def _floats(values: Any) -> list[float]:
-    return [round_significant(v) for v in np.asarray(values).tolist()]
-
-
-def _padded(profile: Any) -> np.ndarray[Any, Any]:
-    row = np.zeros(PROFILE_SIZE)
-    values = profile.cpu().numpy()
-    row[: values.shape[0]] = values
-    return row
+def _heads(statistics: Any) -> dict[str, list[float]]:
+    return {name: rounded(np.asarray(getattr(statistics, name))) for name in ("entropy", "sink", "prev", "lookback")}

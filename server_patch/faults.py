@@ -17,7 +17,18 @@ _seen: Counter[str] = Counter()
 
 def report(what: str) -> None:
     """Log the exception being handled; `what` says which step failed."""
+    if (count := _count(what)) is not None:
+        logger.exception("geom: %s (%s. time)", what, count)
+
+
+def note(what: str) -> None:
+    """The same for a fault that is no exception."""
+    if (count := _count(what)) is not None:
+        logger.error("geom: %s (%s. time)", what, count)
+
+
+def _count(what: str) -> int | None:
+    """How often this was seen, None when it need not be said again."""
     _seen[what] += 1
     count = _seen[what]
-    if count <= _ALWAYS or count % _THEN_EVERY == 0:
-        logger.exception("geom: %s (%s. time)", what, count)
+    return count if count <= _ALWAYS or count % _THEN_EVERY == 0 else None

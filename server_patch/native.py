@@ -5,15 +5,16 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
-from geomcli.server_patch.plans import RowPlan, checked, first_key
+from geomcli.server_patch.plans import RowPlan, first_key
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.step_numbers import Due, StepNumbers, numbers_from_rows
 
 
 @dataclass
@@ -27,8 +28,17 @@ class StepPlan:
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> StepPlan:
         return self
 
-    def row_plans(self) -> list[RowPlan]:
-        return self.rows
+    def numbers(self, due: Sequence[Due]) -> StepNumbers:
+        """Of the plans that were made for exactly these tokens; the others' rows have failed."""
+        plans = {plan.row: plan for plan in self.rows}
+        rows = [self._statistics(plans.get(one.row), one) for one in due]
+        return numbers_from_rows(due, scheduler.layers, rows)
+
+    @staticmethod
+    def _statistics(plan: RowPlan | None, due: Due) -> dict[int, RowStatistics] | None:
+        if plan is None or plan.error is not None:
+            return None
+        return plan.statistics if plan.request is due.request and plan.output_index == due.output_index else None
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Entries are built before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -91,7 +101,7 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         keys = keys[:, [head // group for head in options.heads]]
     if options.heads is not None:
         query = query[list(options.heads)]
-    row = row_statistics(
+    return row_statistics(
         attention_logits(query, keys, layer.scaling),
         query_position=plan.query_position,
         first_key=first,
@@ -100,4 +110,3 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         top_k=options.top_k,
         head_statistics=options.head_stats,
     )
-    return checked(row, layer.layer_id)

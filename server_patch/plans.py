@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +20,6 @@ class RowPlan:
     query_position: int
     statistics: dict[int, RowStatistics] = field(default_factory=dict)
     error: str | None = None
-    flags: tuple[str, ...] = ()  # raised on the entry
 
 
 def first_key(options: CaptureOptions, query_position: int, sliding_window: int = -1) -> int:
@@ -32,10 +30,3 @@ def first_key(options: CaptureOptions, query_position: int, sliding_window: int 
     if sliding_window > -1:
         first = max(first, query_position - sliding_window)
     return min(first, query_position + 1)
-
-
-def checked(row: RowStatistics, layer: int) -> RowStatistics:
-    """The row itself; FloatingPointError when one of its numbers is not finite."""
-    if not math.isfinite(row.lse + row.entropy_bits + row.sink_mass + float(row.histogram.sum())):
-        raise FloatingPointError(f"layer {layer}: the attention of this row is not finite")
-    return row

@@ -6,22 +6,38 @@ from typing import Any
 
 import msgspec
 
-from geomcli.compass import Compass, RippleTracker
+from geomcli.compass import Compass
 from geomcli.server_patch import faults
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.requests import PARAMS_KEY
+from geomcli.trackers import Trackers
 
 _ATTRIBUTE = "_geom_state"
+trackers = Trackers()  # of this process; SGLang's scheduler has one thread
 
 
 class RequestState:
-    """The request's options, its compass and its ripple; lives on SGLang's Req, so it survives a retraction."""
+    """The request's options, its compass, its place among the trackers.
+
+    Lives on SGLang's Req, so it survives a retraction and gives its place back when the request is forgotten.
+    """
 
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
         self.stamp = 0  # names the request on the device; 0 until it was written there
-        self.compass = Compass()
-        self.ripple = RippleTracker()
+        self.compass = Compass()  # only judges: `trackers` hold the history
+        self._tracker: int | None = None
+
+    @property
+    def tracker(self) -> int:
+        if self._tracker is None:
+            self._tracker = trackers.open()
+        return self._tracker
+
+    def __del__(self) -> None:
+        tracker: int | None = getattr(self, "_tracker", None)
+        if tracker is not None:
+            trackers.close(tracker)
 
     def captures(self, output_index: int) -> bool:
         """Whether this output token's step is captured (stride and limit)."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from geomcli.server_patch import faults, transport
-from geomcli.server_patch.entries import build_entry, error_entry, stopped_entry
-from geomcli.server_patch.plans import RowPlan
-from geomcli.server_patch.request_state import RequestState, state_of
+from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
+from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.requests import INFO_KEY
+from geomcli.server_patch.step_numbers import Due
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -29,37 +29,59 @@ def _process(batch: Any, result: Any, *, prefill: bool) -> None:
         asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
         if not asking:
             return
-        token_ids, plans = _results(result)
+        token_ids, output = _results(result)
     except Exception:
         faults.report("a step's results could not be read")
         return
+    live: list[tuple[int | None, Due]] = []
     for row, req, state in asking:
         try:
             if not _uncommitted(req, prefill):
-                _append(req, None if token_ids is None else int(token_ids[row]), state, plans.get(row))
+                token_id = None if token_ids is None else int(token_ids[row])
+                live.append((token_id, Due(row, req, state, len(req.output_ids))))
         except Exception:
             # The value that is missing now is padded with None by the next one, or counted by the main process.
             faults.report("a token has no entry")
+    entries = _entries([(token, one) for token, one in live if one.state.captures(one.output_index)], output)
+    for token_id, one in live:
+        try:
+            _append(one, _value(token_id, one, entries))
+        except Exception:
+            faults.report("a token has no entry")
 
 
-def _results(result: Any) -> tuple[list[int] | None, dict[int, RowPlan]]:
-    """Token ids and filled plans by row; (None, {}) when they cannot be read, so that every token is marked as lost."""
+def _results(result: Any) -> tuple[list[int] | None, Any]:
+    """Token ids and the step that was captured; None for what cannot be read, so that every token is marked as lost."""
     try:
         if result.copy_done is not None:
             result.copy_done.synchronize()
         token_ids = result.next_token_ids
         token_ids = token_ids.tolist() if hasattr(token_ids, "tolist") else list(token_ids)
-        return token_ids, {plan.row: plan for plan in _plans(transport.output_of(result))}
+        return token_ids, _step(transport.output_of(result))
     except Exception:
         faults.report("a step's results could not be read")
-        return None, {}
+        return None, None
 
 
-def _plans(output: Any) -> list[RowPlan]:
-    if hasattr(output, "row_plans"):
-        plans: list[RowPlan] = output.row_plans()
-        return plans
-    return [plan for part in getattr(output, "outputs", ()) for plan in _plans(part)]
+def _step(output: Any) -> Any:
+    """Our own among the auxiliary outputs of a step."""
+    if output is None or hasattr(output, "numbers"):
+        return output
+    return next((found for part in getattr(output, "outputs", ()) if (found := _step(part)) is not None), None)
+
+
+def _entries(captured: list[tuple[int | None, Due]], step: Any) -> dict[int, dict[str, Any]]:
+    """Entries of captured tokens by row; error entries when the step's numbers cannot be had."""
+    known = [(token_id, one) for token_id, one in captured if token_id is not None]
+    contexts, due = [_context(token_id, one) for token_id, one in known], [one for _, one in known]
+    try:
+        if step is None:
+            raise LookupError("the step was not captured")
+        entries = build_entries(contexts, due, step.numbers(due)) if due else []
+    except Exception:
+        faults.report("the entries of a step could not be built")
+        entries = [error_entry(context, one.state) for context, one in zip(contexts, due, strict=True)]
+    return {one.row: entry for one, entry in zip(due, entries, strict=True)}
 
 
 def _uncommitted(req: Any, prefill: bool) -> bool:
@@ -72,46 +94,33 @@ def _uncommitted(req: Any, prefill: bool) -> bool:
     )
 
 
-def _append(req: Any, token_id: int | None, state: RequestState, plan: RowPlan | None) -> None:
-    output_index = len(req.output_ids)
+def _append(due: Due, value: Any) -> None:
+    req = due.request
     if req.customized_info is None:
         req.customized_info = {}
     values = req.customized_info.setdefault(INFO_KEY, [])
-    values.extend([None] * (output_index - len(values)))
-    value = None if token_id is None else _value(req, token_id, state, plan, output_index)
-    if output_index == 0 and state.options.prompt_tokens and isinstance(value, dict):
+    values.extend([None] * (due.output_index - len(values)))
+    if due.output_index == 0 and due.state.options.prompt_tokens and isinstance(value, dict):
         value["prompt_ids"] = list(req.origin_input_ids)
     values.append(value)
 
 
-def _value(
-    req: Any, token_id: int, state: RequestState, plan: RowPlan | None, output_index: int
-) -> dict[str, Any] | int:
-    if state.stops_at(output_index):
-        return stopped_entry(_context(req, token_id, output_index), state)
-    if not state.captures(output_index):
-        return token_id
-    context = _context(req, token_id, output_index)
-    # The stamp: a plan made for another request or position must never be published under this token.
-    if plan is None or plan.request is not req or plan.output_index != output_index or plan.error is not None:
-        return error_entry(context, state)
-    try:
-        entry = build_entry(context, state, plan.statistics)
-        entry["flags"].extend(plan.flags)
-        return entry
-    except Exception:
-        faults.report("an entry could not be built")
-        return error_entry(context, state)
+def _value(token_id: int | None, due: Due, entries: dict[int, dict[str, Any]]) -> dict[str, Any] | int | None:
+    if token_id is None:
+        return None
+    if due.state.stops_at(due.output_index):
+        return stopped_entry(_context(token_id, due), due.state)
+    return entries.get(due.row, token_id)
 
 
-def _context(req: Any, token_id: int, output_index: int) -> dict[str, Any]:
-    prompt_len = len(req.origin_input_ids)
+def _context(token_id: int, due: Due) -> dict[str, Any]:
+    req, index = due.request, due.output_index
     thinking = getattr(req, "require_reasoning", False) and not getattr(req, "_is_reasoning_over", False)
     return {
-        "decode_step": output_index + 1,
-        "step": output_index + 1,
+        "decode_step": index + 1,
+        "step": index + 1,
         "token_id": token_id,
-        "query_position": prompt_len + output_index - 1,
-        "prompt_len": prompt_len,
+        "query_position": due.query_position,
+        "prompt_len": due.prompt_len,
         "think_phase": "think" if thinking else "output",
     }

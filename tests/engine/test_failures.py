@@ -178,7 +178,7 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
                     return original(*args, **kwargs)
                 return wrapped
             native.row_statistics = failing(native.row_statistics, "statistics", 3)
-            entries.classify = failing(entries.classify, "entries", 5)
+            entries.classify_many = failing(entries.classify_many, "entries", 5)
         """,
     )
     with served(tmp_path / "faulty", "--", *TWO_LAYERS, environment=environment) as server:
@@ -190,7 +190,7 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
     entries = faulty["attention_tokens"]
     assert [e["decode_step"] for e in entries] == list(range(1, 13))
     failed = [e for e in entries if "error" in e["flags"]]
-    assert len(failed) == 5  # steps 3, 6, 9, 12 and the fifth entry that was built
+    assert len(failed) == 5  # steps 3, 6, 9 and 12, and the fifth for its entry
     assert all("fingerprint" not in e for e in failed)
     assert document["counters"]["errors"] == 5
     for mine, reference in zip(entries, sound["attention_tokens"], strict=True):
