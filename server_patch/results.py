@@ -73,11 +73,13 @@ def _step(output: Any) -> Any:
 def _entries(captured: list[tuple[int | None, Due]], step: Any) -> dict[int, dict[str, Any]]:
     """Entries of captured tokens by row; error entries when the step's numbers cannot be had."""
     known = [(token_id, one) for token_id, one in captured if token_id is not None]
+    if not known:
+        return {}
     contexts, due = [_context(token_id, one) for token_id, one in known], [one for _, one in known]
     try:
         if step is None:
             raise LookupError("the step was not captured")
-        entries = build_entries(contexts, due, step.numbers(due)) if due else []
+        entries = build_entries(contexts, due, step.numbers(due))
     except Exception:
         faults.report("the entries of a step could not be built")
         entries = [error_entry(context, one.state) for context, one in zip(contexts, due, strict=True)]
