@@ -139,7 +139,7 @@ async def checks(session: aiohttp.ClientSession, engines: dict[str, Engine], opt
         found[f"{name}: largest sum of links"] = max((sum(p_of(row).values()) for row in rows), default=0)
     if {"tap", "probe"} <= set(captured):
         pairs = list(zip(answers["tap"]["attention_tokens"], answers["probe"]["attention_tokens"], strict=True))
-        worst = [abs(p - q.get(n, p)) for a, b in pairs for n, p in p_of(a).items() for q in [p_of(b)]]
+        worst = [difference(p_of(a), p_of(b)) for a, b in pairs]
         found["tap and probe: largest difference of a link's probability"] = max(worst, default=None)
     return found
 
@@ -152,6 +152,12 @@ def p_of(entry: dict[str, Any]) -> dict[int, float]:
 
     lse = entry["logsumexp_candidates"]
     return {n: math.exp(x - lse) for n, x in zip(entry["token_positions"], entry["topk_logits"], strict=True)}
+
+
+def difference(one: dict[int, float], other: dict[int, float]) -> float:
+    """Largest difference between two lists of links; what one lacks may not be stronger than its weakest."""
+    weakest = min(other.values(), default=0.0)
+    return max((abs(p - other[n]) if n in other else max(0.0, p - weakest) for n, p in one.items()), default=0.0)
 
 
 def bootstrap(values: list[float], draws: int = 2000) -> list[float]:
@@ -216,6 +222,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 if name != "plain":
                     async with session.get(engine.url + "/v1/attention/capabilities") as response:
                         capabilities[name] = await response.json()
+                    found[f"{name}: errors over the whole run"] = capabilities[name]["counters"]["errors"]
         finally:
             for engine in engines.values():
                 engine.stop()
@@ -240,7 +247,8 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         f"{where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton {where['triton']}; "
         f"{Path(settings['model']).name}, backend {settings['backend']}, layers {settings['layers']}, prompts of "
-        f"{settings['prompt']} tokens, {settings['tokens']} generated, CUDA graphs and overlap scheduler on.",
+        f"{settings['prompt']} tokens, {settings['tokens']} generated, overlap scheduler on, CUDA graphs for decode; "
+        f"further arguments: `{' '.join(settings['server']) or 'none'}`.",
         "",
         "| requests | engine | condition | tokens/s | ratio | 95 % interval | µs a step | extra µs | 95 % interval |",
         "|---|---|---|---|---|---|---|---|---|",

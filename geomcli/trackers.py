@@ -41,6 +41,7 @@ class Trackers:
         self._histograms = np.zeros((0, DRIFT_WINDOW, N_BINS))
         self._profiles = np.zeros((0, RIPPLE_WINDOW, PROFILE_SIZE), dtype=np.float32)
         self._sums = np.zeros((0, PROFILE_SIZE))
+        self._nonzero = np.zeros((0, PROFILE_SIZE), dtype=np.int16)  # steps in the window with mass at a distance
         self._histogram_count = np.zeros(0, dtype=np.int64)
         self._profile_count = np.zeros(0, dtype=np.int64)
 
@@ -49,7 +50,7 @@ class Trackers:
         if not self._free:
             self._grow()
         slot = self._free.pop()
-        self._sums[slot], self._profiles[slot] = 0, 0
+        self._sums[slot], self._profiles[slot], self._nonzero[slot] = 0, 0, 0
         self._histogram_count[slot] = self._profile_count[slot] = 0
         return slot
 
@@ -59,7 +60,7 @@ class Trackers:
     def _grow(self) -> None:
         old = self._sums.shape[0]
         new = max(_FIRST_SIZE, 2 * old)
-        for name in ("_histograms", "_profiles", "_sums", "_histogram_count", "_profile_count"):
+        for name in ("_histograms", "_profiles", "_sums", "_nonzero", "_histogram_count", "_profile_count"):
             array = getattr(self, name)
             larger = np.zeros((new, *array.shape[1:]), dtype=array.dtype)
             larger[:old] = array
@@ -90,15 +91,17 @@ class Trackers:
         row = np.zeros((at.shape[0], PROFILE_SIZE), dtype=np.float32)
         row[:, : profiles.shape[1]] = profiles
         place = self._profile_count[at] % RIPPLE_WINDOW
-        self._sums[at] += row.astype(np.float64) - self._profiles[at, place]
+        gone = self._profiles[at, place]
+        self._sums[at] += row.astype(np.float64) - gone
+        self._nonzero[at] += (row > 0).astype(np.int16) - (gone > 0)
         self._profiles[at, place] = row
         self._profile_count[at] += 1
         count = self._profile_count[at]
         value = np.full(at.shape, np.nan)
         there = count >= RIPPLE_MIN_STEPS
         if there.any():
-            # What a running sum leaves of a mass that has gone is no mass.
             mean = self._sums[at[there]] / np.minimum(count[there], RIPPLE_WINDOW)[:, None]
-            mean[mean < np.finfo(np.float32).tiny] = 0.0
+            # A running sum leaves a rest where all mass has gone.
+            mean[self._nonzero[at[there]] == 0] = 0.0
             value[there] = ripples(mean, seen_lengths(mean))
         return value

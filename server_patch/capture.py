@@ -50,6 +50,11 @@ def _prepare(runner: Any, server_args: Any) -> None:
             )
     if any(getattr(b, "use_sliding_window_kv_pool", False) for b in (decode, extend)):
         raise ValueError("models with a sliding-window KV pool cannot be captured")
+    if _is_latent(config) and set(kinds) != {"triton"}:
+        raise ValueError(
+            "latent attention (MLA) is captured with the triton attention backend only; "
+            "start with --attention-backend triton"
+        )
     scheduler.layers = parse_layers(options.layers, config.num_hidden_layers)
     scheduler.backend = str(kinds[0])
     group = attention_ranks()
@@ -80,6 +85,11 @@ def _prepare(runner: Any, server_args: Any) -> None:
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
     scheduler.cuda_graph = str(runner.device) == "cuda" and not getattr(server_args, "disable_cuda_graph", True)
+
+
+def _is_latent(config: Any) -> bool:
+    """Whether the pool holds latent keys, whose queries other backends than Triton's get in two parts."""
+    return str(getattr(getattr(config, "attention_arch", None), "name", "")) == "MLA"
 
 
 def after_get_init_info(info: Any, _scheduler: Any) -> Any:

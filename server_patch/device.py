@@ -17,6 +17,7 @@ import triton
 
 from geomcli.kernels import layout, probe, ranks, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
+from geomcli.server_patch import faults
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
@@ -24,8 +25,8 @@ from geomcli.server_patch.recording import guarded, recording
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.scheduler_state import scheduler
 
-TAP_BUDGET_BYTES = 1 << 30
-TAP_SHARE_OF_FREE = 0.25
+BUDGET_BYTES = 1 << 30
+SHARE_OF_FREE = 0.25
 EIGHT_BIT_KEYS = "eight_bit_keys"
 _MAX_LAYERS = 31  # bits of a control word
 _STAMP_LIMIT = 1 << 31
@@ -42,6 +43,7 @@ class DeviceCapture:
             raise ValueError(f"at most {_MAX_LAYERS} layers can be captured, not {len(layers)}")
         pool = runner.token_to_kv_pool
         modules = [_attention_of(runner.model, layer, pool) for layer in layers]
+        self._places = {id(module): place for place, module in enumerate(modules)}
         keys = [pool.get_key_buffer(layer) for layer in layers]
         shapes = {Shape(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in modules}
         if len(shapes) > 1:
@@ -55,6 +57,11 @@ class DeviceCapture:
         self.windows = tuple(layer.sliding_window for layer in of_layers)
         self._table = runner.req_to_token_pool.req_to_token
         rows, length = self._table.shape[0], min(self._table.shape[1], pool.size + 1)
+        if group is not None and (needed := 4 * len(layers) * rows * length) > _budget(runner.device):
+            raise ValueError(
+                f"capture over several ranks needs {needed >> 20} MiB on each for {rows} requests of {length} keys; "
+                "start with a lower --max-running-requests, --context-length, or fewer --attention-capture-layers"
+            )
         self.source = _source(source, shape, rows=rows, length=length, windows=self.windows, device=runner.device)
         self.buffers = Buffers(
             shape,
@@ -91,13 +98,17 @@ class DeviceCapture:
     ) -> DeviceStep | None:
         """Before a forward pass: bring the control table up to date; the step, or None when no row asks."""
         extend = forward_batch.forward_mode.is_extend()
-        if extend:
-            self._write_control(requests, {id(req): state for _, req, state in asking})
-        if not asking:
-            return None
         # The engine's own prefill attends to keys that were not rounded yet, and its decode rounds the query as well.
         rounded = self._eight_bit and (extend or self.source == "probe")
-        return DeviceStep(asking, self.layers, self.windows, (EIGHT_BIT_KEYS,) if rounded else ())
+        step = DeviceStep(asking, self.layers, self.windows, (EIGHT_BIT_KEYS,) if rounded else ())
+        if extend:
+            try:
+                self._write_control(requests, {id(req): state for _, req, state in asking})
+            except Exception as error:
+                # The step goes on, marked: other ranks will wait for this one's part of it.
+                faults.report("the control table could not be written")
+                step.error = type(error).__name__
+        return step if asking else None
 
     def _write_control(self, requests: Iterable[Any], asking: dict[int, RequestState]) -> None:
         slots, rows = [], []
@@ -135,16 +146,18 @@ class DeviceCapture:
         step.records = self.buffers.records[:, :n].clone()
         if self.buffers.heads is not None and any(state.options.head_stats for _, _, state in step.asking):
             step.heads = self.buffers.heads[:, :n].clone()
+        # What decides about the collectives is known alike on every rank: who asks, and for what.
         if self.group is not None:
             self._merge_ranks(step, forward_batch)
 
     def _merge_ranks(self, step: DeviceStep, forward_batch: Any) -> None:
-        """Collectives: what decides about them must be the same on every rank."""
         assert self.group is not None
         group = self.group.group
         linked = [(row, req) for row, req, state in step.asking if state.options.top_k]
         if linked:
-            rows = torch.tensor([row for row, _ in linked], device=step.records.device)
+            device = step.records.device
+            rows = torch.tensor([row for row, _ in linked], pin_memory=device.type == "cuda")
+            rows = rows.to(device, non_blocking=True)
             width = min(self._length, max(_longest(req) for _, req in linked))
             ranks.merge_links(self.buffers, step.records, rows, forward_batch.req_pool_indices[rows], width, group)
         ranks.merge_sums(step.records, healthy=step.error is None, group=group)
@@ -161,7 +174,7 @@ class DeviceCapture:
                         "geom: this model changes its attention scores itself, so they cannot be tapped; "
                         "start with --attention-capture-source probe."
                     )
-                logits = self.buffers.tap[self.layers.index(layer.layer_id)]  # type: ignore[index]
+                logits = self.buffers.tap[self._places[id(layer)]]  # type: ignore[index]
                 kwargs |= {"score_mod": tap.store_logits, "aux_tensors": [logits]}
             output = original(q, k, v, layer, forward_batch, *args, **kwargs)
             guarded(lambda: self._after_decode(backend, layer, q, forward_batch, kwargs.get("sinks")))
@@ -172,7 +185,7 @@ class DeviceCapture:
     def _wrapped_extend(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward_extend(q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(q, k, v, layer, forward_batch, *args, **kwargs)
-            if scheduler.current is not None and self._wanted(layer) and not recording():
+            if scheduler.current is not None and self._wanted(layer):
                 guarded(lambda: self._after_extend(layer, q, forward_batch, kwargs.get("sinks")))
             return output
 
@@ -180,11 +193,7 @@ class DeviceCapture:
 
     def _wanted(self, layer: Any) -> bool:
         """In an eager step only when a row asks; while a graph is recorded always, since its replays serve all."""
-        return (
-            layer.layer_id in self.layers
-            and not layer.is_cross_attention
-            and (scheduler.current is not None or recording())
-        )
+        return id(layer) in self._places and (scheduler.current is not None or recording())
 
     def _after_decode(self, backend: Any, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
         tapped = self.source == "tap"
@@ -203,7 +212,7 @@ class DeviceCapture:
 
     def _see(self, layer: Any, q: Any, sinks: Any) -> tuple[int, Any]:
         """The layer's place among the captured ones, and its queries [tokens, H, D]."""
-        index = self.layers.index(layer.layer_id)
+        index = self._places[id(layer)]
         if sinks is not None:
             self.buffers.learned_sinks[index].copy_(sinks)
             self._learned_sinks = True
@@ -216,8 +225,8 @@ class DeviceCapture:
     def _key_slots(self, backend: Any) -> tuple[Any, Any]:
         """Where the keys of each row are: the Triton backend's own list, which a graph keeps, else the pool's table.
 
-        The scheduler may write that table while a graph runs, but only beyond a running row's length or in the row of
-        a request that has ended, whose record nobody reads.
+        The scheduler may write that table while a graph runs: beyond a running row's length, in the row of a request
+        that has ended, whose record nobody reads, or with other slots of the prefix cache that hold the same keys.
         """
         metadata = getattr(backend, "forward_metadata", None)
         indices = getattr(metadata, "kv_indices", None)
@@ -243,14 +252,19 @@ def _longest(req: Any) -> int:
     return len(req.origin_input_ids) + (1 << 30 if limit is None else int(limit)) + 1
 
 
+def _budget(device: Any) -> int:
+    """Bytes that one large buffer of ours may take."""
+    if torch.device(device).type != "cuda":
+        return BUDGET_BYTES
+    return min(BUDGET_BYTES, int(torch.cuda.mem_get_info()[0] * SHARE_OF_FREE))
+
+
 def _source(asked: str, shape: Shape, *, rows: int, length: int, windows: tuple[int, ...], device: Any) -> str:
     """`tap` or `probe`; ValueError when a tap was asked for and cannot be."""
     if asked == "probe":
         return "probe"
     needed = tap.bytes_of(shape, layers=len(windows), rows=rows, max_length=length)
-    budget = TAP_BUDGET_BYTES
-    if torch.device(device).type == "cuda":
-        budget = min(budget, int(torch.cuda.mem_get_info()[0] * TAP_SHARE_OF_FREE))
+    budget = _budget(device)
     if any(window > -1 for window in windows):
         reason = "logits of layers with a sliding window cannot be tapped"
     elif needed > budget:

@@ -14,6 +14,7 @@ import numpy as np
 from geomcli.kernels import layout, records
 from geomcli.kernels.reference import HeadStatistics
 from geomcli.server_patch import faults
+from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.step_numbers import Due, StepNumbers, wanted_by
@@ -49,7 +50,9 @@ class DeviceStep:
         found = self.records.numpy()[:, rows]
         stamps = np.array([one.state.stamp for one in due])
         lengths = np.array([one.query_position + 1 for one in due])
+        heads = np.array([_heads_due(one.state.options) for one in due])
         fits = (found[..., layout.R_STAMP] == stamps) & (found[..., layout.R_LENGTH] == lengths)
+        fits &= found[..., layout.R_HEADS] == heads
         made = StepNumbers(
             layers=self.layers,
             wanted=wanted,
@@ -74,3 +77,7 @@ class DeviceStep:
             heads = self.heads[at, due.row].numpy()
             made[layer] = records.heads_of(heads, options.heads, first, due.prompt_len, due.query_position + 1)
         return made
+
+
+def _heads_due(options: CaptureOptions) -> int:
+    return options.heads_total if options.heads is None else len(options.heads)

@@ -113,6 +113,8 @@ def refusal(server_args: Any) -> str | None:
         (set_to("disaggregation_mode"), "disaggregation", "--disaggregation-mode"),
         (set_to("enable_two_batch_overlap"), "two-batch overlap", "--enable-two-batch-overlap"),
         (set_to("enable_pdmux"), "multiplexed prefill and decode", "--enable-pdmux"),
+        (_prefill_graph(server_args) == "full", "prefill as one CUDA graph: no hook runs in its replays",
+         "--cuda-graph-backend-prefill full"),
         (set_to("enable_hisparse"), "sparse attention over a part of the keys", "--enable-hisparse"),
         (set_to("dllm_algorithm"), "diffusion decoding: its tokens have no order", "--dllm-algorithm"),
         (set_to("enable_torch_compile"), "torch.compile: it would trace through the hooks", "--enable-torch-compile"),
@@ -131,3 +133,10 @@ def refusal(server_args: Any) -> str | None:
     if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
         return "--return-attention-tokens cannot capture behind the Rust server; unset SGLANG_RUST_SERVER."
     return None
+
+
+def _prefill_graph(server_args: Any) -> str:
+    """How prefills are put into CUDA graphs; attention runs between the pieces of all kinds but `full`."""
+    phase = getattr(getattr(server_args, "cuda_graph_config", None), "prefill", None)
+    backend = getattr(phase, "backend", None)
+    return str(getattr(backend, "value", backend))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from geomcli.server_patch import hooks, transport
+from geomcli.kernels import tap
+from geomcli.server_patch import flags, hooks, transport
 from geomcli.server_patch.hooks import HOOKS, REQUIRED_NAMES, Hook
 from tests.canary.releases import VERSIONS, definition, module, parameters, wheel
 
@@ -33,6 +35,16 @@ ATTRIBUTES = (
     ("aux_tensors", "sglang.srt.layers.attention.triton_backend"),
     ("k_scale_float", "sglang.srt.layers.radix_attention"),
     ("copy_done", "sglang.srt.managers.utils"),
+    ("qk_head_dim", "sglang.srt.layers.radix_attention"),
+    ("tp_q_head_num", "sglang.srt.layers.radix_attention"),
+    ("tp_k_head_num", "sglang.srt.layers.radix_attention"),
+    ("sliding_window_size", "sglang.srt.layers.radix_attention"),
+    ("xai_temperature_len", "sglang.srt.layers.radix_attention"),
+    ("use_sliding_window_kv_pool", "sglang.srt.layers.attention.triton_backend"),
+    ("decode_backend", "sglang.srt.layers.attention.hybrid_attn_backend"),
+    ("prefill_backend", "sglang.srt.layers.attention.hybrid_attn_backend"),
+    ("attention_arch", "sglang.srt.configs.model_config"),
+    ("is_in_breakable_cuda_graph", "sglang.srt.model_executor.runner_utils.capture_mode"),
     ("attn_tp_group", "sglang.srt.runtime_context"),
     ("attn_tp_rank", "sglang.srt.runtime_context"),
     ("attn_tp_size", "sglang.srt.runtime_context"),
@@ -46,6 +58,38 @@ def test_a_hook_target_has_the_parameters_that_its_body_takes(hook: Hook, versio
     assert target is not None, f"{hook.target} is not in SGLang {version}"
     missing = set(hook.parameters) - parameters(target)
     assert not missing, f"{hook.target} of SGLang {version} has lost {missing}"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("backend", "file"),
+    [
+        ("TorchNativeAttnBackend", "torch_native_backend"),
+        ("TritonAttnBackend", "triton_backend"),
+        ("FlashAttentionBackend", "flashattention_backend"),
+        ("FlashInferAttnBackend", "flashinfer_backend"),
+    ],
+)
+def test_backends_that_are_wrapped_take_what_the_wrappers_hand_on(backend: str, file: str, version: str) -> None:
+    assert backend in flags.BACKENDS
+    for method in ("forward_decode", "forward_extend"):
+        target = definition(version, f"sglang.srt.layers.attention.{file}.{backend}.{method}")
+        assert target is not None
+        wanted = {"q", "k", "v", "layer", "forward_batch"}
+        if (backend, method) == ("TritonAttnBackend", "forward_decode"):
+            wanted |= {"sinks", "score_mod", "aux_tensors"}
+        assert wanted <= parameters(target), (version, backend, method)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_decode_kernel_calls_a_score_mod_with_the_arguments_of_the_tap(version: str) -> None:
+    kernel = module(version, "sglang.kernels.ops.attention.decode_attention")
+    assert kernel is not None
+    calls = [n for n in ast.walk(kernel) if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "SCORE_MOD"]
+    assert calls
+    taken = parameters(ast.parse(inspect.getsource(tap.store_logits.fn)).body[0])
+    # qk, q_pos, kv_pos, q_idx, head, mask, and of the first aux tensor: pointer, two strides, length.
+    assert all(len(call.args) + len(call.keywords) == len(taken) == 10 for call in calls)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -39,6 +39,8 @@ def test_drift_and_ripple_of_requests_that_come_and_go() -> None:
         width = int(rng.integers(1, 257))
         profiles = rng.random((len(names), width)) * (1 + np.sin(np.arange(width) / 2))
         profiles = profiles.astype(np.float32)
+        if step // 40 % 2:
+            profiles[:, width // 3 :] = 0  # mass that comes and goes
         moved = trackers.update([slots[n] for n in names], histograms, profiles)
         for i, name in enumerate(names):
             drift, strength = compasses[name].update(histograms[i]), tracked[name].update(profiles[i])
