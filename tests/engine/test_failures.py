@@ -190,9 +190,10 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
     entries = faulty["attention_tokens"]
     assert [e["decode_step"] for e in entries] == list(range(1, 13))
     failed = [e for e in entries if "error" in e["flags"]]
-    assert len(failed) == 5  # steps 3, 6, 9 and 12, and the fifth for its entry
+    # A layer of the steps 3, 6, 9 and 12 had no statistics, the entries of steps 5 and 10 could not be built.
+    assert [e["decode_step"] for e in failed] == [3, 5, 6, 9, 10, 12]
     assert all("fingerprint" not in e for e in failed)
-    assert document["counters"]["errors"] == 5
+    assert document["counters"]["errors"] == 6
     for mine, reference in zip(entries, sound["attention_tokens"], strict=True):
         if mine not in failed:
             assert mine["topk_logits"] == pytest.approx(reference["topk_logits"], abs=1e-5)
