@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # The SGLang release of the CPU engine: 0.5.20 or 0.5.23.
 SGLANG ?= 0.5.20
+ENGINE = $(VENV)/engine-$(SGLANG)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
 SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
@@ -17,7 +18,7 @@ help:
 	@sed -n '1,2p' Makefile | sed 's/^# //'
 
 demo: install model
-	$(BIN)/geom run --serve --max-tokens 60 "$(PROMPT)"
+	$(BIN)/geom run --serve --max-tokens 60 "$(PROMPT)" < /dev/null
 	@echo
 	$(BIN)/geom traces show
 	@echo
@@ -47,18 +48,23 @@ model: install
 	$(BIN)/geom models pull smollm2
 
 # The CPU engine: SGLang beside a CPU torch, without what its metadata asks of a CUDA machine. On a GPU: see the README.
-$(VENV)/engine: requirements/engine-cpu-common.txt requirements/engine-cpu-$(SGLANG).txt
+# One stamp at a time: another SGLANG is another engine in the same environment.
+$(ENGINE): requirements/engine-cpu-common.txt requirements/engine-cpu-$(SGLANG).txt
+	@python=$(BIN)/python; test -x $$python || python=$(PYTHON); \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2> /dev/null || \
+	{ echo "geom: $$python is not Python 3.11 or 3.12. Try: make demo PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/engine $(VENV)/engine-*
 	$(PIP) -r requirements/engine-cpu-$(SGLANG).txt
 	$(PIP) --no-deps sglang==$(SGLANG) torchvision==0.28.0 compressed-tensors==0.18.0
 	touch $@
 
-$(VENV)/installed: $(VENV)/engine $(SOURCES)
+$(VENV)/installed: $(ENGINE) $(SOURCES)
 	rm -rf build
 	$(PIP) .
 	touch $@
 
-$(VENV)/dev: requirements/dev.txt $(VENV)/engine
+$(VENV)/dev: requirements/dev.txt $(ENGINE)
 	$(PIP) -r requirements/dev.txt
 	touch $@
 

@@ -7,18 +7,87 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import msgspec
 from httpx_sse import SSEError, aconnect_sse
 
 from geomcli.config import is_loopback
-from geomcli.errors import RequestRefused, ServerUnreachable
+from geomcli.errors import RequestRefused, ServerUnreachable, UsageError
+from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.schema import CAPABILITIES_PATH, Entry, Message
 
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 300.0  # a long prompt on a CPU says nothing for minutes
+
+
+_Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
+
+
+class _Heads(msgspec.Struct):
+    seen: _Int
+    total: _Int
+
+
+class _Sketch(msgspec.Struct):
+    top_hubs: list[tuple[_Int, float]] = []
+
+
+class _Entry(msgspec.Struct):
+    """The fields of an entry that geom reads itself; the entry travels on as it came, whatever else it has."""
+
+    decode_step: _Int = 1
+    token_id: _Int | None = None
+    token: str | None = None
+    prompt_tokens: list[str] | None = None
+    prompt_len: _Int | None = None
+    think_phase: Literal["think", "output"] = "output"
+    layer_id: _Int | None = None
+    heads: _Heads | None = None
+    flags: list[str] = []
+    mode: str = ""
+    fingerprint: Annotated[list[float], msgspec.Meta(min_length=FINGERPRINT_SIZE)] = []
+    zone: str = ""
+    zone_confidence: float = 0.0
+    sink_mass: float | None = None
+    drift: float | None = None
+    compass: str = ""
+    bytes: _Int = 0
+    token_positions: list[_Int] = []
+    topk_logits: list[float] = []
+    logsumexp_candidates: float = 0.0
+    entropy_bits: float = 0.0
+    layers: dict[str, Any] | None = None
+    layer_sketches: dict[str, _Sketch] | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: _Int = 0
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+    matched_stop: str | _Int | None = None
+
+
+class _Usage(msgspec.Struct):
+    completion_tokens: _Int = 0
+    prompt_tokens: _Int | None = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    attention_tokens: list[_Entry] | None = None
+    usage: _Usage | None = None
+
+
+class _Capabilities(msgspec.Struct):
+    modes: list[str] | None = None
+    features: dict[str, Any] | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,13 +109,21 @@ class Client:
     def __init__(self, base_url: str, *, api_key: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.AsyncClient(
-            base_url=self.base_url,
-            headers=headers,
-            timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
-            transport=transport,
-            trust_env=not is_loopback(self.base_url),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                base_url=self.base_url,
+                headers=headers,
+                timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
+                transport=transport,
+                trust_env=not is_loopback(self.base_url),
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            # The base URL has been checked: what is left are the proxies that the environment names.
+            why = str(error).split(". ")[0].rstrip(".")
+            raise UsageError(
+                f"a proxy that the environment names cannot be used: {why}.",
+                "unset ALL_PROXY HTTP_PROXY HTTPS_PROXY, or put the server into NO_PROXY",
+            ) from None
 
     async def __aenter__(self) -> Client:
         return self
@@ -61,15 +138,22 @@ class Client:
             raise ServerUnreachable(
                 f"{self.base_url} is a server without geom's plugin.", "geom serve (or pip install geomcli there)"
             )
-        return _object(self._checked(response))
+        document = _object(self._checked(response))
+        try:
+            msgspec.convert(document, _Capabilities)
+        except msgspec.ValidationError as error:
+            raise ServerUnreachable(f"{self.base_url} has capabilities that geom cannot read: {error}.") from None
+        return document
 
     async def model(self) -> str:
         """Name of the first model that the server serves."""
         document = _object(self._checked(await self._get("/v1/models")))
         try:
-            name: str = document["data"][0]["id"]
+            name = document["data"][0]["id"]
         except (LookupError, TypeError):
-            raise ServerUnreachable(f"{self.base_url} serves no model.", "geom serve") from None
+            name = None
+        if not isinstance(name, str):
+            raise ServerUnreachable(f"{self.base_url} serves no model.", "geom serve")
         return name
 
     async def chat(
@@ -153,19 +237,22 @@ def _chunk(data: str) -> Chunk:
     except msgspec.MsgspecError:
         raise ServerUnreachable("the server sent an event that is not JSON.") from None
     if (error := document.get("error")) is not None:
-        message = error.get("message") if isinstance(error, dict) else error
+        message = (error.get("message") or error) if isinstance(error, dict) else error
         raise ServerUnreachable(f"the server broke off: {message}")
     entries = document.get("attention_tokens") or []
-    choices = document.get("choices") or [{}]
-    choice = choices[0]
-    delta = choice.get("delta") or {}
+    try:
+        event = msgspec.convert(document, _Event)
+    except msgspec.ValidationError as error:
+        raise ServerUnreachable(f"the server sent an event that geom cannot read: {error}.") from None
+    choice = event.choices[0] if event.choices else _Choice()
+    delta = choice.delta or _Delta()
     return Chunk(
-        index=choice.get("index", 0),
-        text=delta.get("content") or "",
-        reasoning=delta.get("reasoning_content") or "",
+        index=choice.index,
+        text=delta.content or "",
+        reasoning=delta.reasoning_content or "",
         entries=tuple(entries),
-        finish_reason=choice.get("finish_reason"),
-        matched_stop=choice.get("matched_stop"),
+        finish_reason=choice.finish_reason,
+        matched_stop=choice.matched_stop,
         usage=document.get("usage"),
         attention_bytes=len(msgspec.json.encode(entries)) if entries else 0,
     )

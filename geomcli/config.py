@@ -26,10 +26,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def db_path(self) -> Path:
-        return Path(self.db).expanduser() if self.db else data_dir() / "traces.db"
+        return _db_path(self.db)
 
 
 _ENVIRONMENT = {"base_url": ("GEOM_BASE_URL", "OPENAI_BASE_URL"), "api_key": ("GEOM_API_KEY",), "db": ("GEOM_DB",)}
+
+
+def _db_path(text: str) -> Path:
+    # os.path leaves the `~name` of a user that does not exist as it is; pathlib raises.
+    return Path(os.path.expanduser(text)) if text else data_dir() / "traces.db"
 
 
 def data_dir() -> Path:
@@ -56,6 +61,28 @@ def config_file(environment: Mapping[str, str] = os.environ) -> Path | None:
 
 def load(environment: Mapping[str, str] = os.environ, **flags: str | None) -> Settings:
     """Resolved settings; `flags` are the command line's, None where not given. UsageError names a bad key or file."""
+    values, in_file, path = _merged(environment, flags)
+    settings = msgspec.convert(values, Settings)
+    base = _checked_url(settings.base_url)
+    if not settings.api_key.isascii():
+        raise UsageError("the API key has characters that no key can have.", "GEOM_API_KEY=… with plain letters")
+    of_file = path if in_file.get("base_url") == values.get("base_url") is not None else None
+    if settings.api_key and "api_key" not in in_file and of_file is not None and not is_loopback(base):
+        # A file that came with a folder must not be able to send the user's key to a server of its own choice.
+        raise UsageError(f"{of_file} names the server {base}, but the key is yours.", f"geom … --base-url {base}")
+    return msgspec.structs.replace(settings, base_url=base)
+
+
+def store_path(environment: Mapping[str, str] = os.environ, *, db: str | None = None) -> Path:
+    """Where the traces are; what is said about a server is not looked at."""
+    values, _, _ = _merged(environment, {"db": db})
+    return _db_path(values.get("db", ""))
+
+
+def _merged(
+    environment: Mapping[str, str], flags: Mapping[str, str | None]
+) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+    """The values that are set anywhere, those of the file alone, and the file."""
     values: dict[str, Any] = {}
     path = config_file(environment)
     if path is not None:
@@ -74,15 +101,7 @@ def load(environment: Mapping[str, str] = os.environ, **flags: str | None) -> Se
         if found:
             values[name] = found
     values.update({name: value for name, value in flags.items() if value is not None})
-    settings = msgspec.convert(values, Settings)
-    base = _checked_url(settings.base_url)
-    if not settings.api_key.isascii():
-        raise UsageError("the API key has characters that no key can have.", "GEOM_API_KEY=… with plain letters")
-    of_file = path if in_file.get("base_url") == values.get("base_url") is not None else None
-    if settings.api_key and "api_key" not in in_file and of_file is not None and not is_loopback(base):
-        # A file that came with a folder must not be able to send the user's key to a server of its own choice.
-        raise UsageError(f"{of_file} names the server {base}, but the key is yours.", f"geom … --base-url {base}")
-    return msgspec.structs.replace(settings, base_url=base)
+    return values, in_file, path
 
 
 def _checked_url(text: str) -> str:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from errno import EADDRNOTAVAIL
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +56,7 @@ class Plan(NamedTuple):
     model: Resolved
     log: Path
     device: str
+    again: str  # what one types to start it once more, with other flags
 
     @property
     def base_url(self) -> str:
@@ -81,6 +83,7 @@ def plan(
     port: int = config.DEFAULT_PORT,
     device: str = "auto",
     log: Path | None = None,
+    again: str | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Plan:
     """The command that serves `model`.
@@ -128,7 +131,8 @@ def plan(
         added["SGLANG_PLUGINS"] = f"{allowed},geom"
     host = _value_of("--host", extra) or host
     port = _port_of(extra) or port
-    return Plan(command, added, host, port, model, log or config.state_dir() / f"serve-{port}.log", device)
+    log = log or config.state_dir() / f"serve-{port}.log"
+    return Plan(command, added, host, port, model, log, device, again or f"geom serve {model.served_name}")
 
 
 def _value_of(name: str, arguments: Sequence[str]) -> str | None:
@@ -168,7 +172,7 @@ def _check_installed(plan: Plan) -> None:
 
 
 def _check_port(plan: Plan) -> None:
-    free = f"geom serve {plan.model.served_name} --port {machine.free_port()}"
+    free = f"{plan.again} --port {machine.free_port()}"
     if (running := running_engine(plan.port)) is not None:
         raise UsageError(
             f"an engine of geom already serves {running.model} on port {plan.port} (pid {running.pid}).",
@@ -180,6 +184,8 @@ def _check_port(plan: Plan) -> None:
             probe.bind((plan.host, plan.port))
         except (OSError, UnicodeError) as error:
             why = (getattr(error, "strerror", None) or "not an address").lower()
+            if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == EADDRNOTAVAIL:
+                raise UsageError(f"--host {plan.host!r}: {why}.", f"{plan.again} --host 127.0.0.1") from None
             raise UsageError(f"port {plan.port} on {plan.host}: {why}.", free) from None
 
 

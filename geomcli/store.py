@@ -25,7 +25,8 @@ from geomcli.fingerprint import FINGERPRINT_SIZE, pack, round_significant, unpac
 from geomcli.migrations import migrations
 from geomcli.schema import Record
 
-COMMIT_SECONDS = 1.0
+COMMIT_SECONDS = 0.5
+CHECK_SECONDS = COMMIT_SECONDS / 2  # how often to call `flush_if_due`: a record then waits for 0.75 s
 COMMIT_RECORDS = 256
 _BUSY_MS = 10_000
 _json = msgspec.json.Encoder()
@@ -193,7 +194,7 @@ class TraceWriter:
             self.flush_if_due()
 
     def flush_if_due(self) -> None:
-        """Commit when the last commit is older than a second; call it in quiet moments of a slow stream."""
+        """Commit when the last commit is old enough; call it every CHECK_SECONDS in quiet moments of a stream."""
         if self._buffer and time.monotonic() - self._flushed >= COMMIT_SECONDS:
             self.flush()
 

@@ -119,9 +119,27 @@ def problem_with(hook: Hook) -> str | None:
     return f"{hook.target} has no parameter {', '.join(lost)}" if lost else None
 
 
+def import_failure(target: str) -> str | None:
+    """Why the module of this target cannot be imported, None when it can or does not exist: resolving hides it."""
+    names = target.split(".")
+    for cut in range(1, len(names)):
+        name = ".".join(names[:cut])
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            # A class or function, not a module; or a package that SGLang needs is missing.
+            return None if error.name == name else f"{name} cannot be imported ({error})"
+        except Exception as error:
+            return f"{name} cannot be imported ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None
+
+
 def preflight(hooks: Iterable[Hook] | None = None) -> None:
     """HookFailure listing every target or name of the installed SGLang that does not fit."""
-    problems = [p for p in map(problem_with, needed() if hooks is None else hooks) if p]
+    hooks = tuple(needed() if hooks is None else hooks)
+    if broken := next((found for hook in hooks if (found := import_failure(hook.target))), None):
+        raise HookFailure(broken)
+    problems = [p for p in map(problem_with, hooks) if p]
     for name in REQUIRED_NAMES:
         try:
             pkgutil.resolve_name(name)

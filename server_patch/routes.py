@@ -52,7 +52,7 @@ def capabilities() -> dict[str, Any]:
         },
         "guardrails": {
             "max_concurrent_capture": 0,
-            "requires_api_key": False,
+            "requires_api_key": main.requires_api_key,
             "system_prompt_masked": False,
             "fingerprint_only": options.fingerprint_only,
             "max_entries": options.max_entries,

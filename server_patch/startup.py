@@ -49,5 +49,6 @@ def before_run_http_server(
         raise SystemExit(
             "geom: the plugin did not load in the scheduler process; its reason is further up in this log."
         )
+    state.main.requires_api_key = bool(getattr(server_args, "api_key", None))
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
     routes.install()

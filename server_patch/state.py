@@ -34,6 +34,7 @@ class MainState:
         self.shape = ModelShape(0, (), 0)
         self.info: dict[str, Any] = {}
         self.tokenizer: Any = None
+        self.requires_api_key = False
         self.counters = Counters()
 
     def configure(self, options: ServerOptions, info: dict[str, Any] | None, tokenizer_manager: Any) -> None:

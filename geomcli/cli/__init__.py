@@ -5,6 +5,7 @@ Nothing heavy is imported here; `geom --help` loads neither torch nor textual no
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -55,6 +56,8 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line; known errors end as one line on stderr and their exit code, never as a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a Latin-1 terminal has no glyphs of zones
     # Asked to end by kill or a closed terminal, a command does what it does on Ctrl-C: it keeps what it has.
     for sign in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(sign) == signal.SIG_DFL:

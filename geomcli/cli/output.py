@@ -23,14 +23,17 @@ ZONE_STYLES = {
 }
 _SPARKS = "▁▂▃▄▅▆▇█"
 _PIPE_WIDTH = 1000
+# C0 and DEL have pictures of their own; C1, which an 8-bit terminal takes for escapes, has none.
+_SYMBOLS = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\n\t"}
+_SYMBOLS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 def narrator() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def speaker() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH  # a pipe gets whole lines
     return console
@@ -39,18 +42,30 @@ def speaker() -> Console:
 def fail(error: GeomError) -> None:
     """One line: what is wrong, and the command that mends it."""
     console = narrator()
-    console.print(f"[bold red]geom:[/] {escape(error.message)}")
+    console.print(f"[bold red]geom:[/] {marked(error.message)}")
     if error.mend:
-        console.print(f"      [dim]try:[/] {escape(error.mend)}")
+        console.print(f"      [dim]try:[/] {marked(error.mend)}")
 
 
 def printable(text: str) -> str:
     """Text of a model for a terminal: control characters as visible symbols, so that none of them acts."""
-    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
+    return text.translate(_SYMBOLS)
+
+
+def marked(value: object) -> str:
+    """A value of a server, a trace or this machine inside Rich markup: shown as it is, none of it acts."""
+    return escape(printable(str(value)))
+
+
+def write_data(text: str) -> None:
+    """JSON on stdout: UTF-8, whatever the terminal's encoding is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
+    sys.stdout.buffer.flush()
 
 
 def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_data(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def sparkline(values: list[float | None], *, top: float = 1.0, width: int = 60) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import stat
@@ -21,16 +22,18 @@ from geomcli.cli.summary import print_summary
 from geomcli.client import Chunk, Client
 from geomcli.errors import ExitCode, GeomError, ServerUnreachable, StoreError, UsageError
 from geomcli.schema import CAPTURE_MODES, Message, Record
-from geomcli.store import COMMIT_SECONDS, Store, TraceWriter
+from geomcli.store import CHECK_SECONDS, Store, TraceWriter
 from geomcli.trace import Trace, TraceBuilder
 from geomcli.zones import UNKNOWN
+
+_ASKED_TO_END = (signal.SIGTERM, signal.SIGHUP)
 
 
 def run(
     prompt: Annotated[str | None, typer.Argument(help="The prompt; text piped into stdin is appended.")] = None,
     model: Annotated[str | None, typer.Option("-m", "--model", help="Served model; the first one if left out.")] = None,
     system: Annotated[str | None, typer.Option("-s", "--system", help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1)] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.", min=1, max=2**31 - 1)] = 256,
     temperature: Annotated[
         float, typer.Option("--temp", help="Sampling temperature; 0 repeats itself exactly.", min=0)
     ] = 0.0,
@@ -43,6 +46,9 @@ def run(
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
+    port: Annotated[
+        int | None, typer.Option(help=f"Port of --serve ({config.DEFAULT_PORT}).", min=1, max=65535)
+    ] = None,
     stdin: Annotated[bool, typer.Option("--stdin/--no-stdin", help="Read a prompt that is piped in.")] = True,
     base_url: Annotated[str | None, typer.Option(help="Server; GEOM_BASE_URL.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key of the server; GEOM_API_KEY.")] = None,
@@ -57,6 +63,12 @@ def run(
       geom run 'Tell me a story' --jsonl > story.jsonl
     """
     text = _prompt(prompt, stdin)
+    _check_text("--system", system)
+    _check_text("--model", model)
+    if math.isinf(temperature):
+        raise UsageError("--temp must be a number that is not infinite.")
+    if port is not None and not serve:
+        raise UsageError("--port is the port of --serve.", f"geom run --base-url http://127.0.0.1:{port} …")
     settings = config.load(base_url=base_url, api_key=api_key, db=None if db is None else str(db))
     if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
@@ -67,9 +79,10 @@ def run(
     attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers)}
 
     with contextlib.ExitStack() as stack:
-        if serve:
-            settings = stack.enter_context(_embedded(settings))
+        # Before the engine: a store that cannot be used is not worth the wait for one.
         store = stack.enter_context(Store(settings.db_path)) if save else None
+        if serve:
+            settings = stack.enter_context(_embedded(settings, port or config.DEFAULT_PORT))
         writer = store.writer() if store else None
         job = _Run(settings, writer, jsonl=jsonl)
         code = _await(job.run(messages, model, sampling, attention))
@@ -95,6 +108,13 @@ def _prompt(argument: str | None, read_stdin: bool) -> str:
     return "\n\n".join(parts)
 
 
+def _check_text(flag: str, value: str | None) -> None:
+    try:
+        (value or "").encode()
+    except UnicodeError:
+        raise UsageError(f"{flag} is not UTF-8 text.", "convert it with iconv") from None
+
+
 def _is_piped() -> bool:
     """Whether stdin is a pipe or a file. A closed stdin, a terminal and /dev/null are not."""
     try:
@@ -114,7 +134,7 @@ def _layer_ids(text: str | None) -> list[int] | None:
 
 
 @contextlib.contextmanager
-def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
+def _embedded(settings: config.Settings, port: int) -> Iterator[config.Settings]:
     import msgspec
 
     from geomcli import engine, models
@@ -124,29 +144,35 @@ def _embedded(settings: config.Settings) -> Iterator[config.Settings]:
     if models.problem(models.DEFAULT_MODEL) is not None:
         pull_with_bar(models.DEFAULT_MODEL)
     flags = ["--return-attention-tokens"]
-    plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
+    plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags, port=port, again="geom run --serve")
     console = output.narrator()
     with engine.Engine(plan) as running:
         console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}", markup=False)
         with progress_line("Waiting for the engine") as tick:
             document = running.wait(progress=tick)
-        console.print(f"Ready: {describe(document)}\n")
+        console.print(f"Ready: {describe(document)}\n", markup=False)
         yield msgspec.structs.replace(settings, base_url=plan.base_url)
         console.print("Stopping the engine …")
 
 
 def _await(job: Coroutine[Any, Any, ExitCode]) -> ExitCode:
+    before = {sign: signal.getsignal(sign) for sign in _ASKED_TO_END}
     try:
         return asyncio.run(_cancelled_by_signals(job))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return ExitCode.INTERRUPTED
+    finally:
+        # The loop leaves the default action behind: a kill while the engine is ended would leave it running.
+        for sign, handler in before.items():
+            if handler is not None:
+                signal.signal(sign, handler)
 
 
 async def _cancelled_by_signals(job: Coroutine[Any, Any, ExitCode]) -> ExitCode:
     """Like Ctrl-C: an exception in the middle of the event loop would leave its generators open."""
     task = asyncio.current_task()
     assert task is not None
-    for sign in (signal.SIGTERM, signal.SIGHUP):
+    for sign in _ASKED_TO_END:
         if signal.getsignal(sign) != signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(sign, task.cancel)
     return await job
@@ -177,7 +203,7 @@ class _Run:
             return await self._stream(chunks, builder)
 
     async def _stream(self, chunks: AsyncGenerator[Chunk, None], builder: TraceBuilder) -> ExitCode:
-        error: str | None = None
+        error: str | None = "broke off"  # unless it ends in a way that is known
         code = ExitCode.OK
         started = False
         flusher = asyncio.create_task(self._flush_regularly())
@@ -190,6 +216,7 @@ class _Run:
                     self._take(builder.add(chunk))
                     if self._screen:
                         self._screen.show(chunk)
+            error = None
         except GeomError as failure:
             error, self.failure = failure.message, failure
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -199,15 +226,16 @@ class _Run:
             self._jsonl, self._screen = False, None
         finally:
             flusher.cancel()
+            # Whatever happened: what was received is kept.
+            if started:
+                self._take(builder.finish(error))
         if self._screen:
             self._screen.end()
-        if started:
-            self._take(builder.finish(error))
         return code
 
     async def _flush_regularly(self) -> None:
         while True:
-            await asyncio.sleep(COMMIT_SECONDS / 2)
+            await asyncio.sleep(CHECK_SECONDS)
             if self._writer is not None:
                 self._guarded(self._writer.flush_if_due)
 
@@ -219,8 +247,7 @@ class _Run:
             if self._writer is not None:
                 self._guarded(partial(self._writer.write, record))
         if self._jsonl and records:
-            sys.stdout.write("".join(jsonl.line(record) + "\n" for record in records))
-            sys.stdout.flush()
+            output.write_data(jsonl.dump(records))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """The answer goes on when the store fails; the failure is the command's result at the end."""
@@ -239,7 +266,7 @@ def attention_fields(
         raise ServerUnreachable(
             "this server does not capture attention.", "geom serve, without --no-return-attention-tokens"
         )
-    modes = capabilities.get("modes", [])
+    modes = capabilities.get("modes") or []
     mode = capture or ("raw" if "raw" in modes else "fingerprint")
     fields: dict[str, Any] = {"return_attention_tokens": True}
     if mode == "fingerprint":
@@ -248,7 +275,7 @@ def attention_fields(
         fields["attention_sketch_mode"] = True
     else:
         fields["attention_fingerprint_mode"] = False
-        if capabilities.get("features", {}).get("prompt_tokens"):
+        if (capabilities.get("features") or {}).get("prompt_tokens"):
             fields["attention_prompt_tokens"] = True
     if top_k is not None:
         fields["top_k_attention"] = top_k

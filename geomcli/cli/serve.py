@@ -15,6 +15,22 @@ from geomcli import config, engine, models
 from geomcli.cli import output
 from geomcli.errors import ServerUnreachable, UsageError
 
+# Option -> field of the plugin's ServerOptions.
+_OPTIONS = {
+    "return_attention_tokens": "enabled",
+    "attention_fingerprint_mode": "fingerprint_mode",
+    "attention_fingerprint_only": "fingerprint_only",
+    "attention_sketch_mode": "sketch_mode",
+    "attention_tokens_top_k": "top_k",
+    "attention_tokens_max": "max_entries",
+    "attention_tokens_stride": "stride",
+    "attention_tokens_window": "window",
+    "attention_capture_layers": "layers",
+    "attention_capture_source": "source",
+    "attention_fingerprint_max_steps": "max_steps",
+    "attention_sink_tokens": "sink_tokens",
+}
+
 
 def serve(
     context: typer.Context,
@@ -25,7 +41,7 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to bind.", min=1, max=65535)] = config.DEFAULT_PORT,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     log: Annotated[Path | None, typer.Option(help="Log file of the engine.", dir_okay=False)] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for the engine.")] = engine.BOOT_SECONDS,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the engine.", min=1)] = engine.BOOT_SECONDS,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the command and exit.")] = False,
     return_attention_tokens: Annotated[bool, typer.Option(help="Capture for the requests that ask.")] = True,
     attention_fingerprint_mode: Annotated[
@@ -74,29 +90,47 @@ def serve(
     """
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device must be auto, cpu or cuda, got {device!r}.")
-    flags = attention_flags(
-        {
-            "return_attention_tokens": return_attention_tokens,
-            "attention_fingerprint_mode": attention_fingerprint_mode,
-            "attention_fingerprint_only": attention_fingerprint_only,
-            "attention_sketch_mode": attention_sketch_mode,
-            "attention_tokens_top_k": attention_tokens_top_k,
-            "attention_tokens_max": attention_tokens_max,
-            "attention_tokens_stride": attention_tokens_stride,
-            "attention_tokens_window": attention_tokens_window,
-            "attention_capture_layers": attention_capture_layers,
-            "attention_capture_source": attention_capture_source,
-            "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
-            "attention_sink_tokens": attention_sink_tokens,
-        }
-    )
+    values = {
+        "return_attention_tokens": return_attention_tokens,
+        "attention_fingerprint_mode": attention_fingerprint_mode,
+        "attention_fingerprint_only": attention_fingerprint_only,
+        "attention_sketch_mode": attention_sketch_mode,
+        "attention_tokens_top_k": attention_tokens_top_k,
+        "attention_tokens_max": attention_tokens_max,
+        "attention_tokens_stride": attention_tokens_stride,
+        "attention_tokens_window": attention_tokens_window,
+        "attention_capture_layers": attention_capture_layers,
+        "attention_capture_source": attention_capture_source,
+        "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
+        "attention_sink_tokens": attention_sink_tokens,
+    }
+    check_attention(values)
     plan = engine.plan(
-        models.resolve(model), flags=flags, extra=context.obj or [], host=host, port=port, device=device, log=log
+        models.resolve(model),
+        flags=attention_flags(values),
+        extra=context.obj or [],
+        host=host,
+        port=port,
+        device=device,
+        log=log,
     )
     if dry_run:
         print(plan.shown())
         return
     serve_until_stopped(plan, timeout, capture=return_attention_tokens)
+
+
+def check_attention(values: dict[str, Any]) -> None:
+    """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
+    from geomcli.server_patch.options import SOURCES, ServerOptions
+
+    if (source := values["attention_capture_source"]) not in (None, *SOURCES):
+        raise UsageError(f"--attention-capture-source must be one of {', '.join(SOURCES)}, got {source!r}.")
+    given = {_OPTIONS[name]: value for name, value in values.items() if value is not None}
+    try:
+        ServerOptions(**given).check()
+    except ValueError as error:
+        raise UsageError(f"{error}.", "geom serve --help") from None
 
 
 def attention_flags(values: dict[str, Any]) -> list[str]:
@@ -125,7 +159,7 @@ def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> 
         try:
             with progress_line("Waiting for the engine") as tick:
                 document = running.wait(timeout=timeout, progress=tick, capture=capture)
-            console.print(f"Ready at {plan.base_url}/v1 · {describe(document)}")
+            console.print(f"Ready at {plan.base_url}/v1 · {describe(document)}", markup=False)
             console.print("Ctrl-C stops it. In another terminal: [bold]geom run 'Why is the sky blue?'[/]")
             assert running.process is not None
             running.process.wait()

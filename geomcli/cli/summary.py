@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.markup import escape
-
 from geomcli.cli import output
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.schema import Record
@@ -21,20 +19,20 @@ def print_summary(trace: Trace, *, store: Path | None = None) -> None:
     if speed:
         head.append(f"{speed:.1f} tok/s")
     head.append(str(m.get("finishReason") or m.get("error") or "no end"))
-    console.print(f"\n[bold]{' · '.join(head)}[/]")
+    console.print(f"\n[bold]{output.marked(' · '.join(head))}[/]")
     if not m.get("entries"):
         console.print("  attention  none arrived")
     else:
         console.print(f"  zones      {zone_line(m)}")
         console.print(f"  entropy    {_entropy(m)}")
         console.print(f"  drift      {_drift(trace)}")
-        console.print(f"  capture    {_capture(trace)}")
+        console.print(f"  capture    {output.marked(_capture(trace))}")
         console.print(
             f"  bytes      {output.human_bytes(m['attentionBytes'])} out of the engine, "
             f"{output.human_bytes(m['jsonBytes'])} as JSON"
         )
     if store is not None:
-        console.print(f"  trace      {trace.header['trace_id']} in {escape(str(store))}")
+        console.print(f"  trace      {output.marked(trace.header['trace_id'])} in {output.marked(store)}")
 
 
 def zone_line(metrics: Record) -> str:
@@ -43,7 +41,7 @@ def zone_line(metrics: Record) -> str:
     parts = []
     for zone, count in sorted(counts.items(), key=lambda item: -item[1]):
         glyph, style = output.ZONE_STYLES.get(zone, ("·", "default"))
-        parts.append(f"[{style}]{glyph} {zone}[/] {count / total:.0%}")
+        parts.append(f"[{style}]{glyph} {output.marked(zone)}[/] {count / total:.0%}")
     return "  ".join(parts) or "none (only sinks and the first tokens)"
 
 
@@ -62,18 +60,19 @@ def _drift(trace: Trace) -> str:
         return "not enough tokens yet"
     return (
         f"{output.sparkline(drifts, top=HALT_THRESHOLD)}  max {trace.metrics['maxDrift']:.3f} "
-        f"{trace.metrics['compass']} [dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
+        f"{output.marked(trace.metrics['compass'])} "
+        f"[dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
     )
 
 
 def _capture(trace: Trace) -> str:
-    step = next((s for s in trace.steps if "heads" in s), None)
+    step = next((s for s in trace.steps if s.get("heads")), None)
     if step is None:
         return "-"
     links = step.get("attention") or {}
-    layers = list((links.get("layers") or links.get("layer_sketches") or {step["layer_id"]: None}).keys())
+    layers = list((links.get("layers") or links.get("layer_sketches") or {step.get("layer_id"): None}).keys())
     parts = [
-        step["mode"],
+        str(step.get("mode") or "-"),
         f"layers {', '.join(map(str, layers))}",
         f"heads {step['heads']['seen']}/{step['heads']['total']}",
     ]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from geomcli import config, jsonl
 from geomcli.cli import output
@@ -27,12 +25,12 @@ _Id = Annotated[str, typer.Argument(help="Trace id, the start of one, or `last`.
 
 
 def _store(db: Path | None) -> Store:
-    return Store(config.load(db=None if db is None else str(db)).db_path)
+    return Store(config.store_path(db=None if db is None else str(db)))
 
 
 @app.command()
 def ls(
-    limit: Annotated[int, typer.Option(help="Newest traces to list.", min=1)] = 20,
+    limit: Annotated[int, typer.Option(help="Newest traces to list.", min=1, max=1_000_000)] = 20,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Ids only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
     db: _Db = None,
@@ -49,7 +47,8 @@ def ls(
             continue
         created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"] / 1000))
         tokens = "cut off" if not row["complete"] else f"{row['tokens']} tokens"
-        print("\t".join((row["id"], created, row["model"], tokens, row["dominant_zone"] or "-", row["title"])))
+        cells = (row["id"], created, row["model"], tokens, row["dominant_zone"] or "-", row["title"])
+        print("\t".join(output.printable(" ".join(cell.split())) for cell in cells))
     if not rows:
         output.narrator().print("No traces yet. Try: geom run 'Why is the sky blue?'")
 
@@ -81,9 +80,9 @@ def export(
         ids = [store.find(name) for name in traces]
         text = "".join(jsonl.dump(store.records(trace_id)) for trace_id in ids)
     if out is None:
-        sys.stdout.write(text)
+        output.write_data(text)
     else:
-        out.write_text(text)
+        out.write_text(text, encoding="utf-8")
 
 
 def _print_tokens(trace: Trace, n_links: int) -> None:
@@ -91,7 +90,7 @@ def _print_tokens(trace: Trace, n_links: int) -> None:
 
     console = output.speaker()
     for message in trace.messages:
-        console.print(f"[bold]{message['role']}[/] {escape(message['content'])}")
+        console.print(f"[bold]{output.marked(message['role'])}[/] {output.marked(message['content'])}")
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("#", "right"), ("token", "left"), ("zone", "left"), ("conf", "right"), ("drift", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
@@ -130,7 +129,7 @@ def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int
     return [
         str(token["index"]),
         f"[{style}]{shown}[/]",
-        f"[{style}]{glyph} {zone}[/]",
+        f"[{style}]{glyph} {output.marked(zone)}[/]",
         f"{step['zone_confidence']:.2f}" if "zone_confidence" in step else "",
         "" if drift is None else f"{drift:.3f}",
         _links(step, texts, n_links),
@@ -139,11 +138,11 @@ def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int
 
 def _quoted(text: str) -> str:
     """Escaped for one line and for markup; the quotes show leading spaces."""
-    return escape(json.dumps(text, ensure_ascii=False))
+    return output.marked(json.dumps(text, ensure_ascii=False))
 
 
 def _links(step: Record, texts: dict[int, str], n_links: int) -> str:
-    parts = list(step.get("flags", []))
+    parts = [output.marked(flag) for flag in step.get("flags", [])]
     for position, probability in strongest_links(step)[:n_links]:
         name = f" [dim]{_quoted(texts[position])}[/]" if position in texts else ""
         parts.append(f"{position}{name} {probability:.2f}")

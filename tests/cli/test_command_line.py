@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from geomcli.cli import serve
 from geomcli.cli.output import printable
 from geomcli.server_patch import flags
+from geomcli.server_patch.options import ServerOptions
 from geomcli.store import Store
 from geomcli.trace import TraceBuilder
 from tests.conftest import GEOM
@@ -158,6 +160,7 @@ def test_an_export_that_cannot_be_written_is_a_sentence(home: dict[str, str], tm
 
 def test_control_characters_of_a_model_do_not_act_on_the_terminal() -> None:
     assert printable("a\x1b[2J\tb\n\x07") == "a␛[2J\tb\n␇"
+    assert printable("\x7f\x80\x9b2J\x9fé") == "␡��2J�é"
 
 
 def test_an_empty_store_lists_nothing_and_says_what_to_do(home: dict[str, str]) -> None:
@@ -176,3 +179,93 @@ def test_models_ls(home: dict[str, str]) -> None:
 
 def test_version() -> None:
     assert geom("--version").stdout.startswith("geom 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attention-tokens-top-k", "65"], "--attention-tokens-top-k must be 1..64, got 65"),
+        (["--attention-tokens-max", "-1"], "--attention-tokens-max must be 0.."),
+        (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
+        (["--attention-tokens-window", "-1"], "--attention-tokens-window must be 0.."),
+        (["--attention-fingerprint-max-steps", "-1"], "--attention-fingerprint-max-steps must be 0.."),
+        (["--attention-sink-tokens", "1025"], "--attention-sink-tokens must be 0..1024, got 1025"),
+        (["--attention-capture-layers", "first"], "--attention-capture-layers must be last, auto, mid or layer ids"),
+        (["--attention-capture-source", "guess"], "--attention-capture-source must be one of auto, tap, probe"),
+        (["--attention-sketch-mode", "--attention-fingerprint-only"], "exclude each other"),
+        (["--timeout", "0"], "--timeout"),
+        (["--timeout", "nan"], "--timeout"),
+    ],
+)
+def test_what_the_plugin_would_refuse_is_refused_at_once(arguments: list[str], said: str) -> None:
+    for more in ([], ["--dry-run"]):
+        done = geom("serve", "Qwen/Qwen3-4B", *arguments, *more)
+        assert done.returncode == 2, done.stderr
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_every_attention_option_is_one_that_the_plugin_can_check() -> None:
+    assert set(serve._OPTIONS.values()) == set(ServerOptions.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "Hi", "--system", b"\xff"], "--system is not UTF-8 text"),
+        (["run", "Hi", "--model", b"\xff"], "--model is not UTF-8 text"),
+        (["run", "Hi", "--temp", "inf"], "--temp must be a number that is not infinite"),
+        (["run", "Hi", "--temp", "nan"], "--temp"),
+        (["run", "Hi", "--port", "30001"], "--port is the port of --serve"),
+        (["traces", "ls", "--limit", str(10**30)], "--limit"),
+    ],
+)
+def test_values_that_cannot_be_sent(home: dict[str, str], arguments: list[str | bytes], said: str) -> None:
+    done = geom(*arguments, env=home)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("proxy", ["socks5://h:1", "ftp://h", "http://h:x"])
+def test_a_proxy_that_cannot_be_used_is_a_sentence(home: dict[str, str], proxy: str) -> None:
+    done = geom("run", "Hi", "--base-url", "http://far.invalid:1", env={**home, "ALL_PROXY": proxy, "NO_PROXY": ""})
+    assert done.returncode == 2, done.stderr
+    first, second = done.stderr.strip().splitlines()
+    assert "a proxy that the environment names cannot be used" in first
+    assert "unset ALL_PROXY" in second
+
+
+def test_a_user_that_does_not_exist_is_no_traceback(home: dict[str, str], tmp_path: Path) -> None:
+    served = geom("serve", "~no-such-user/model", env=home)
+    assert served.returncode == 1
+    assert "there is no model folder ~no-such-user/model" in served.stderr
+    listed = subprocess.run([GEOM, "traces", "ls", "--db", "~no-such-user/x.db"], capture_output=True, text=True,
+                            env=home, cwd=tmp_path)  # fmt: skip
+    assert "Traceback" not in listed.stderr
+
+
+def test_traces_do_not_look_at_the_server(home: dict[str, str]) -> None:
+    odd = {**home, "OPENAI_BASE_URL": "not a url", "GEOM_API_KEY": "schlüssel"}
+    done = geom("traces", "ls", env=odd)
+    assert done.returncode == 0, done.stderr
+    assert geom("run", "Hi", env=odd).returncode == 2
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_a_host_that_is_not_here_asks_for_another_host(home: dict[str, str], host: str) -> None:
+    done = geom("serve", "--host", host, "--port", "39993", env=home)
+    assert done.returncode == 2
+    assert f"--host '{host}': " in done.stderr
+    assert "try: geom serve smollm2 --host 127.0.0.1\n" in done.stderr
+
+
+def test_a_taken_port_of_run_serve_names_the_option_of_run(home: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = geom("run", "Hi", "--serve", "--port", str(port), env=home)
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1: address already in use." in done.stderr
+    assert "try: geom run --serve --port " in done.stderr

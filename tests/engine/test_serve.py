@@ -78,7 +78,6 @@ def test_what_sglang_refuses_is_said_in_one_line(tmp_path: Path) -> None:
     for arguments, sentence in (
         (["--", "--no-such-flag", "1"], "unrecognized arguments: --no-such-flag"),
         (["--attention-capture-layers", "99"], "--attention-capture-layers: layer ids must be 0..1, got 99"),
-        (["--attention-tokens-top-k", "65"], "--attention-tokens-top-k must be 1..64, got 65"),
         (["--", "--attention-backend", "triton"], "start with --attention-backend torch_native"),
         (["--", "--pp-size", "2"], "pipeline parallelism; leave --pp-size out"),
         (["--", "--enable-torch-compile"], "leave --enable-torch-compile out"),

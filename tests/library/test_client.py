@@ -39,12 +39,26 @@ async def test_a_sound_stream() -> None:
         (stream(EVENT), ServerUnreachable, "closed the stream before its end"),
         (stream(EVENT + "data: {broken\n\n"), ServerUnreachable, "not JSON"),
         (stream(EVENT + 'data: {"error": {"message": "no memory"}}\n\n'), ServerUnreachable, "broke off: no memory"),
+        (stream('data: {"error": {"code": 5}}\n\n'), ServerUnreachable, "broke off: .*code"),
+        (stream('data: {"choices": [null]}\n\n'), ServerUnreachable, r"cannot read: .*choices\[0\]"),
+        (stream('data: {"attention_tokens": [1]}\n\n'), ServerUnreachable, "cannot read: .*attention_tokens"),
         (stream("<html>", content_type="text/html"), ServerUnreachable, "connection to http://server:1 was lost"),
         (stream('{"error": {"message": "top_k"}}', 400, "application/json"), RequestRefused, "refused .*: top_k"),
         (stream('{"message": "who"}', 401, "application/json"), RequestRefused, "wants a key: who"),
         (stream("upstream", 502, "text/plain"), ServerUnreachable, "HTTP 502: upstream"),
     ],
-    ids=["truncated", "not-json", "error-event", "no-stream", "refused", "unauthorized", "bad-gateway"],
+    ids=[
+        "truncated",
+        "not-json",
+        "error-event",
+        "error-without-text",
+        "no-choice",
+        "no-entry",
+        "no-stream",
+        "refused",
+        "unauthorized",
+        "bad-gateway",
+    ],
 )
 async def test_a_broken_stream_is_a_sentence(server: Client, kind: type[GeomError], said: str) -> None:
     with pytest.raises(kind, match=said):
@@ -71,6 +85,16 @@ async def test_capabilities_of_a_server_that_is_not_ours() -> None:
         await stream("[1]", 200, "application/json").capabilities()
     with pytest.raises(ServerUnreachable, match="serves no model"):
         await stream('{"data": []}', 200, "application/json").model()
+    with pytest.raises(ServerUnreachable, match="serves no model"):
+        await stream('{"data": [{"id": 5}]}', 200, "application/json").model()
+    with pytest.raises(ServerUnreachable, match="capabilities that geom cannot read"):
+        await stream('{"modes": 5}', 200, "application/json").capabilities()
+
+
+async def test_fields_of_a_newer_server_survive() -> None:
+    event = 'data: {"attention_tokens": [{"decode_step": 1, "new": [1, null]}], "choices": null, "new": 5}\n\n'
+    found = await chunks(stream(event + DONE))
+    assert found[0].entries == ({"decode_step": 1, "new": [1, None]},)
 
 
 async def test_the_key_is_sent() -> None:

@@ -83,6 +83,15 @@ def test_loopback(url: str, loopback: bool) -> None:
     assert config.is_loopback(url) is loopback
 
 
+def test_the_store_is_found_without_a_server(tmp_path: Path) -> None:
+    odd = {"OPENAI_BASE_URL": "nonsense", "GEOM_DB": "a.db"}
+    assert config.store_path(odd) == Path("a.db")
+    assert config.store_path(odd, db="~/b.db") == Path.home() / "b.db"
+    assert config.store_path({}) == config.data_dir() / "traces.db"
+    assert config.store_path({"GEOM_DB": "~no-such-user/x.db"}) == Path("~no-such-user/x.db")
+    assert config.load({"GEOM_DB": "~no-such-user/x.db"}).db_path == Path("~no-such-user/x.db")
+
+
 def test_a_named_file_must_exist() -> None:
     with pytest.raises(UsageError, match=r"missing\.toml"):
         config.load({"GEOM_CONFIG": "missing.toml"})

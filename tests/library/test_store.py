@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
+from geomcli import store
 from geomcli.client import Chunk
 from geomcli.errors import StoreError
 from geomcli.fingerprint import round_significant
@@ -120,6 +121,24 @@ def test_a_trace_that_was_cut_off_keeps_its_committed_part(tmp_path: Path) -> No
         with Store(tmp_path / "t.db") as reader:
             assert reader.ls()[0]["complete"] == 0
             assert list(reader.records(reader.find("last"))) == records[:6]
+
+
+def test_no_record_waits_for_longer_than_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store.time, "monotonic", lambda: now)
+    records = trace_of([{"decode_step": 1, "token": "x"}])
+    with Store(tmp_path / "t.db") as opened:
+        writer = opened.writer()
+        writer.write(records[0])
+        now = 0.01  # the worst case: just behind a commit
+        writer.write(records[1])
+        for tick in range(1, 5):
+            now = tick * store.CHECK_SECONDS - 0.001
+            writer.flush_if_due()
+            if not writer._buffer:
+                break
+        assert not writer._buffer
+        assert now < 1.01
 
 
 def test_a_transaction_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> None:

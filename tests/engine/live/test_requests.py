@@ -175,7 +175,9 @@ def test_tokens_inside_a_character_join_to_the_text(server: Server) -> None:
     )
     joined = "".join(e["token"] for e in answer["attention_tokens"])
     assert len(answer["attention_tokens"]) == 8
-    assert answer["choices"][0]["message"]["content"].startswith(joined.rstrip("�"))
+    # A character whose last token is cut off may show as one mark on one side and as none on the other.
+    content = answer["choices"][0]["message"]["content"]
+    assert joined.replace("�", "") == content.replace("�", "")
 
 
 def test_eight_at_once_each_get_their_own(server: Server) -> None:
