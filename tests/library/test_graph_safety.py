@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from geomcli.kernels import probe
 from geomcli.server_patch import device, recording
+from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device import DeviceCapture
 
 HEADS, KEY_HEADS, DIM, ROWS, LENGTH = 4, 2, 32, 9, 128
@@ -110,14 +111,17 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
     return recorder
 
 
-def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None) -> None:
-    """One recorded decode step over all captured layers, as SGLang runs it between capture begin and end."""
-    modules = [RadixAttention(layer) for layer in LAYERS]
-    runner = SimpleNamespace(
+def runner_of(modules: list[RadixAttention]) -> Any:
+    return SimpleNamespace(
         model=torch.nn.ModuleList(modules), token_to_kv_pool=Pool(), device="meta", dtype=torch.float32,
         req_to_token_pool=SimpleNamespace(req_to_token=zeros(ROWS, LENGTH, dtype=torch.int32)),
     )  # fmt: skip
-    capture = DeviceCapture(runner, LAYERS, source)
+
+
+def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None) -> None:
+    """One recorded decode step over all captured layers, as SGLang runs it between capture begin and end."""
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    capture = DeviceCapture(runner_of(modules), LAYERS, source)
     assert capture.source == source
     backend = Backend(extra)
     capture.attach(backend)
@@ -177,3 +181,40 @@ def test_a_host_read_in_the_capture_path_stops_the_server(
     monkeypatch.setattr(probe, planted, reading)
     with pytest.raises(SystemExit, match="cannot be recorded"):
         decode("probe")
+
+
+def test_a_tap_that_does_not_fit_becomes_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    assert DeviceCapture(runner_of(modules), LAYERS, "auto").source == "tap"
+    monkeypatch.setattr(device, "BUDGET_BYTES", 2 * ROWS * HEADS * LENGTH * 4 - 1)
+    assert DeviceCapture(runner_of(modules), LAYERS, "auto").source == "probe"
+    with pytest.raises(ValueError, match=r"MiB; start with --attention-capture-source probe"):
+        DeviceCapture(runner_of(modules), LAYERS, "tap")
+
+
+def test_layers_with_a_sliding_window_are_probed() -> None:
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    modules[0].sliding_window_size = 16
+    capture = DeviceCapture(runner_of(modules), LAYERS, "auto")
+    assert (capture.source, capture.windows) == ("probe", (16, -1))
+    with pytest.raises(ValueError, match="sliding window"):
+        DeviceCapture(runner_of(modules), LAYERS, "tap")
+
+
+def test_several_ranks_need_memory_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    modules, ranks = [RadixAttention(layer) for layer in LAYERS], AttentionRanks(1, 2, None)
+    capture = DeviceCapture(runner_of(modules), LAYERS, "probe", ranks)
+    assert capture.buffers.means is not None
+    assert capture.buffers.means.shape == (2, ROWS, LENGTH)
+    monkeypatch.setattr(device, "BUDGET_BYTES", 100)
+    with pytest.raises(ValueError, match="lower --max-running-requests"):
+        DeviceCapture(runner_of(modules), LAYERS, "probe", ranks)
+
+
+def test_models_that_cannot_be_captured_are_refused() -> None:
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    modules[1].tp_q_head_num = 8
+    with pytest.raises(ValueError, match="heads of different shapes"):
+        DeviceCapture(runner_of(modules), LAYERS, "auto")
+    with pytest.raises(ValueError, match="layer 1 has no attention"):
+        DeviceCapture(runner_of(modules[1:]), LAYERS, "auto")
