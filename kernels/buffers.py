@@ -86,7 +86,8 @@ class Buffers:
         self.partial = zeros(n, rows, shape.heads, splits, PARTIAL_WORDS)
         self.candidates = zeros(n, rows, mean_splits, KEEP, dtype=torch.int64)
         self.means = zeros(n, rows, means_length) if means_length else None
-        self.tap = zeros(n, rows, shape.heads, tap_length) if tap_length else None
+        # One column more for the flag of each row, see tap.py.
+        self.tap = zeros(n, rows, shape.heads, tap_length + 1) if tap_length else None
         self.learned_sinks = zeros(n, shape.heads).fill_(float("-inf"))
         self.keys: torch.Tensor | None = None
         floats, ints = zeros(n, LAYER_WORDS), zeros(n, LAYER_WORDS, dtype=torch.int64)

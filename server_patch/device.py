@@ -174,8 +174,12 @@ class DeviceCapture:
                         "geom: this model changes its attention scores itself, so they cannot be tapped; "
                         "start with --attention-capture-source probe."
                     )
-                logits = self.buffers.tap[self._places[id(layer)]]  # type: ignore[index]
-                kwargs |= {"score_mod": tap.store_logits, "aux_tensors": [logits]}
+                place = self._places[id(layer)]
+                if place == 0:
+                    n = q.numel() // (layer.tp_q_head_num * layer.qk_head_dim)
+                    pool, lengths = forward_batch.req_pool_indices[:n], forward_batch.seq_lens[:n]
+                    guarded(lambda: tap.open_rows(self.buffers, n, pool, lengths))
+                kwargs |= {"score_mod": tap.store_logits, "aux_tensors": [self.buffers.tap[place]]}  # type: ignore[index]
             output = original(q, k, v, layer, forward_batch, *args, **kwargs)
             guarded(lambda: self._after_decode(backend, layer, q, forward_batch, kwargs.get("sinks")))
             return output

@@ -183,6 +183,18 @@ def test_column_sums_add_up_over_steps(tapped: bool) -> None:
     assert abs(float(sums.sum()) - 6) < 1e-4  # three rows of layers, two steps, mass one each
 
 
+def test_only_rows_that_are_due_are_stored_by_the_tap() -> None:
+    asks = [Ask(9, layers=0b11), Ask(9), Ask(9, enabled=False), Ask(12, prompt_len=10, stride=3)]
+    scene = Scene(SHAPES["MQA"], asks, tapped=True)
+    rows, tapped = scene.rows, scene.buffers.tap
+    assert tapped is not None
+    tap.open_rows(scene.buffers, rows.n, rows.pool, rows.lengths)
+    assert tapped[:, : rows.n, 0, -1].tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    assert tapped[:, rows.n :].isnan().all()
+    with pytest.raises(ValueError, match="tap_length"):
+        tap.open_rows(Scene(SHAPES["MQA"], asks).buffers, rows.n, rows.pool, rows.lengths)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     scene = Scene(SHAPES["MQA"], [Ask(10)])
     buffers = scene.buffers
