@@ -25,8 +25,8 @@ _FLOAT_BYTES = 4
 def store_logits(qk, q_pos, kv_pos, q_idx, head, mask, Aux0, aux0_stride_t, aux0_stride_h, aux0_len):  # noqa: ARG001
     """SGLang's score_mod interface: Aux0[q_idx, head, kv_pos] = qk if Aux0[q_idx, 0, -1] is not 0."""
     row = Aux0 + q_idx.to(tl.int64) * aux0_stride_t
-    wanted = tl.load(row + aux0_len - 1) != 0
-    tl.store(row + head * aux0_stride_h + kv_pos, qk, mask=mask & wanted & (kv_pos < aux0_len - 1))
+    stored = tl.where(tl.load(row + aux0_len - 1) > 0, aux0_len - 1, 0)
+    tl.store(row + head * aux0_stride_h + kv_pos, qk, mask=mask & (kv_pos < stored))
     return qk
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -181,6 +183,28 @@ def test_column_sums_add_up_over_steps(tapped: bool) -> None:
     assert (sums.double().cpu() - expected).abs().max() <= 1e-5
     assert sums[:, scene.pool_slots[2]].abs().max() == 0
     assert abs(float(sums.sum()) - 6) < 1e-4  # three rows of layers, two steps, mass one each
+
+
+@triton.jit
+def calling_kernel(aux, stride_t, stride_h, length, SCORE_MOD: tl.constexpr):
+    """Calls a score_mod as SGLang's grouped decode kernel does."""
+    row = tl.program_id(0)
+    heads, keys = tl.arange(0, 4)[:, None], tl.arange(0, 8)[None, :]
+    qk = heads * 10.0 + keys
+    qk = SCORE_MOD(qk, 5, keys, row, heads, (heads < 3) & (keys < 6), aux, stride_t, stride_h, length)
+    tl.store(aux + row * stride_t + 3 * stride_h + heads * 0 + keys, qk, mask=(heads == 1) & (keys < 8))
+
+
+def test_the_tap_stores_what_it_is_given_for_flagged_rows_only() -> None:
+    aux = torch.full((3, 4, 9), -1.0, device=DEVICE)
+    aux[:, 0, -1] = torch.tensor([1.0, 0.0, 1.0])
+    calling_kernel[(3,)](aux, aux.stride(0), aux.stride(1), aux.shape[-1], SCORE_MOD=tap.store_logits)
+    stored = torch.tensor([[10.0 * h + n for n in range(6)] for h in range(3)], device=DEVICE)
+    for row in (0, 2):
+        assert (aux[row, :3, :6] == stored).all()
+        assert (aux[row, :3, 6:8] == -1).all()
+    assert (aux[1, :3, :8] == -1).all()
+    assert (aux[:, 3, :8] == 10.0 + torch.arange(8, device=DEVICE)).all()  # and hands every logit back unchanged
 
 
 def test_only_rows_that_are_due_are_stored_by_the_tap() -> None:
