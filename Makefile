@@ -28,10 +28,13 @@ demo: install model
 	@echo "  $(BIN)/geom traces ls                             # every answer is kept"
 	@echo "  $(BIN)/geom traces export last > trace.jsonl      # and can be taken along"
 
-test: check model test-kernels
-	$(BIN)/pytest
+# The kernels in Triton's interpreter, which has to be chosen before Triton is imported, beside the tests that mostly wait
+# for engines to start.
+test: check model
+	@TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels > $(VENV)/kernels.log 2>&1 & kernels=$$!; \
+	$(BIN)/pytest; status=$$?; \
+	wait $$kernels || status=1; cat $(VENV)/kernels.log; exit $$status
 
-# The Triton kernels in Triton's interpreter, which has to be chosen before Triton is imported.
 test-kernels: install $(VENV)/dev
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
 

@@ -76,12 +76,14 @@ def _entries(captured: list[tuple[int | None, Due]], step: Any) -> dict[int, dic
     if not known:
         return {}
     contexts, due = [_context(token_id, one) for token_id, one in known], [one for _, one in known]
+    entries = None
     try:
-        if step is None:
-            raise LookupError("the step was not captured")
-        entries = build_entries(contexts, due, step.numbers(due))
+        # Where a step was lost, that was said; a request for no tokens at all has none.
+        if step is not None:
+            entries = build_entries(contexts, due, step.numbers(due))
     except Exception:
         faults.report("the entries of a step could not be built")
+    if entries is None:
         entries = [error_entry(context, one.state) for context, one in zip(contexts, due, strict=True)]
     return {one.row: entry for one, entry in zip(due, entries, strict=True)}
 
