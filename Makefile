@@ -81,9 +81,9 @@ gpu-payload: install
 	@test -x "$(GPU_RECIPE)/pack.sh" || { echo "make gpu-payload GPU_RECIPE=DIR: the folder with build_site.sh and pack.sh"; exit 2; }
 	rm -rf .gpu/plugin
 	$(PIP) --no-deps --target .gpu/plugin .
-	test -f .gpu/work/site.tar.xz || $(GPU_RECIPE)/build_site.sh .gpu/work
+	test -f .gpu/build/site.tar.xz || $(GPU_RECIPE)/build_site.sh .gpu/build
 	mkdir -p .git/info
-	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/work
+	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/build
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
