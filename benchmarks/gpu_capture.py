@@ -1,15 +1,18 @@
 """What capture costs a GPU server: decode tokens/s and µs a step, CUDA graphs and overlap scheduler on.
 
-    python benchmarks/gpu_capture.py --model DIR [--engines plain tap probe] [--batches 1 8 32] [--json FILE]
+    python benchmarks/gpu_capture.py --model DIR [--engines plain tap probe] [--shapes 1x1024 8x1024 …] [--json FILE]
     python benchmarks/gpu_capture.py --table FILE [--docs docs/performance.md]
 
 Starts one server for each engine (the same SGLang command: without the plugin, with logits tapped, with keys probed),
-all at once on one GPU, only one working at a time. Every round runs every condition in random order: `plain` and `idle`
-ask for nothing, `fingerprint` and `raw` ask on every request. Each is compared with the plain engine of its own round;
-reported are medians with a bootstrap interval. Also checked: the same greedy tokens with and without the plugin, no
-entry that failed, and tap and probe agreeing on every link.
+all at once on one GPU, only one working at a time. For each shape (requests x tokens of context), every round runs
+every condition in random order: nobody asks (`plain`, once more as `again`, and `idle` with the plugin), every request
+asks for fingerprints of the last layer, of all captured layers, or for 16 raw links. Each is compared with the plain
+sample of its own round; reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache,
+so that what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
 
-Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are random tokens.
+Also checked: the same greedy tokens with and without the plugin, no entry that failed, and tap and probe agreeing on
+every link. Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are
+random tokens.
 """
 
 from __future__ import annotations
@@ -31,9 +34,13 @@ from typing import Any
 
 import aiohttp
 
+FINGERPRINT = {"return_attention_tokens": True, "attention_fingerprint_only": True}
 ASK = {
+    "plain": {},
+    "again": {},
     "idle": {},
-    "fingerprint": {"return_attention_tokens": True, "attention_fingerprint_only": True},
+    "last layer": FINGERPRINT,
+    "fingerprint": FINGERPRINT,
     "raw": {"return_attention_tokens": True, "top_k_attention": 16},
 }
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
@@ -44,14 +51,17 @@ class Engine:
     """One server; `plain` has no plugin, others capture by the source that they are named after."""
 
     def __init__(self, name: str, port: int, options: argparse.Namespace, folder: Path) -> None:
+        self.layers: list[int] = []
         self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
         command = [
             sys.executable, "-P", "-W", "ignore", "-m", "sglang.launch_server", "--model-path", options.model,
             "--host", "127.0.0.1", "--port", str(port), "--attention-backend", options.backend,
             "--load-format", options.load_format, "--skip-tokenizer-init", "--context-length",
-            str(options.context_length), "--max-running-requests", str(max(options.batches)),
-            "--max-total-tokens", str(max(options.batches) * (options.prompt + options.tokens + 64)),
-            "--cuda-graph-max-bs-decode", str(max(options.batches)), "--mem-fraction-static", str(options.mem_fraction),
+            str(max(length for _, length, _ in options.shapes) + options.tokens + 64), "--max-running-requests",
+            str(max(n for n, *_ in options.shapes)),
+            "--max-total-tokens", str(max(n * (length + options.tokens + 64) for n, length, _ in options.shapes)),
+            "--cuda-graph-bs-decode", *map(str, sorted({n for n, *_ in options.shapes})),
+            "--mem-fraction-static", str(options.mem_fraction),
             *options.server,
         ]  # fmt: skip
         environment = dict(os.environ)
@@ -76,6 +86,20 @@ class Engine:
             await asyncio.sleep(0.5)
         sys.exit(f"engine {self.name} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
 
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time so far of the server's processes, by what they do."""
+        found: dict[str, float] = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                if int(fields[3]) == self.process.pid:
+                    title = (folder / "cmdline").read_text().split("\0")[0].split("::")
+                    name = title[1].split("_")[0] if len(title) > 1 else "main"
+                    found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+            except (OSError, ValueError):
+                continue
+        return found
+
     def stop(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
@@ -87,33 +111,37 @@ class Engine:
                 continue
 
 
-async def stream(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> list[float]:
-    """Times at which the tokens of one request arrived."""
-    sampling = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
+async def stream(
+    session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, interval: int, fields: Any
+) -> list[float]:
+    """Times at which the events of one request arrived; all but perhaps the last carry as many tokens."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
+    if interval > 1:
+        sampling["stream_interval"] = interval
     body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **fields}
-    arrivals = []
+    arrivals: list[float] = []
     async with session.post(url + "/generate", json=body) as response:
         response.raise_for_status()
-        async for line in response.content:
-            if line.startswith(b"data: {"):
-                arrivals.append(time.perf_counter())
+        async for data in response.content.iter_any():
+            arrivals += [time.perf_counter()] * data.count(b"data: {")
     return arrivals
 
 
 async def decode(
-    session: aiohttp.ClientSession, url: str, options: Any, batch: int, fields: Any
-) -> dict[str, float] | None:
-    """Tokens/s and µs a step while all requests of the batch decode together; None when they never did."""
-    prompts = [[random.randrange(100, options.vocabulary) for _ in range(options.prompt)] for _ in range(batch)]
-    began = time.perf_counter()
-    arrived = await asyncio.gather(*(stream(session, url, p, options.tokens, fields) for p in prompts))
+    session: aiohttp.ClientSession, engine: Engine, prompts: list[list[int]], n: int, interval: int, fields: Any
+) -> dict[str, Any] | None:
+    """Tokens/s and µs a step while all requests decode together; None when they never did."""
+    before, began = engine.cpu_seconds(), time.perf_counter()
+    arrived = await asyncio.gather(*(stream(session, engine.url, p, n, interval, fields) for p in prompts))
+    seconds, after = time.perf_counter() - began, engine.cpu_seconds()
     start, end = max(a[0] for a in arrived), min(a[-1] for a in arrived)
-    # A stream's events may carry more than one token; the share of events in the window is the share of its tokens.
-    tokens = sum(options.tokens * sum(start < t <= end for t in a) / len(a) for a in arrived)
-    if tokens < batch * options.tokens / 4:
+    # A stream's first event carries one token, the others may carry more: as many each.
+    tokens = sum((n - 1) * sum(start < t <= end for t in a[1:]) / max(1, len(a) - 1) for a in arrived)
+    if tokens < len(prompts) * n / 4:
         return None
     rate = tokens / (end - start)
-    return {"tokens_per_second": rate, "step_us": batch / rate * 1e6, "seconds": time.perf_counter() - began}
+    cpu = {name: (total - before.get(name, 0.0)) / seconds for name, total in after.items()}
+    return {"tokens_per_second": rate, "step_us": len(prompts) / rate * 1e6, "seconds": seconds, "cpu": cpu}
 
 
 async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> dict[str, Any]:
@@ -125,7 +153,7 @@ async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n
 
 async def checks(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> dict[str, Any]:
     """Same tokens as without the plugin, every entry sound, tap and probe in agreement."""
-    prompt = [random.randrange(100, options.vocabulary) for _ in range(options.prompt)]
+    prompt = random_prompt(options, 1024)
     answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), ASK["raw"] if n != "plain" else {})
                for n, e in engines.items()}  # fmt: skip
     found: dict[str, Any] = {}
@@ -167,27 +195,78 @@ def bootstrap(values: list[float], draws: int = 2000) -> list[float]:
 
 
 def conditions(names: list[str]) -> list[tuple[str, str]]:
-    return [(name, what) for name in names for what in (["idle"] if name == "plain" else list(ASK))]
+    asked = [what for what in ASK if what not in ("plain", "again")]
+    return [(name, what) for name in names for what in (["plain", "again"] if name == "plain" else asked)]
+
+
+def random_prompt(options: Any, length: int) -> list[int]:
+    return [random.randrange(100, options.vocabulary) for _ in range(length)]
 
 
 def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each batch size, engine and condition, against the plain engine of the same round."""
+    """One row for each shape, engine and condition, against the plain sample of the same round."""
     rows = []
-    for batch in sorted({s["batch"] for s in samples}):
-        mine = [s for s in samples if s["batch"] == batch]
-        base = {s["round"]: s for s in mine if s["engine"] == "plain"}
-        for engine, what in dict.fromkeys((s["engine"], s["what"]) for s in sorted(mine, key=lambda s: s["engine"])):
+    for shape in dict.fromkeys(shape_in(s) for s in samples):
+        mine = [s for s in samples if shape_in(s) == shape]
+        base = {s["round"]: s for s in mine if s["what"] == "plain"}
+        for engine, what in sorted(
+            {(s["engine"], s["what"]) for s in mine}, key=lambda c: (c[0] != "plain", *order(c))
+        ):
             own = [s for s in mine if (s["engine"], s["what"]) == (engine, what) and s["round"] in base]
+            if not own:
+                continue
             ratios = [s["tokens_per_second"] / base[s["round"]]["tokens_per_second"] for s in own]
             extra = [s["step_us"] - base[s["round"]]["step_us"] for s in own]
             rows.append({
-                "batch": batch, "engine": engine, "what": "plain" if engine == "plain" else what, "rounds": len(own),
+                "requests": shape[0], "context": shape[1], "interval": shape[2], "engine": engine, "what": what,
+                "rounds": len(own),
                 "tokens_per_second": statistics.median(s["tokens_per_second"] for s in own),
                 "step_us": statistics.median(s["step_us"] for s in own),
                 "ratio": statistics.median(ratios), "ratio_ci95": bootstrap(ratios),
                 "extra_us": statistics.median(extra), "extra_us_ci95": bootstrap(extra),
+                "cpu": {n: statistics.median(s["cpu"].get(n, 0.0) for s in own) for n in own[0]["cpu"]},
             })  # fmt: skip
     return rows
+
+
+def shape_in(sample: dict[str, Any]) -> tuple[int, int, int]:
+    return sample["requests"], sample["context"], sample["interval"]
+
+
+def order(condition: tuple[str, str]) -> tuple[str, int]:
+    return condition[0], list(ASK).index(condition[1])
+
+
+async def measure_shape(
+    session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any, shape: tuple[int, int, int], ends: float
+) -> list[dict[str, Any]]:
+    """Interleaved rounds of one shape, as many as there is time for; the first, which fills the caches, is left out."""
+    requests, context, interval = shape
+    prompts = [random_prompt(options, context) for _ in range(requests)]
+    samples: list[dict[str, Any]] = []
+    for round_ in range(-1, options.rounds):
+        if round_ > 0 and time.monotonic() > ends:
+            break
+        todo = conditions(options.engines)
+        random.Random(round_).shuffle(todo)
+        for name, what in todo if round_ >= 0 else [(name, "idle") for name in engines]:
+            fields = dict(ASK[what])
+            if what == "last layer":
+                fields["attention_capture_layer_ids"] = [engines[name].layers[-1]]
+            sample = await decode(session, engines[name], prompts, options.tokens, interval, fields)
+            if round_ >= 0 and sample is not None:
+                samples.append({"round": round_, "requests": requests, "context": context, "interval": interval,
+                                "engine": name, "what": what, **sample})  # fmt: skip
+    rounds = len({s["round"] for s in samples})
+    for row in summary(samples):
+        busy = " ".join(f"{name} {share:.2f}" for name, share in row["cpu"].items() if share > 0.02)
+        print(
+            f"{requests}x{context}@{interval} {rounds} rounds {row['engine']} {row['what']}: "
+            f"{row['tokens_per_second']:.0f} tok/s, ratio {row['ratio']:.4f}, {row['extra_us']:+.1f} µs; CPU {busy}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return samples
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -203,20 +282,17 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 began = time.monotonic()
                 engines[name] = Engine(name, options.port + len(engines), options, folder)
                 await engines[name].ready(session)
+                if name != "plain":
+                    async with session.get(engines[name].url + "/v1/attention/capabilities") as response:
+                        engines[name].layers = (await response.json())["layers_captured"]
                 print(f"{name} ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             found = await checks(session, engines, options)
             print(json.dumps(found, indent=1), file=sys.stderr, flush=True)
             deadline = time.monotonic() + options.seconds
-            for round_ in range(-1, options.rounds):  # round -1 warms up
-                todo = [(b, *c) for b in options.batches for c in conditions(options.engines)]
-                random.Random(round_).shuffle(todo)
-                if time.monotonic() > deadline:
-                    break
-                for batch, name, what in todo:
-                    sample = await decode(session, engines[name].url, options, batch, ASK[what])
-                    if round_ >= 0 and sample is not None:
-                        samples.append({"round": round_, "batch": batch, "engine": name, "what": what, **sample})
-                print(f"round {round_ + 1}/{options.rounds}", file=sys.stderr, flush=True)
+            for at, shape in enumerate(options.shapes):
+                # What is left is shared among the shapes that are left.
+                ends = time.monotonic() + (deadline - time.monotonic()) / (len(options.shapes) - at)
+                samples += await measure_shape(session, engines, options, shape, ends)
             capabilities = {}
             for name, engine in engines.items():
                 if name != "plain":
@@ -246,36 +322,44 @@ def table(document: dict[str, Any]) -> str:
     where, settings = document["machine"], document["settings"]
     lines = [
         f"{where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton {where['triton']}; "
-        f"{Path(settings['model']).name}, backend {settings['backend']}, layers {settings['layers']}, prompts of "
-        f"{settings['prompt']} tokens, {settings['tokens']} generated, overlap scheduler on, CUDA graphs for decode; "
-        f"further arguments: `{' '.join(settings['server']) or 'none'}`.",
+        f"{Path(settings['model']).name}, backend {settings['backend']}, layers {settings['layers']}, "
+        f"{settings['tokens']} tokens generated, overlap scheduler on, CUDA "
+        f"graphs for decode; further arguments: `{' '.join(settings['server']) or 'none'}`.",
         "",
-        "| requests | engine | condition | tokens/s | ratio | 95 % interval | µs a step | extra µs | 95 % interval |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| requests × context | tokens an event | engine | condition | rounds | tokens/s | ratio | 95 % interval | "
+        "µs a step | extra µs | 95 % interval | CPU of main | of scheduler |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["rows"]:
         low, high = r["ratio_ci95"]
         least, most = r["extra_us_ci95"]
         lines.append(
-            f"| {r['batch']} | {r['engine']} | {r['what']} | {r['tokens_per_second']:.0f} | {r['ratio']:.4f} | "
-            f"{low:.4f} – {high:.4f} | {r['step_us']:.0f} | {r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} |"
+            f"| {r['requests']} × {r['context']} | {r['interval']} | {r['engine']} | {r['what']} | {r['rounds']} | "
+            f"{r['tokens_per_second']:.0f} | {r['ratio']:.4f} | {low:.4f} – {high:.4f} | {r['step_us']:.0f} | "
+            f"{r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} | {r['cpu'].get('main', 0):.2f} | "
+            f"{r['cpu'].get('scheduler', 0):.2f} |"
         )
     lines += ["", *(f"- {name}: {value}" for name, value in document["checks"].items())]
     return "\n".join(lines)
+
+
+def shape_of(text: str) -> tuple[int, int, int]:
+    shape, _, interval = text.partition("@")
+    requests, context = shape.split("x")
+    return int(requests), int(context), int(interval or 1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or name of the model")
     parser.add_argument("--engines", nargs="+", default=["plain", "tap", "probe"], choices=["plain", "tap", "probe"])
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    shapes = [(1, 1024, 1), (8, 1024, 1), (32, 1024, 1)]
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="as in 8x1024 or 32x1024@16")
     parser.add_argument("--layers", default="auto")
     parser.add_argument("--backend", default="triton")
-    parser.add_argument("--prompt", type=int, default=1024, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=600, help="start no round after so many")
-    parser.add_argument("--context-length", type=int, default=8192)
+    parser.add_argument("--seconds", type=float, default=600, help="to share among the shapes")
     parser.add_argument("--mem-fraction", type=float, default=0.85)
     parser.add_argument("--load-format", default="dummy")
     parser.add_argument("--vocabulary", type=int, default=49000)

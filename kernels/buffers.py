@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from geomcli.kernels.layout import (
+    ALIGNMENT,
     CONTROL_WORDS,
     HEAD_WORDS,
     KEEP,
@@ -18,6 +20,7 @@ from geomcli.kernels.layout import (
     LAYER_WORDS,
     PARTIAL_WORDS,
     RECORD_WORDS,
+    TAP_OVERREAD,
 )
 
 # Elements: what a key tensor's distance to the first one must be a multiple of for wide loads.
@@ -86,8 +89,13 @@ class Buffers:
         self.partial = zeros(n, rows, shape.heads, splits, PARTIAL_WORDS)
         self.candidates = zeros(n, rows, mean_splits, KEEP, dtype=torch.int64)
         self.means = zeros(n, rows, means_length) if means_length else None
-        # One column more for the flag of each row, see tap.py.
-        self.tap = zeros(n, rows, shape.heads, tap_length + 1) if tap_length else None
+        self.tap = None
+        if tap_length:
+            # One column more for the flag of each row, see tap.py; rows begin where wide loads may, and the last of
+            # them may be read beyond its end.
+            width = -(-(tap_length + 1) // ALIGNMENT.value) * ALIGNMENT.value
+            size = (n, rows, shape.heads, width)
+            self.tap = zeros(math.prod(size) + TAP_OVERREAD)[: math.prod(size)].view(size)
         self.learned_sinks = zeros(n, shape.heads).fill_(float("-inf"))
         self.keys: torch.Tensor | None = None
         floats, ints = zeros(n, LAYER_WORDS), zeros(n, LAYER_WORDS, dtype=torch.int64)

@@ -46,7 +46,7 @@ from geomcli.kernels.layout import (
     R_STAMP,
     RECORD_WORDS,
 )
-from geomcli.kernels.rows import first_key, is_due, logits_tile, merged, query_tile, selected
+from geomcli.kernels.rows import aligned, first_key, is_due, logits_tile, merged, query_tile, selected
 
 
 @triton.jit
@@ -86,15 +86,16 @@ def mean_kernel(
         top_k = tl.load(control + C_TOP_K)
         visit_all = EVERY or top_k > 0
         first = tl.where(visit_all, first, tl.maximum(first, length - PROFILE))
-        per_split = tl.cdiv(tl.cdiv(length - first, SPLITS), KEEP) * KEEP
-        begin = first + split * per_split
+        base = aligned(first, TAP)
+        per_split = tl.cdiv(tl.cdiv(length - base, SPLITS), KEEP) * KEEP
+        begin = base + split * per_split
         end = tl.minimum(begin + per_split, length)
         slot_base = tl.load(slot_starts + row).to(tl.int64) if FLAT else request * stride_slots
         record = records + (layer * rows + row) * RECORD_WORDS
         kept = tl.full([KEEP], -1, tl.int64)
         for start in range(begin, end, KEEP):
             positions = start + tl.arange(0, KEEP)
-            key_mask = positions < end
+            key_mask = (positions >= first) & (positions < end)
             mean = tl.zeros([KEEP], tl.float32)
             count = tl.zeros([1], tl.int32)
             for block in range(HEADS // GROUP * BLOCKS_H):
@@ -150,6 +151,7 @@ def finish_kernel(
         record = records + (layer * rows + row) * RECORD_WORDS
         first = first_key(control, length, layer, layer_ints)
         columns = tl.arange(0, BINS)
+        splits = tl.arange(0, SPLITS)
         histogram = tl.zeros([BINS], tl.float32)
         count = 0
         lse = 0.0
@@ -160,26 +162,24 @@ def finish_kernel(
             head_mask = heads < HEADS
             wanted = head_mask & selected(control, heads, HEADS)
             top, total = merged(partial, learned_sinks, layer, row, rows, heads, head_mask, HEADS, SPLITS, HAS_SINKS)
-            surprise = tl.zeros([BLOCK_H], tl.float32)
-            mass = tl.zeros([BLOCK_H], tl.float32)
-            h_sink = tl.zeros([BLOCK_H], tl.float32)
-            h_previous = tl.zeros([BLOCK_H], tl.float32)
-            h_own = tl.zeros([BLOCK_H], tl.float32)
-            h_prompt = tl.zeros([BLOCK_H], tl.float32)
-            for split in range(SPLITS):
-                at = partial + (((layer * rows + row) * HEADS + heads) * SPLITS + split) * PARTIAL_WORDS
-                local_top = tl.load(at + P_MAX, mask=head_mask, other=float("-inf"))
-                local_sum = tl.load(at + P_SUM, mask=head_mask, other=0.0)
-                weight = tl.where(local_sum > 0, tl.exp(local_top - top) / total, 0.0)
-                shift = tl.where(local_sum > 0, local_top - top, 0.0)
-                surprise += weight * (tl.load(at + P_SURPRISE, mask=head_mask, other=0.0) + shift * local_sum)
-                mass += weight * local_sum
-                h_sink += weight * tl.load(at + P_SINK, mask=head_mask, other=0.0)
-                h_previous += weight * tl.load(at + P_PREVIOUS, mask=head_mask, other=0.0)
-                h_own += weight * tl.load(at + P_SELF, mask=head_mask, other=0.0)
-                h_prompt += weight * tl.load(at + P_PROMPT, mask=head_mask, other=0.0)
-                local = tl.load(at[:, None] + P_HISTOGRAM + columns[None, :], mask=head_mask[:, None], other=0.0)
-                histogram += tl.sum(tl.where(wanted[:, None], weight[:, None] * local, 0.0), axis=0)
+            # All splits of all heads at once: one after the other, their loads would wait for each other.
+            at = partial + (((layer * rows + row) * HEADS + heads[:, None]) * SPLITS + splits[None, :]) * PARTIAL_WORDS
+            there = head_mask[:, None]
+            local_top = tl.load(at + P_MAX, mask=there, other=float("-inf"))
+            local_sum = tl.load(at + P_SUM, mask=there, other=0.0)
+            weight = tl.where(local_sum > 0, tl.exp(local_top - top[:, None]) / total[:, None], 0.0)
+            shift = tl.where(local_sum > 0, local_top - top[:, None], 0.0)
+            surprise = tl.sum(weight * (tl.load(at + P_SURPRISE, mask=there, other=0.0) + shift * local_sum), axis=1)
+            mass = tl.sum(weight * local_sum, axis=1)
+            h_sink = tl.sum(weight * tl.load(at + P_SINK, mask=there, other=0.0), axis=1)
+            h_previous = tl.sum(weight * tl.load(at + P_PREVIOUS, mask=there, other=0.0), axis=1)
+            h_own = tl.sum(weight * tl.load(at + P_SELF, mask=there, other=0.0), axis=1)
+            h_prompt = tl.sum(weight * tl.load(at + P_PROMPT, mask=there, other=0.0), axis=1)
+            flat = tl.reshape(at, [BLOCK_H * SPLITS])
+            counted = tl.reshape(tl.where(wanted[:, None], weight, 0.0), [BLOCK_H * SPLITS])
+            known = tl.reshape(tl.broadcast_to(there, [BLOCK_H, SPLITS]), [BLOCK_H * SPLITS])
+            local = tl.load(flat[:, None] + P_HISTOGRAM + columns[None, :], mask=known[:, None], other=0.0)
+            histogram += tl.sum(counted[:, None] * local, axis=0)
             # H = sum p (LSE - s) with s = top + centred: exact also when a learned sink takes part of the mass.
             log_total = tl.where(total > 0, tl.log(tl.where(total > 0, total, 1.0)), 0.0)
             h_lse = tl.where((total > 0) & (length > first), top + log_total, 0.0)

@@ -14,6 +14,8 @@ from geomcli.fingerprint import N_BINS
 BINS = tl.constexpr(N_BINS)
 PROFILE = tl.constexpr(PROFILE_SIZE)
 KEEP = tl.constexpr(64)  # links found, the most that a request may ask for
+ALIGNMENT = tl.constexpr(16)  # floats: where rows of stored logits begin, and walks over them
+TAP_OVERREAD = 4096  # floats behind the last row of stored logits, no less than a tile of keys
 MAX_HEADS = 128
 _HEADS_PER_WORD = 32
 

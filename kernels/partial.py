@@ -20,7 +20,7 @@ from geomcli.kernels.layout import (
     P_SURPRISE,
     PARTIAL_WORDS,
 )
-from geomcli.kernels.rows import distance_bin, first_key, is_due, logits_tile, query_tile
+from geomcli.kernels.rows import aligned, distance_bin, first_key, is_due, logits_tile, query_tile
 
 
 @triton.jit
@@ -47,8 +47,9 @@ def partial_kernel(
         first = first_key(control, length, layer, layer_ints)
         n_sink = tl.load(control + C_SINK_TOKENS)
         prompt_len = tl.load(control + C_PROMPT_LEN)
-        per_split = tl.cdiv(tl.cdiv(length - first, SPLITS), BLOCK_N) * BLOCK_N
-        begin = first + split * per_split
+        base = aligned(first, TAP)
+        per_split = tl.cdiv(tl.cdiv(length - base, SPLITS), BLOCK_N) * BLOCK_N
+        begin = base + split * per_split
         end = tl.minimum(begin + per_split, length)
         slot_base = tl.load(slot_starts + row).to(tl.int64) if FLAT else request * stride_slots
         if TAP:
@@ -66,7 +67,7 @@ def partial_kernel(
         histogram = tl.zeros([BLOCK_H, BINS], tl.float32)
         for start in range(begin, end, BLOCK_N):
             positions = start + tl.arange(0, BLOCK_N)
-            key_mask = positions < end
+            key_mask = (positions >= first) & (positions < end)
             s = logits_tile(
                 q, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
                 stride_a_t, stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints,

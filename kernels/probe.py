@@ -21,6 +21,7 @@ _BLOCK_N = 64
 _BLOCK_D = 128
 _TAP_BLOCK_H = 4
 _TAP_BLOCK_N = 256
+_TAP_WARPS = 4
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
 # row asks.
 _PROGRAMS = 2048
@@ -88,7 +89,8 @@ def launch(
     mean_block_h = min(32, triton.next_power_of_2(shape.heads)) if tapped else _BLOCK_H
     blocks_h = triton.cdiv(group, block_h)
     # With half the warps a wide key, or one of 32 bits, does not stay in registers (benchmarks/kernel_resources.py).
-    warps = 8 if not tapped and (shape.dim > _BLOCK_D or keys.element_size() > 2) else 4
+    warps = 8 if shape.dim > _BLOCK_D or keys.element_size() > 2 else 4
+    warps = _TAP_WARPS if tapped else warps
     splits = splits or _splits(buffers.splits, rows.n * n_layers * key_heads * blocks_h)
     mean_splits = buffers.mean_splits
     source = (
@@ -119,7 +121,7 @@ def launch(
         rows.pool, rows.lengths, buffers.control, buffers.layer_ints, buffers.partial, buffers.rows,
         buffers.learned_sinks, buffers.candidates, buffers.records, blank if buffers.heads is None else buffers.heads,
         HEADS=shape.heads, HAS_SINKS=learned_sinks, HAS_HEADS=buffers.heads is not None, SPLITS=splits,
-        MEAN_SPLITS=mean_splits, BLOCK_H=_BLOCK_H,
+        MEAN_SPLITS=mean_splits, BLOCK_H=min(32, triton.next_power_of_2(shape.heads)),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from geomcli.kernels.layout import (
+    ALIGNMENT,
     C_ENABLED,
     C_HEADS,
     C_LAYERS,
@@ -58,6 +59,14 @@ def first_key(control, length, layer, layer_ints):
 
 
 @triton.jit
+def aligned(first, TAP: tl.constexpr):
+    """Where a walk over the keys begins: stored logits are read in wide loads, which start at multiples of 16."""
+    if TAP:
+        first = first // ALIGNMENT * ALIGNMENT
+    return first
+
+
+@triton.jit
 def selected(control, heads, HEADS: tl.constexpr):
     word = tl.load(control + C_HEADS + heads // 32, mask=heads < HEADS, other=0)
     return (word >> (heads % 32) & 1) != 0
@@ -96,8 +105,9 @@ def logits_tile(
     """Logits [heads, keys] in float32; what is outside the masks is -inf. `q_first` holds the first BLOCK_D columns."""
     mask = head_mask[:, None] & key_mask[None, :]
     if TAP:
-        at = tapped + layer * stride_a_l + row * stride_a_t + heads[:, None] * stride_a_h + positions[None, :]
-        s = tl.load(at, mask=mask, other=float("-inf"))
+        # A mask would keep these loads from being wide; what lies beyond a row is memory of the buffer too.
+        known = tl.minimum(heads, HEADS - 1)
+        s = tl.load(tapped + layer * stride_a_l + row * stride_a_t + known[:, None] * stride_a_h + positions[None, :])
     else:
         slot = tl.load(slots + slot_base + positions, mask=key_mask, other=0).to(tl.int64)
         # Each layer has a key tensor of its own; the distance to the first one's is a multiple of a 16-byte load.
@@ -119,8 +129,7 @@ def logits_tile(
             x = s / tl.where(cap > 0, cap, 1.0)
             e = tl.exp(-2 * tl.abs(x))
             s = tl.where(cap > 0, cap * tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e), s)
-        s = tl.where(mask, s, float("-inf"))
-    return s
+    return tl.where(mask, s, float("-inf"))
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from typing import Any
 from geomcli.server_patch import faults, flags, hooks, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
-from geomcli.server_patch.request_state import state_of
+from geomcli.server_patch.request_state import RequestState, state_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
 
@@ -127,10 +127,23 @@ def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: An
 
 
 def _plan(forward_batch: Any, batch: Any) -> Any:
+    extend = forward_batch.forward_mode.is_extend()
+    if not extend and not RequestState.alive:
+        return None
     asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
+    if not extend:
+        asking = _due(asking, getattr(forward_batch, "seq_lens_cpu", None))
     if scheduler.device is not None:
         return scheduler.device.plan_step(forward_batch, batch.reqs, asking)
     return native.plan_step(forward_batch, asking) if asking else None
+
+
+def _due(asking: list[tuple[int, Any, RequestState]], lengths: Any) -> list[tuple[int, Any, RequestState]]:
+    """The rows whose token is captured, as far as the host knows their lengths: a step of others runs as it is."""
+    if lengths is None or not asking:
+        return asking
+    known = lengths.tolist()
+    return [(row, req, s) for row, req, s in asking if s.captures(max(0, known[row] - len(req.origin_input_ids)))]
 
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:

@@ -32,6 +32,7 @@ _CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
 _COMPLETION = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+_GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
 HOOKS = (
@@ -50,7 +51,9 @@ HOOKS = (
          ("request", "raw_request"), "reads the attention fields of a completion request"),
     Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", AROUND,
          "requests:around_generate_request", ("obj", "request"),
-         "hands the options to the scheduler and takes the entries from its answers"),
+         "hands the options to the scheduler and puts the entries onto its answers"),
+    Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output", BEFORE,
+         "arrivals:before_handle_batch_output", ("recv_obj",), "takes our values off a batch of outputs"),
     Hook(MAIN, f"{_CHAT}._generate_chat_stream", AROUND, "stream:around_stream",
          ("adapted_request", "request", "raw_request"), "puts entries on the chunk that carries their tokens"),
     Hook(MAIN, f"{_COMPLETION}._generate_completion_stream", AROUND, "stream:around_stream",
@@ -65,6 +68,10 @@ HOOKS = (
          "capture:after_init_new", ("batch", "model_runner"), "plans which rows of the step are captured"),
     Hook(SCHEDULER, f"{_RUNNER}.forward", AROUND, "capture:around_forward", ("forward_batch",),
          "publishes the plan: eager runners hand the backend a copy of the batch without our attribute"),
+    Hook(SCHEDULER, f"{_GRAPHS}.capture_one_shape", AROUND, "graphs:around_capture_one_shape", ("size", "forward"),
+         "records each decode graph without capture and with it"),
+    Hook(SCHEDULER, f"{_GRAPHS}._make_graph_key", AFTER, "graphs:after_make_graph_key", ("size", "variant_label"),
+         "chooses between the two"),
     Hook(SCHEDULER, f"{_NATIVE}.forward_decode", AFTER, "native:after_attention",
          ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"), "computes the statistics of decode rows"),
     Hook(SCHEDULER, f"{_NATIVE}.forward_extend", AFTER, "native:after_attention",
@@ -84,7 +91,8 @@ HOOKS = (
 
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
-    "sglang.srt.model_executor.runner_utils.capture_mode.get_is_capture_mode",
+    "sglang.srt.managers.io_struct.unwrap_from_pickle",
+    "sglang.srt.managers.io_struct.wrap_as_pickle",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
 )

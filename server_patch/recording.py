@@ -9,14 +9,8 @@ from geomcli.server_patch.scheduler_state import scheduler
 
 
 def recording() -> bool:
-    """Whether a CUDA graph is being recorded or warmed up.
-
-    SGLang's get_is_capture_mode() also says so while a graph in pieces is replayed, where attention runs between the
-    pieces for real requests: a step that asks is never a recording.
-    """
-    from sglang.srt.model_executor.runner_utils import capture_mode
-
-    return scheduler.current is None and bool(capture_mode.get_is_capture_mode())
+    """Whether a CUDA graph with capture is being recorded or warmed up; a step that asks is never a recording."""
+    return scheduler.recording and scheduler.current is None
 
 
 def guarded(launch: Callable[[], None]) -> None:

@@ -22,7 +22,10 @@ class RequestState:
     Lives on SGLang's Req, so it survives a retraction and gives its place back when the request is forgotten.
     """
 
+    alive = 0  # in this process: while there are none, no step needs a look at its requests
+
     def __init__(self, options: CaptureOptions) -> None:
+        RequestState.alive += 1
         self.options = options
         self.stamp = 0  # names the request on the device; 0 until it was written there
         self.compass = Compass()  # only judges: `trackers` hold the history
@@ -35,6 +38,7 @@ class RequestState:
         return self._tracker
 
     def __del__(self) -> None:
+        RequestState.alive -= 1
         tracker: int | None = getattr(self, "_tracker", None)
         if tracker is not None:
             trackers.close(tracker)

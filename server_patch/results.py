@@ -1,6 +1,6 @@
 """Scheduler process: one value per output token onto SGLang's customized_info, aligned with the committed tokens.
 
-A captured token gets an entry, any other token of an asking request its bare id (the main process needs the ids to
+A captured token gets an entry, any other token of an asking request its step and id (the main process needs the ids to
 decode text). Runs before SGLang appends the tokens, so the index of a value is the index of its token.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from geomcli.server_patch import faults, transport
+from geomcli.server_patch.arrivals import INFO_KEY
 from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
-from geomcli.server_patch.request_state import state_of
-from geomcli.server_patch.requests import INFO_KEY
+from geomcli.server_patch.request_state import RequestState, state_of
 from geomcli.server_patch.step_numbers import Due
+from geomcli.server_patch.values import packed
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -25,6 +26,8 @@ def before_process_decode(_processor: Any, batch: Any, result: Any) -> None:
 
 def _process(batch: Any, result: Any, *, prefill: bool) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
+    if not RequestState.alive:
+        return
     try:
         asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
         if not asking:
@@ -104,17 +107,19 @@ def _append(due: Due, value: Any) -> None:
         req.customized_info = {}
     values = req.customized_info.setdefault(INFO_KEY, [])
     values.extend([None] * (due.output_index - len(values)))
-    if due.output_index == 0 and due.state.options.prompt_tokens and isinstance(value, dict):
-        value["prompt_ids"] = list(req.origin_input_ids)
     values.append(value)
 
 
-def _value(token_id: int | None, due: Due, entries: dict[int, dict[str, Any]]) -> dict[str, Any] | int | None:
+def _value(token_id: int | None, due: Due, entries: dict[int, dict[str, Any]]) -> tuple[Any, ...] | None:
+    """The token's Value as a plain tuple; None for a token that was lost."""
     if token_id is None:
         return None
-    if due.state.stops_at(due.output_index):
-        return stopped_entry(_context(token_id, due), due.state)
-    return entries.get(due.row, token_id)
+    stopped = due.state.stops_at(due.output_index)
+    entry = stopped_entry(_context(token_id, due), due.state) if stopped else entries.get(due.row)
+    if entry is None:
+        return due.output_index + 1, token_id
+    spelt = due.output_index == 0 and due.state.options.prompt_tokens
+    return packed(entry, list(due.request.origin_input_ids) if spelt else None)
 
 
 def _context(token_id: int, due: Due) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class SchedulerState:
         self.source = ""  # how logits are obtained: recompute, probe or tap
         self.cuda_graph = False
         self.current: Any = None  # the step's plan while its forward pass runs
+        self.recording = False  # a CUDA graph with capture is being recorded
         self.device: Any = None  # the DeviceCapture of backends that run kernels
 
 

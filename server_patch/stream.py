@@ -70,7 +70,8 @@ def after_build_response(response: Any, _serving: Any, _request: Any, ret: Any, 
         asked = [(index, item[ENTRIES_KEY]) for index, item in enumerate(ret) if ENTRIES_KEY in item]
         if not asked or not hasattr(response, "model_dump"):
             return None
-        entries = [{**entry, "index": index} for index, of_item in asked for entry in of_item]
+        # Pydantic knows nothing of fragments.
+        entries = [{**orjson.loads(orjson.dumps(e)), "index": index} for index, of_item in asked for e in of_item]
         return _with_entries_field(response.__class__).model_construct(**dict(response), attention_tokens=entries)
     except Exception:
         faults.report("an answer leaves without its entries")

@@ -13,6 +13,8 @@ class TokenTexts:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        # The Rust tokenizer inside of a fast one: the same text without the wrapper's work for every token.
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
         self._ids: list[int] = []
         self._shown = 0  # ids whose text is out
         self._context = 0  # first id of the decoding context: leading-space rules need a predecessor
@@ -32,6 +34,8 @@ class TokenTexts:
     def _decode(self, ids: list[int]) -> str:
         if not ids:
             return ""
+        if self._backend is not None:
+            return str(self._backend.decode(ids, skip_special_tokens=False))
         text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 

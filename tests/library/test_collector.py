@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import pickle
+import sys
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import orjson
 import pytest
 
-from geomcli.server_patch import faults, state
-from geomcli.server_patch.requests import PARAMS_KEY, Collector, _set_params
+from geomcli.server_patch import arrivals, faults, state
+from geomcli.server_patch.collector import Collector
+from geomcli.server_patch.requests import PARAMS_KEY, _set_params
+from geomcli.server_patch.values import Value, packed
 
 
 class Letters:
@@ -22,22 +30,26 @@ class Letters:
 def main_state(monkeypatch: pytest.MonkeyPatch) -> state.MainState:
     fresh = state.MainState()
     fresh.tokenizer = Letters()
+    arrivals._waiting.clear()
     monkeypatch.setattr(state, "main", fresh)
     return fresh
 
 
-def entry(step: int, token_id: int) -> dict[str, Any]:
-    return {"decode_step": step, "token_id": token_id, "flags": []}
+def value(step: int, token_id: int) -> Value:
+    return Value(*packed({"decode_step": step, "token_id": token_id, "flags": []}, None))
 
 
-def test_cumulative_and_incremental_lists_give_the_same_entries(main_state: state.MainState) -> None:
-    values: list[Any] = [entry(1, 0), 1, entry(3, 2), None, entry(5, 4)]
-    cumulative, incremental = Collector(incremental=False), Collector(incremental=True)
-    grown = [e for end in range(1, 6) for e in cumulative.new_entries(0, values[:end], end)]
-    cuts = ((0, 2), (2, 4), (4, 5))
-    chunks = [e for start, end in cuts for e in incremental.new_entries(0, values[start:end], end)]
-    assert grown == chunks
-    assert [(e["decode_step"], e["token"], e["flags"]) for e in grown] == [
+def read(entries: list[bytes]) -> list[dict[str, Any]]:
+    return [orjson.loads(entry) for entry in entries]
+
+
+def test_entries_come_in_order_whatever_is_missing(main_state: state.MainState) -> None:
+    values = [value(1, 0), Value(2, 1), value(3, 2), value(5, 4)]
+    whole = read(Collector().new_entries(0, values, 5))
+    collector = Collector()
+    cuts = ((0, 2, 2), (2, 3, 4), (3, 4, 5))
+    assert whole == [e for start, end, n in cuts for e in read(collector.new_entries(0, values[start:end], n))]
+    assert [(e["decode_step"], e["token"], e["flags"]) for e in whole] == [
         (1, "a", []),
         (3, "c", []),
         (4, None, ["error"]),
@@ -47,40 +59,93 @@ def test_cumulative_and_incremental_lists_give_the_same_entries(main_state: stat
 
 
 def test_choices_do_not_mix() -> None:
-    collector = Collector(incremental=False)
-    first = collector.new_entries(0, [entry(1, 0)], 1)
-    second = collector.new_entries(1, [entry(1, 5)], 1)
-    assert [(e["index"], e["token"]) for e in first + second] == [(0, "a"), (1, "f")]
+    collector = Collector()
+    first = collector.new_entries(0, [value(1, 0)], 1)
+    second = collector.new_entries(1, [value(1, 5)], 1)
+    assert [(e["index"], e["token"]) for e in read(first + second)] == [(0, "a"), (1, "f")]
 
 
 def test_an_entry_whose_text_fails_keeps_its_numbers(main_state: state.MainState) -> None:
-    entries = Collector(incremental=False).new_entries(0, [entry(1, -200)], 1)
+    entries = read(Collector().new_entries(0, [value(1, -200)], 1))
     assert entries == [{"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "token": None}]
     assert main_state.counters.errors == 0
 
 
-@pytest.mark.parametrize("incremental", [False, True])
-def test_a_value_that_never_came_is_an_entry_that_says_so(main_state: state.MainState, incremental: bool) -> None:
-    collector = Collector(incremental=incremental)
+def test_a_value_that_never_came_is_an_entry_that_says_so(main_state: state.MainState) -> None:
+    collector = Collector()
     # Of the first three tokens the last one's value is missing; of the next three the first one's.
-    sent = [[entry(1, 0), entry(2, 1)], [entry(5, 4), entry(6, 5)]]
-    lists = sent if incremental else [sent[0], sent[0] + sent[1]]
-    found = [collector.new_entries(0, values, total) for values, total in zip(lists, (3, 6), strict=True)]
+    sent = [[value(1, 0), value(2, 1)], [value(5, 4), value(6, 5)]]
+    found = [read(collector.new_entries(0, values, total)) for values, total in zip(sent, (3, 6), strict=True)]
     steps = [[(e["decode_step"], "error" in e["flags"]) for e in entries] for entries in found]
     assert steps == [[(1, False), (2, False), (3, True)], [(4, True), (5, False), (6, False)]]
     assert main_state.counters.as_dict() == {"requests": 0, "entries": 6, "errors": 2}
 
 
 def test_a_request_of_which_nothing_came_has_an_entry_for_every_token() -> None:
-    entries = Collector(incremental=False).new_entries(0, [], 3)
+    entries = read(Collector().new_entries(0, [], 3))
     assert [(e["decode_step"], e["flags"], e["token"]) for e in entries] == [(n, ["error"], None) for n in (1, 2, 3)]
 
 
-def test_values_beyond_the_answer_wait_for_theirs() -> None:
-    collector = Collector(incremental=False)
-    values = [entry(1, 0), entry(2, 1), entry(3, 2)]  # SGLang's own list, already longer than the answer being read
-    assert [e["decode_step"] for e in collector.new_entries(0, values, 2)] == [1, 2]
-    assert [e["decode_step"] for e in collector.new_entries(0, values, 3)] == [3]
+def test_an_entry_that_failed_counts_as_an_error(main_state: state.MainState) -> None:
+    failed = Value(*packed({"decode_step": 1, "token_id": 0, "flags": ["error"]}, [2, 3]))
+    (entry,) = read(Collector().new_entries(0, [failed], 1))
+    assert (entry["token"], entry["prompt_tokens"]) == ("a", ["c", "d"])
+    assert main_state.counters.as_dict() == {"requests": 0, "entries": 1, "errors": 1}
+
+
+class Waiting:
+    """Stands in for SGLang's state of a request."""
+
+
+@pytest.fixture
+def sglang_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("sglang.srt.managers.io_struct")
+    module.unwrap_from_pickle = pickle.loads  # type: ignore[attr-defined]
+    module.wrap_as_pickle = pickle.dumps  # type: ignore[attr-defined]
+    for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def batch_of(rids: list[str], info: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(rids=rids, customized_info=pickle.dumps(info))
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_values_reach_only_the_request_that_asked() -> None:
+    manager = SimpleNamespace(rid_to_state={"a": Waiting(), "b": Waiting()})
+    sent = [tuple(value(1, 7)), (2, 8)]
+    batch = batch_of(["a", "b"], {arrivals.INFO_KEY: [sent, [None, None]], "someone's": [[1, 2], [3, 4]]})
+    arrivals.before_handle_batch_output(manager, batch)
+    assert pickle.loads(batch.customized_info) == {"someone's": [[1, 2], [3, 4]]}
+    assert [v.token_id for v in arrivals.take("a", 1)] == [7]
+    # The value of the second token came with the first one's batch and waits for its answer.
+    assert [v.token_id for v in arrivals.take("a", 2)] == [8]
+    assert arrivals.take("a", 9) == arrivals.take("b", 9) == []
+    only_ours = batch_of(["a"], {arrivals.INFO_KEY: [[(3, 9)]]})
+    arrivals.before_handle_batch_output(manager, only_ours)
+    assert only_ours.customized_info is None
+    # Another request of the same name starts anew.
+    manager.rid_to_state["a"] = Waiting()
+    arrivals.before_handle_batch_output(manager, batch_of(["a"], {arrivals.INFO_KEY: [[(1, 5)]]}))
+    assert [v.token_id for v in arrivals.take("a", 9)] == [5]
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_values_outlive_their_request_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrivals, "_GRACE_SECONDS", 0.05)
+    manager = SimpleNamespace(rid_to_state={"gone": Waiting()})
+    arrivals.before_handle_batch_output(
+        manager, batch_of(["gone", "unknown"], {arrivals.INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
+    )
+    manager.rid_to_state.clear()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert [v.token_id for v in arrivals.take("gone", 1)] == [7]
+    assert arrivals.take("unknown", 1) == []
+    await asyncio.sleep(0.5)
+    assert arrivals.take("gone", 2) == []
+    assert not arrivals._waiting
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType, SimpleNamespace
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from geomcli.server_patch import flags, recording
+from geomcli.server_patch import flags, graphs, recording
 from geomcli.server_patch.scheduler_state import scheduler
 
 PREFILL_IN_ONE = SimpleNamespace(prefill=SimpleNamespace(backend="full"))
@@ -66,20 +66,19 @@ def test_the_rust_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def replaying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGLang while it replays a graph in pieces: it calls that capture mode too."""
-    package = ModuleType("sglang.srt.model_executor.runner_utils")
-    package.capture_mode = SimpleNamespace(get_is_capture_mode=lambda: True)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, package.__name__, package)
+def a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "recording", True)
 
 
-def test_a_step_that_asks_is_never_a_recording(replaying: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("a_recording")
+def test_a_step_that_asks_is_never_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recording.recording()
     monkeypatch.setattr(scheduler, "current", SimpleNamespace(error=None))
     assert not recording.recording()
 
 
-def test_a_fault_between_the_pieces_of_a_graph_marks_the_step(replaying: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("a_recording")
+def test_a_fault_between_the_pieces_of_a_graph_marks_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing() -> None:
         raise ValueError("a fault put in by a test")
 
@@ -89,3 +88,39 @@ def test_a_fault_between_the_pieces_of_a_graph_marks_the_step(replaying: None, m
     monkeypatch.setattr(scheduler, "current", None)
     with pytest.raises(SystemExit, match="cannot be recorded"):
         recording.guarded(failing)
+
+
+@dataclass(frozen=True)
+class ShapeKey:
+    """As SGLang's: what a decode graph is found by."""
+
+    size: int
+    variant_label: str | None = None
+
+
+def test_each_decode_graph_is_recorded_without_capture_and_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "device", object())
+    recorded: dict[Any, bool] = {}
+
+    def key(size: int, label: str | None = None) -> ShapeKey:
+        made = ShapeKey(size, label)
+        return graphs.after_make_graph_key(made, None, size, variant_label=label) or made
+
+    def capture_one_shape(_runner: Any, size: int, label: str | None) -> None:
+        recorded[key(size, label)] = recording.recording()
+
+    for label in (None, "lora"):
+        graphs.around_capture_one_shape(capture_one_shape, None, 8, label)
+        assert recorded == {key(8, label): False, ShapeKey(8, f"{label}+geom" if label else "geom"): True}
+        monkeypatch.setattr(scheduler, "current", SimpleNamespace(error=None))
+        assert recorded[key(8, label)]  # the step that is captured replays the second one
+        monkeypatch.setattr(scheduler, "current", None)
+        recorded.clear()
+
+
+def test_a_server_that_does_not_capture_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "device", None)
+    calls: list[Any] = []
+    graphs.around_capture_one_shape(lambda *args: calls.append(args), None, 8)
+    assert len(calls) == 1
+    assert graphs.after_make_graph_key(ShapeKey(8), None, 8) is None

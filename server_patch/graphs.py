@@ -1,0 +1,36 @@
+"""Scheduler process: two CUDA graphs for each batch size, so that a step nobody asked about is the plain server's own.
+
+SGLang keys its decode graphs by shape. Each shape is recorded twice, without capture and with it, and the key says
+which; a step replays the one with capture only when one of its rows is to be captured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from geomcli.server_patch.scheduler_state import scheduler
+
+LABEL = "geom"
+
+
+def around_capture_one_shape(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+    """Record the shape without capture, then with it."""
+    result = original(runner, *args, **kwargs)
+    if scheduler.device is None:
+        return result
+    scheduler.recording = True
+    try:
+        return original(runner, *args, **kwargs)
+    finally:
+        scheduler.recording = False
+
+
+def after_make_graph_key(key: Any, _runner: Any, *_: Any, **__: Any) -> Any:
+    """The key of the graph with capture while it is recorded, and for a step that is captured; else None: as it was."""
+    if scheduler.device is None or not (scheduler.recording or scheduler.current is not None):
+        return None
+    return dataclasses.replace(
+        key, variant_label=LABEL if key.variant_label is None else f"{key.variant_label}+{LABEL}"
+    )
