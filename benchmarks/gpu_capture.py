@@ -153,7 +153,7 @@ async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n
 
 async def checks(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> dict[str, Any]:
     """Same tokens as without the plugin, every entry sound, tap and probe in agreement."""
-    prompt = random_prompt(options, 1024)
+    prompt = random_prompt(options, min(length for _, length, _ in options.shapes))
     answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), ASK["raw"] if n != "plain" else {})
                for n, e in engines.items()}  # fmt: skip
     found: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from geomcli.kernels import layout
 from geomcli.kernels.reference import HeadStatistics, RowStatistics
 
+HEAD_STATISTICS = ("entropy", "sink", "prev", "lookback")
 _LN2 = float(np.log(2.0))
 
 
@@ -103,6 +105,30 @@ def heads_of(
         prev=_tensor(heads[:, layout.H_PREVIOUS]),
         lookback=_tensor(prompt / np.maximum(prompt + generated, np.finfo(np.float32).tiny)),
     )
+
+
+def heads_bytes(of_layers: Sequence[HeadStatistics]) -> bytes:
+    """float32 [layers, 4, H] in the order of HEAD_STATISTICS."""
+    every = [[getattr(of_layer, name).cpu().numpy() for name in HEAD_STATISTICS] for of_layer in of_layers]
+    return np.asarray(every, dtype=np.float32).tobytes()
+
+
+def encode(statistics: RowStatistics, *, stamp: int, length: int) -> NDArray[np.int32]:
+    """The record [RECORD_WORDS] that a kernel would have written of these statistics."""
+    record = np.zeros(layout.RECORD_WORDS.value, dtype=np.int32)
+    values, k = record.view(np.float32), statistics.positions.shape[0]
+    record[layout.R_STAMP.value], record[layout.R_LENGTH.value] = stamp, length
+    record[layout.R_HEADS.value], record[layout.R_LINKS.value] = statistics.heads, k
+    values[layout.R_LSE.value], values[layout.R_SINK.value] = statistics.lse, statistics.sink_mass
+    values[layout.R_ENTROPY.value] = statistics.entropy_bits * _LN2
+    for at, part in (
+        (values[layout.R_HISTOGRAM.value :], statistics.histogram),
+        (values[layout.R_PROFILE.value :], statistics.profile),
+        (record[layout.R_POSITIONS.value :], statistics.positions),
+        (values[layout.R_PROBABILITIES.value :], statistics.probabilities),
+    ):  # fmt: skip
+        at[: part.shape[0]] = part.cpu().numpy()
+    return record
 
 
 def _tensor(values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:

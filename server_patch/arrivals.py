@@ -10,9 +10,10 @@ import weakref
 from typing import Any
 
 from geomcli.server_patch import faults, state
-from geomcli.server_patch.values import Value
+from geomcli.server_patch.answers import Answer
+from geomcli.server_patch.building import build
+from geomcli.server_patch.values import INFO_KEY, Sent, Value
 
-INFO_KEY = "geom"  # among SGLang's customized_info
 _GRACE_SECONDS = 60.0
 
 
@@ -21,6 +22,7 @@ class _Waiting:
 
     def __init__(self, of_request: Any) -> None:
         self.of_request = weakref.ref(of_request)
+        self.answer: Answer | None = None
         self.values: list[Value] = []
 
 
@@ -46,11 +48,18 @@ def _take_off(manager: Any, batch: Any, wrapped: Any) -> None:
     if rows is None:
         return
     batch.customized_info = wrap_as_pickle(info) if info else None
+    fresh: list[tuple[_Waiting, list[Sent]]] = []
     for rid, values in zip(batch.rids, rows, strict=True):
-        found = [Value(*value) for value in values if value is not None]
-        of_request = manager.rid_to_state.get(rid) if found else None
+        tokens = [Sent(*value) for value in values if value is not None]
+        of_request = manager.rid_to_state.get(rid) if tokens else None
         if of_request is not None:
-            _waiting_of(rid, of_request).values.extend(found)
+            known = _waiting_of(rid, of_request)
+            if known.answer is None and (options := next((t.options for t in tokens if t.options), "")):
+                known.answer = Answer(options)
+            fresh.append((known, tokens))
+    built = build([(known.answer, tokens) for known, tokens in fresh])
+    for (known, _), of_answer in zip(fresh, built, strict=True):
+        known.values.extend(of_answer)
 
 
 def _waiting_of(rid: str, of_request: Any) -> _Waiting:

@@ -143,7 +143,9 @@ class DeviceCapture:
 
     def collect(self, step: DeviceStep, forward_batch: Any, n: int) -> None:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
-        step.records = self.buffers.records[:, :n].clone()
+        linked = any(state.options.top_k for _, _, state in step.asking)
+        width = layout.RECORD_WORDS.value if linked else layout.R_POSITIONS.value
+        step.records = self.buffers.records[:, :n, :width].clone()
         if self.buffers.heads is not None and any(state.options.head_stats for _, _, state in step.asking):
             step.heads = self.buffers.heads[:, :n].clone()
         # What decides about the collectives is known alike on every rank: who asks, and for what.

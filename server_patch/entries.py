@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.fingerprint import FINGERPRINT_BYTES, fingerprints_from_histograms, mean_histogram, rounded
+from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.schema import SCHEMA_VERSION
-from geomcli.server_patch.request_state import RequestState, trackers
+from geomcli.server_patch.answers import trackers
+from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.step_numbers import Due, StepNumbers
 from geomcli.zones import ZONES_V1, classify_many
 
@@ -37,7 +39,7 @@ def build_entries(
     sink = np.where(numbers.wanted, numbers.sink_mass * weights, 0).sum(axis=0) / np.maximum(weights.sum(axis=0), 1)
     drift, ripple = np.full(len(due), np.nan), np.full(len(due), np.nan)
     drift[sound], ripple[sound] = trackers.update(
-        [due[i].state.tracker for i in sound], histogram[sound], profile[sound]
+        [due[i].answer.tracker for i in sound], histogram[sound], profile[sound]
     )
     zones = classify_many(fingerprint, ripple)
     shown = {"fingerprint": rounded(fingerprint), "sink": rounded(sink)}
@@ -46,24 +48,24 @@ def build_entries(
     of_layers = _Layers(numbers, due)
     entries: list[dict[str, Any]] = []
     for i, (context, one) in enumerate(zip(contexts, due, strict=True)):
-        state = one.state
+        options, compass = one.options, one.answer.compass
         if numbers.failed[i]:
-            entries.append(error_entry(context, state))
+            entries.append(error_entry(context, options))
             continue
         if not np.isnan(drift[i]):
-            state.compass.judge(float(drift[i]))
+            compass.judge(float(drift[i]))
         entry = {
             **context,
-            "mode": state.options.mode,
-            **_common(state),
-            "flags": [*_flags(state, one.query_position, empty=empty[i]), *numbers.flags],
+            "mode": options.mode,
+            **_common(options),
+            "flags": [*_flags(options, one.sent.query_position, empty=empty[i]), *one.sent.flags],
             "fingerprint": shown["fingerprint"][i],
             "manifold": zones[i][0],
             "zone": zones[i][0],
             "zone_confidence": shown["confidence"][i],
             "sink_mass": shown["sink"][i],
             "drift": None if np.isnan(drift[i]) else shown["drift"][i],
-            "compass": state.compass.status,
+            "compass": compass.status,
             "ripple": None if np.isnan(ripple[i]) else shown["ripple"][i],
         }
         of_layers.add_to(entry, i, one)
@@ -71,29 +73,27 @@ def build_entries(
     return entries
 
 
-def error_entry(context: Mapping[str, Any], state: RequestState) -> dict[str, Any]:
+def error_entry(context: Mapping[str, Any], options: CaptureOptions) -> dict[str, Any]:
     """The entry of a token whose capture failed: no number, the flag `error`."""
-    return {**context, "mode": state.options.mode, **_common(state), "flags": ["error"], "bytes": 0}
+    return {**context, "mode": options.mode, **_common(options), "flags": ["error"], "bytes": 0}
 
 
-def stopped_entry(context: Mapping[str, Any], state: RequestState) -> dict[str, Any]:
+def stopped_entry(context: Mapping[str, Any], options: CaptureOptions) -> dict[str, Any]:
     """The last entry of a request whose limit is reached: no number, the flag `capture_stopped`; text goes on."""
-    return {**context, "mode": state.options.mode, **_common(state), "flags": ["capture_stopped"], "bytes": 0}
+    return {**context, "mode": options.mode, **_common(options), "flags": ["capture_stopped"], "bytes": 0}
 
 
-def _common(state: RequestState) -> dict[str, Any]:
-    heads = state.options.heads
-    total = state.options.heads_total
+def _common(options: CaptureOptions) -> dict[str, Any]:
+    total = options.heads_total
     return {
-        "layer_id": state.options.primary_layer,
-        "heads": {"seen": total if heads is None else len(heads), "total": total},
+        "layer_id": options.primary_layer,
+        "heads": {"seen": total if options.heads is None else len(options.heads), "total": total},
         "ruleset": ZONES_V1.name,
         "schema": SCHEMA_VERSION,
     }
 
 
-def _flags(state: RequestState, query_position: int, *, empty: bool) -> list[str]:
-    options = state.options
+def _flags(options: CaptureOptions, query_position: int, *, empty: bool) -> list[str]:
     first_in_window = query_position + 1 - options.window if options.window else 0
     flags = {
         "masked": options.mask_prefix > 0,
@@ -110,7 +110,7 @@ class _Layers:
     def __init__(self, numbers: StepNumbers, due: Sequence[Due]) -> None:
         self._numbers = numbers
         self._wanted = [np.flatnonzero(column).tolist() for column in numbers.wanted.T]
-        modes = {one.state.options.mode for one in due}
+        modes = {one.options.mode for one in due}
         several = any(len(layers) > 1 for layers in self._wanted)
         self._fingerprints: Any = None
         if several and modes & {"raw", "fingerprint"}:
@@ -138,7 +138,7 @@ class _Layers:
 
     def add_to(self, entry: dict[str, Any], row: int, due: Due) -> None:
         """The mode's own fields and the bytes that left the device for this entry."""
-        options, wanted, layers = due.state.options, self._wanted[row], self._numbers.layers
+        options, wanted, layers = due.options, self._wanted[row], self._numbers.layers
         size = FINGERPRINT_BYTES
         if options.mode == "fingerprint":
             if len(wanted) > 1:
@@ -153,8 +153,7 @@ class _Layers:
                 if len(wanted) > 1:
                     entry["layers"] = {str(layers[at]): self._raw_layer(at, row) for at in wanted}
         if options.head_stats:
-            statistics = self._numbers.head_statistics[row]
-            entry["head_stats"] = {str(layer): _heads(of_layer) for layer, of_layer in statistics.items()}
+            entry["head_stats"] = _head_statistics(due)
             size += sum(16 * int(self._numbers.heads[at, row]) for at in wanted)
         entry["bytes"] = size
 
@@ -188,5 +187,13 @@ class _Layers:
         }
 
 
-def _heads(statistics: Any) -> dict[str, list[float]]:
-    return {name: rounded(np.asarray(getattr(statistics, name))) for name in ("entropy", "sink", "prev", "lookback")}
+def _head_statistics(due: Due) -> dict[str, dict[str, list[float]]]:
+    """By layer; empty where the token came without them."""
+    if due.sent.heads is None:
+        return {}
+    layers = due.options.layers
+    every = np.frombuffer(due.sent.heads, dtype=np.float32).reshape(len(layers), len(HEAD_STATISTICS), -1)
+    return {
+        str(layer): {name: rounded(values) for name, values in zip(HEAD_STATISTICS, of_layer, strict=True)}
+        for layer, of_layer in zip(layers, every, strict=True)
+    }

@@ -5,16 +5,19 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from geomcli.kernels import layout, records
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
 from geomcli.server_patch.plans import RowPlan, first_key
 from geomcli.server_patch.request_state import RequestState
+from geomcli.server_patch.results import Due, RowRecords
 from geomcli.server_patch.scheduler_state import scheduler
-from geomcli.server_patch.step_numbers import Due, StepNumbers, numbers_from_rows
 
 
 @dataclass
@@ -28,20 +31,29 @@ class StepPlan:
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> StepPlan:
         return self
 
-    def numbers(self, due: Sequence[Due]) -> StepNumbers:
-        """Of the plans that were made for exactly these tokens; the others' rows have failed."""
+    def rows_of(self, due: Sequence[Due]) -> Mapping[int, RowRecords]:
+        """Of the plans that were made for exactly these tokens."""
         plans = {plan.row: plan for plan in self.rows}
-        rows = [self._statistics(plans.get(one.row), one) for one in due]
-        return numbers_from_rows(due, scheduler.layers, rows)
+        found = {one.row: self._records(plans.get(one.row), one) for one in due}
+        return {row: records for row, records in found.items() if records is not None}
 
     @staticmethod
-    def _statistics(plan: RowPlan | None, due: Due) -> dict[int, RowStatistics] | None:
-        if plan is None or plan.error is not None:
+    def _records(plan: RowPlan | None, due: Due) -> RowRecords | None:
+        if plan is None or plan.error is not None or plan.statistics.keys() != set(plan.options.layers):
             return None
-        return plan.statistics if plan.request is due.request and plan.output_index == due.output_index else None
+        if plan.request is not due.request or plan.output_index != due.output_index:
+            return None
+        words = np.zeros((len(scheduler.layers), layout.RECORD_WORDS.value), dtype=np.int32)
+        for layer, statistics in plan.statistics.items():
+            words[scheduler.layers.index(layer)] = records.encode(
+                statistics, stamp=due.state.stamp, length=plan.query_position + 1
+            )
+        heads = [plan.statistics[layer].head_statistics for layer in plan.options.layers]
+        known = [of_layer for of_layer in heads if of_layer is not None]
+        return RowRecords(words.tobytes(), records.heads_bytes(known) if known else None)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
-        """Entries are built before the tokens are committed (results.py); nothing is left to do afterwards."""
+        """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
 
 
 def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -> StepPlan | None:

@@ -6,42 +6,29 @@ from typing import Any
 
 import msgspec
 
-from geomcli.compass import Compass
 from geomcli.server_patch import faults
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.requests import PARAMS_KEY
-from geomcli.trackers import Trackers
+from geomcli.server_patch.values import PARAMS_KEY
 
 _ATTRIBUTE = "_geom_state"
-trackers = Trackers()  # of this process; SGLang's scheduler has one thread
 
 
 class RequestState:
-    """The request's options, its compass, its place among the trackers.
+    """The request's options, and the name that the device knows it by.
 
-    Lives on SGLang's Req, so it survives a retraction and gives its place back when the request is forgotten.
+    Lives on SGLang's Req, so it survives a retraction.
     """
 
     alive = 0  # in this process: while there are none, no step needs a look at its requests
 
-    def __init__(self, options: CaptureOptions) -> None:
-        RequestState.alive += 1
+    def __init__(self, options: CaptureOptions, encoded: str = "") -> None:
+        type(self).alive += 1
         self.options = options
-        self.stamp = 0  # names the request on the device; 0 until it was written there
-        self.compass = Compass()  # only judges: `trackers` hold the history
-        self._tracker: int | None = None
-
-    @property
-    def tracker(self) -> int:
-        if self._tracker is None:
-            self._tracker = trackers.open()
-        return self._tracker
+        self.encoded = encoded
+        self.stamp = 0  # 0 until it was written to the device
 
     def __del__(self) -> None:
-        RequestState.alive -= 1
-        tracker: int | None = getattr(self, "_tracker", None)
-        if tracker is not None:
-            trackers.close(tracker)
+        type(self).alive -= 1
 
     def captures(self, output_index: int) -> bool:
         """Whether this output token's step is captured (stride and limit)."""
@@ -65,7 +52,7 @@ def state_of(request: Any) -> RequestState | None:
     try:
         encoded = (getattr(request.sampling_params, "custom_params", None) or {}).get(PARAMS_KEY)
         if encoded is not None:
-            state = RequestState(msgspec.json.decode(encoded, type=CaptureOptions))
+            state = RequestState(msgspec.json.decode(encoded, type=CaptureOptions), encoded)
     except Exception:
         faults.report("a request has unreadable capture options; it is not captured")
     setattr(request, _ATTRIBUTE, state)

@@ -16,8 +16,8 @@ import orjson
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
+from geomcli.server_patch.values import PARAMS_KEY
 
-PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
 OPTIONS_ATTRIBUTE = "_geom_options"
 PENDING_ATTRIBUTE = "_geom_pending"
 ENTRIES_KEY = "attention_tokens"

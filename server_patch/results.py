@@ -1,19 +1,34 @@
 """Scheduler process: one value per output token onto SGLang's customized_info, aligned with the committed tokens.
 
-A captured token gets an entry, any other token of an asking request its step and id (the main process needs the ids to
-decode text). Runs before SGLang appends the tokens, so the index of a value is the index of its token.
+A captured token's value holds the bytes of its records, any other token's of an asking request its step and id (the
+main process needs the ids to decode text). Runs before SGLang appends the tokens, so the index of a value is the index
+of its token.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, transport
-from geomcli.server_patch.arrivals import INFO_KEY
-from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
 from geomcli.server_patch.request_state import RequestState, state_of
-from geomcli.server_patch.step_numbers import Due
-from geomcli.server_patch.values import packed
+from geomcli.server_patch.values import CAPTURED, FAILED, INFO_KEY, STOPPED, Sent
+
+
+class Due(NamedTuple):
+    """One output token that is about to be committed."""
+
+    row: int
+    request: Any
+    state: RequestState
+    output_index: int
+
+
+class RowRecords(NamedTuple):
+    """What a step says about one row; see values.Sent."""
+
+    records: bytes
+    heads: bytes | None
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -32,7 +47,7 @@ def _process(batch: Any, result: Any, *, prefill: bool) -> None:
         asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
         if not asking:
             return
-        token_ids, output = _results(result)
+        token_ids, step = _results(result)
     except Exception:
         faults.report("a step's results could not be read")
         return
@@ -45,10 +60,11 @@ def _process(batch: Any, result: Any, *, prefill: bool) -> None:
         except Exception:
             # The value that is missing now is padded with None by the next one, or counted by the main process.
             faults.report("a token has no entry")
-    entries = _entries([(token, one) for token, one in live if one.state.captures(one.output_index)], output)
+    found = _rows([one for token, one in live if token is not None and one.state.captures(one.output_index)], step)
+    flags = getattr(step, "flags", ())
     for token_id, one in live:
         try:
-            _append(one, _value(token_id, one, entries))
+            _append(one, None if token_id is None else sent(token_id, one, found, flags))
         except Exception:
             faults.report("a token has no entry")
 
@@ -68,27 +84,22 @@ def _results(result: Any) -> tuple[list[int] | None, Any]:
 
 def _step(output: Any) -> Any:
     """Our own among the auxiliary outputs of a step."""
-    if output is None or hasattr(output, "numbers"):
+    if output is None or hasattr(output, "rows_of"):
         return output
     return next((found for part in getattr(output, "outputs", ()) if (found := _step(part)) is not None), None)
 
 
-def _entries(captured: list[tuple[int | None, Due]], step: Any) -> dict[int, dict[str, Any]]:
-    """Entries of captured tokens by row; error entries when the step's numbers cannot be had."""
-    known = [(token_id, one) for token_id, one in captured if token_id is not None]
-    if not known:
+def _rows(due: list[Due], step: Any) -> Mapping[int, RowRecords]:
+    """Records of captured tokens by row; what is missing failed."""
+    # Where a step was lost, that was said; a request for no tokens at all has none.
+    if not due or step is None:
         return {}
-    contexts, due = [_context(token_id, one) for token_id, one in known], [one for _, one in known]
-    entries = None
     try:
-        # Where a step was lost, that was said; a request for no tokens at all has none.
-        if step is not None:
-            entries = build_entries(contexts, due, step.numbers(due))
+        found: Mapping[int, RowRecords] = step.rows_of(due)
+        return found
     except Exception:
-        faults.report("the entries of a step could not be built")
-    if entries is None:
-        entries = [error_entry(context, one.state) for context, one in zip(contexts, due, strict=True)]
-    return {one.row: entry for one, entry in zip(due, entries, strict=True)}
+        faults.report("the records of a step could not be read")
+        return {}
 
 
 def _uncommitted(req: Any, prefill: bool) -> bool:
@@ -101,7 +112,7 @@ def _uncommitted(req: Any, prefill: bool) -> bool:
     )
 
 
-def _append(due: Due, value: Any) -> None:
+def _append(due: Due, value: tuple[Any, ...] | None) -> None:
     req = due.request
     if req.customized_info is None:
         req.customized_info = {}
@@ -110,26 +121,17 @@ def _append(due: Due, value: Any) -> None:
     values.append(value)
 
 
-def _value(token_id: int | None, due: Due, entries: dict[int, dict[str, Any]]) -> tuple[Any, ...] | None:
-    """The token's Value as a plain tuple; None for a token that was lost."""
-    if token_id is None:
-        return None
-    stopped = due.state.stops_at(due.output_index)
-    entry = stopped_entry(_context(token_id, due), due.state) if stopped else entries.get(due.row)
-    if entry is None:
-        return due.output_index + 1, token_id
-    spelt = due.output_index == 0 and due.state.options.prompt_tokens
-    return packed(entry, list(due.request.origin_input_ids) if spelt else None)
-
-
-def _context(token_id: int, due: Due) -> dict[str, Any]:
-    req, index = due.request, due.output_index
+def sent(token_id: int, due: Due, found: Mapping[int, RowRecords], flags: tuple[str, ...]) -> tuple[Any, ...]:
+    """The token's Sent as a plain tuple."""
+    state, req, index = due.state, due.request, due.output_index
+    stopped = state.stops_at(index)
+    if not stopped and not state.captures(index):
+        return index + 1, token_id
+    row = found.get(due.row)
+    kind = STOPPED if stopped else FAILED if row is None else CAPTURED
     thinking = getattr(req, "require_reasoning", False) and not getattr(req, "_is_reasoning_over", False)
-    return {
-        "decode_step": index + 1,
-        "step": index + 1,
-        "token_id": token_id,
-        "query_position": due.query_position,
-        "prompt_len": due.prompt_len,
-        "think_phase": "think" if thinking else "output",
-    }
+    records, heads = row or (b"", None)
+    prompt_ids = list(req.origin_input_ids) if index == 0 and state.options.prompt_tokens else None
+    value = Sent(index + 1, token_id, kind, state.encoded, len(req.origin_input_ids), state.stamp, bool(thinking),
+                 flags, records, heads, prompt_ids)  # fmt: skip
+    return tuple(value)

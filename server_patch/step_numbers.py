@@ -1,43 +1,43 @@
-"""The captured rows of one step as arrays, whatever computed them: what entries are built from."""
+"""Main process: the records of captured tokens as arrays, what entries are built from.
+
+Records are stamped with request and length, and believed only where both fit the token that they came with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.compass import PROFILE_SIZE
-from geomcli.fingerprint import N_BINS
-from geomcli.kernels.reference import HeadStatistics, RowStatistics
-from geomcli.server_patch.request_state import RequestState
+from geomcli.kernels import layout, records
+from geomcli.server_patch import faults
+from geomcli.server_patch.answers import Answer
+from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.values import Sent
+
+_WORD_BYTES = 4
 
 
 class Due(NamedTuple):
-    """One output token that is about to be committed and whose step is to be captured."""
+    """One captured token and the answer that it belongs to."""
 
-    row: int
-    request: Any
-    state: RequestState
-    output_index: int
+    answer: Answer
+    sent: Sent
 
     @property
-    def prompt_len(self) -> int:
-        return len(self.request.origin_input_ids)
-
-    @property
-    def query_position(self) -> int:
-        return self.prompt_len + self.output_index - 1
+    def options(self) -> CaptureOptions:
+        return self.answer.options
 
 
 @dataclass
 class StepNumbers:
-    """Statistics [L layers, n rows, …] of a step's due tokens; a row that `failed` has none that may be published."""
+    """Statistics [L layers, n tokens, …]; a token that `failed` has none that may be published."""
 
     layers: tuple[int, ...]
-    wanted: NDArray[np.bool_]  # [L, n]: the layer is one of the row's options
+    wanted: NDArray[np.bool_]  # [L, n]: the layer is one of the request's options
     failed: NDArray[np.bool_]  # [n]
     heads: NDArray[np.int64]  # [L, n]: averaged over
     lse: NDArray[np.float64]
@@ -47,62 +47,60 @@ class StepNumbers:
     links: NDArray[np.int64]  # [L, n]: how many there are
     positions: NDArray[np.int64]  # [L, n, K]
     probabilities: NDArray[np.float64]  # [L, n, K]
-    profile: NDArray[np.float32]  # [L, n, <= 256]
-    head_statistics: list[dict[int, HeadStatistics]]  # of each row, by layer
-    flags: tuple[str, ...] = field(default=())  # raised on every entry
+    profile: NDArray[np.float32]  # [L, n, 256]
 
     def check(self) -> None:
-        """Mark rows with a number that is not finite as failed."""
+        """Mark tokens with a number that is not finite as failed."""
         sums = self.lse + self.entropy_bits + self.sink_mass + self.histogram.sum(axis=-1)
         self.failed |= (~np.isfinite(sums) & self.wanted).any(axis=0)
 
 
-def wanted_by(due: Sequence[Due], layers: tuple[int, ...]) -> NDArray[np.bool_]:
-    """[L, n]; KeyError for a row that wants a layer that is not captured."""
+def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
+    """Of the records that were written for exactly these tokens; the others' have failed."""
+    wanted = _wanted_by(due, layers)
+    found = _words(due, len(layers))
+    stamps = np.array([one.sent.stamp for one in due])
+    lengths = np.array([one.sent.query_position + 1 for one in due])
+    heads = np.array([_heads_due(one.options) for one in due])
+    fits = (found[..., layout.R_STAMP] == stamps) & (found[..., layout.R_LENGTH] == lengths)
+    fits &= found[..., layout.R_HEADS] == heads
+    if not (believed := wanted & fits).all():
+        found = np.where(believed[..., None], found, 0)
+    made = StepNumbers(
+        layers=layers,
+        wanted=wanted,
+        failed=(wanted & ~fits).any(axis=0),
+        **records.decode(found)._asdict(),
+    )
+    made.check()
+    if made.failed.any():
+        faults.note("a step has records that do not fit their tokens (stamp or value)")
+    return made
+
+
+def _words(due: Sequence[Due], n_layers: int) -> NDArray[np.int32]:
+    """Their records [L, n, words], those that were cut filled up."""
+    sizes = {len(one.sent.records) for one in due}
+    if len(sizes) == 1:
+        every = np.frombuffer(b"".join(one.sent.records for one in due), dtype=np.int32)
+        return every.reshape(len(due), n_layers, -1).swapaxes(0, 1)
+    words = max(sizes) // (n_layers * _WORD_BYTES)
+    made = np.zeros((len(due), n_layers, words), dtype=np.int32)
+    for row, one in zip(made, due, strict=True):
+        of_token = np.frombuffer(one.sent.records, dtype=np.int32).reshape(n_layers, -1)
+        row[:, : of_token.shape[1]] = of_token
+    return made.swapaxes(0, 1)
+
+
+def _wanted_by(due: Sequence[Due], layers: tuple[int, ...]) -> NDArray[np.bool_]:
+    """[L, n]; KeyError for a token that wants a layer that is not captured."""
     wanted = np.zeros((len(layers), len(due)), dtype=np.bool_)
     place = {layer: i for i, layer in enumerate(layers)}
     for n, one in enumerate(due):
-        for layer in one.state.options.layers:
+        for layer in one.options.layers:
             wanted[place[layer], n] = True
     return wanted
 
 
-def numbers_from_rows(
-    due: Sequence[Due], layers: tuple[int, ...], rows: Sequence[Mapping[int, RowStatistics] | None]
-) -> StepNumbers:
-    """Of statistics that were computed row by row: for each due token a row for every layer that it wants, or None."""
-    n, most = len(due), max((s.positions.shape[0] for r in rows if r for s in r.values()), default=0)
-    size = (len(layers), n)
-    made = StepNumbers(
-        layers=layers,
-        wanted=wanted_by(due, layers),
-        failed=np.array([row is None for row in rows], dtype=np.bool_),
-        heads=np.zeros(size, dtype=np.int64),
-        lse=np.zeros(size),
-        entropy_bits=np.zeros(size),
-        sink_mass=np.zeros(size),
-        histogram=np.zeros((*size, N_BINS)),
-        links=np.zeros(size, dtype=np.int64),
-        positions=np.zeros((*size, most), dtype=np.int64),
-        probabilities=np.zeros((*size, most)),
-        profile=np.zeros((*size, PROFILE_SIZE), dtype=np.float32),
-        head_statistics=[{} for _ in due],
-    )
-    for i, row in enumerate(rows):
-        for at, layer in enumerate(layers):
-            if row is None or not made.wanted[at, i]:
-                continue
-            if layer not in row:
-                made.failed[i] = True
-                continue
-            s = row[layer]
-            made.heads[at, i], made.lse[at, i], made.sink_mass[at, i] = s.heads, s.lse, s.sink_mass
-            made.entropy_bits[at, i], made.histogram[at, i] = s.entropy_bits, s.histogram.cpu().numpy()
-            k = s.positions.shape[0]
-            made.links[at, i], made.positions[at, i, :k] = k, s.positions.cpu().numpy()
-            made.probabilities[at, i, :k] = s.probabilities.cpu().numpy()
-            made.profile[at, i, : s.profile.shape[0]] = s.profile.cpu().numpy()
-            if s.head_statistics is not None:
-                made.head_statistics[i][layer] = s.head_statistics
-    made.check()
-    return made
+def _heads_due(options: CaptureOptions) -> int:
+    return options.heads_total if options.heads is None else len(options.heads)

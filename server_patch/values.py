@@ -1,30 +1,48 @@
-"""What travels from the scheduler to the main process for one output token of a request that asked.
+"""One output token of a request that asked: as the scheduler sends it, and as the main process keeps it.
 
-An entry is turned into JSON in the scheduler, whose work the GPU's hides, and only spliced by the main process, which
-writes every stream. Plain tuples: they are pickled with the tokens.
+The scheduler sends the bytes of records and does nothing else for it: whatever it computes between two steps the GPU
+waits for. Plain tuples travel, pickled with the tokens.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
+
+PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
+INFO_KEY = "geom"  # among SGLang's customized_info, on the way back
+NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
+
+
+class Sent(NamedTuple):
+    """One output token on its way from the scheduler; of one that was not captured only the first two are known."""
+
+    step: int  # 1-based, as `decode_step`
+    token_id: int
+    kind: int = NOT_CAPTURED
+    options: str = ""  # the request's CaptureOptions, JSON
+    prompt_len: int = 0
+    stamp: int = 0  # names the request on the device
+    thinking: bool = False
+    flags: tuple[str, ...] = ()  # raised on every entry of its step
+    records: bytes = b""  # int32 [layers, words] of kernels.layout, cut behind what the mode needs
+    heads: bytes | None = None  # float32 [wanted layers, 4, heads]: entropy, sink, prev, lookback
+    prompt_ids: list[int] | None = None  # with the first token of a request that asked for its prompt's texts
+
+    @property
+    def query_position(self) -> int:
+        return self.prompt_len + self.step - 2
 
 
 class Value(NamedTuple):
     """One output token; `body` is its entry's JSON without braces, empty for a token whose step was not captured."""
 
-    step: int  # 1-based, as `decode_step`
+    step: int
     token_id: int
     failed: bool = False
     body: bytes = b""
-    prompt_ids: list[int] | None = None  # on the first entry of a request that asked for its prompt's texts
-
-
-def packed(entry: dict[str, Any], prompt_ids: list[int] | None) -> tuple[Any, ...]:
-    """`entry` as a plain tuple in the order of Value."""
-    body = orjson.dumps(entry)[1:-1]
-    return (entry["decode_step"], entry["token_id"], "error" in entry["flags"], body, prompt_ids)
+    prompt_ids: list[int] | None = None
 
 
 def spliced(index: int, body: bytes, token: str | None, prompt_tokens: list[str] | None, *, prompt: bool) -> bytes:

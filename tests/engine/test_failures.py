@@ -167,17 +167,19 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
     environment = fault_plugin(
         tmp_path / "plugin",
         """
+        calls = {"statistics": 0, "entries": 0}
+        def failing(original, name, every):
+            def wrapped(*args, **kwargs):
+                calls[name] += 1
+                if calls[name] % every == 0:
+                    raise RuntimeError("a fault put in by a test")
+                return original(*args, **kwargs)
+            return wrapped
         if in_child:
-            from geomcli.server_patch import entries, native
-            calls = {"statistics": 0, "entries": 0}
-            def failing(original, name, every):
-                def wrapped(*args, **kwargs):
-                    calls[name] += 1
-                    if calls[name] % every == 0:
-                        raise RuntimeError("a fault put in by a test")
-                    return original(*args, **kwargs)
-                return wrapped
+            from geomcli.server_patch import native
             native.row_statistics = failing(native.row_statistics, "statistics", 3)
+        else:
+            from geomcli.server_patch import entries
             entries.classify_many = failing(entries.classify_many, "entries", 5)
         """,
     )

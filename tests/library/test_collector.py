@@ -15,8 +15,8 @@ import pytest
 
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
-from geomcli.server_patch.requests import PARAMS_KEY, _set_params
-from geomcli.server_patch.values import Value, packed
+from geomcli.server_patch.requests import _set_params
+from geomcli.server_patch.values import INFO_KEY, PARAMS_KEY, Value
 
 
 class Letters:
@@ -35,8 +35,9 @@ def main_state(monkeypatch: pytest.MonkeyPatch) -> state.MainState:
     return fresh
 
 
-def value(step: int, token_id: int) -> Value:
-    return Value(*packed({"decode_step": step, "token_id": token_id, "flags": []}, None))
+def value(step: int, token_id: int, *flags: str, prompt_ids: list[int] | None = None) -> Value:
+    body = orjson.dumps({"decode_step": step, "token_id": token_id, "flags": flags})[1:-1]
+    return Value(step, token_id, "error" in flags, body, prompt_ids)
 
 
 def read(entries: list[bytes]) -> list[dict[str, Any]]:
@@ -87,8 +88,7 @@ def test_a_request_of_which_nothing_came_has_an_entry_for_every_token() -> None:
 
 
 def test_an_entry_that_failed_counts_as_an_error(main_state: state.MainState) -> None:
-    failed = Value(*packed({"decode_step": 1, "token_id": 0, "flags": ["error"]}, [2, 3]))
-    (entry,) = read(Collector().new_entries(0, [failed], 1))
+    (entry,) = read(Collector().new_entries(0, [value(1, 0, "error", prompt_ids=[2, 3])], 1))
     assert (entry["token"], entry["prompt_tokens"]) == ("a", ["c", "d"])
     assert main_state.counters.as_dict() == {"requests": 0, "entries": 1, "errors": 1}
 
@@ -114,20 +114,20 @@ def batch_of(rids: list[str], info: dict[str, Any]) -> SimpleNamespace:
 @pytest.mark.usefixtures("sglang_pickles")
 async def test_values_reach_only_the_request_that_asked() -> None:
     manager = SimpleNamespace(rid_to_state={"a": Waiting(), "b": Waiting()})
-    sent = [tuple(value(1, 7)), (2, 8)]
-    batch = batch_of(["a", "b"], {arrivals.INFO_KEY: [sent, [None, None]], "someone's": [[1, 2], [3, 4]]})
+    sent = [(1, 7), (2, 8)]
+    batch = batch_of(["a", "b"], {INFO_KEY: [sent, [None, None]], "someone's": [[1, 2], [3, 4]]})
     arrivals.before_handle_batch_output(manager, batch)
     assert pickle.loads(batch.customized_info) == {"someone's": [[1, 2], [3, 4]]}
     assert [v.token_id for v in arrivals.take("a", 1)] == [7]
     # The value of the second token came with the first one's batch and waits for its answer.
     assert [v.token_id for v in arrivals.take("a", 2)] == [8]
     assert arrivals.take("a", 9) == arrivals.take("b", 9) == []
-    only_ours = batch_of(["a"], {arrivals.INFO_KEY: [[(3, 9)]]})
+    only_ours = batch_of(["a"], {INFO_KEY: [[(3, 9)]]})
     arrivals.before_handle_batch_output(manager, only_ours)
     assert only_ours.customized_info is None
     # Another request of the same name starts anew.
     manager.rid_to_state["a"] = Waiting()
-    arrivals.before_handle_batch_output(manager, batch_of(["a"], {arrivals.INFO_KEY: [[(1, 5)]]}))
+    arrivals.before_handle_batch_output(manager, batch_of(["a"], {INFO_KEY: [[(1, 5)]]}))
     assert [v.token_id for v in arrivals.take("a", 9)] == [5]
 
 
@@ -136,7 +136,7 @@ async def test_values_outlive_their_request_for_a_while(monkeypatch: pytest.Monk
     monkeypatch.setattr(arrivals, "_GRACE_SECONDS", 0.05)
     manager = SimpleNamespace(rid_to_state={"gone": Waiting()})
     arrivals.before_handle_batch_output(
-        manager, batch_of(["gone", "unknown"], {arrivals.INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
+        manager, batch_of(["gone", "unknown"], {INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
     )
     manager.rid_to_state.clear()
     gc.collect()

@@ -5,15 +5,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+import orjson
 import pytest
 import torch
 
 from geomcli.kernels import layout
-from geomcli.server_patch import results
+from geomcli.kernels import records as records_on_host
+from geomcli.kernels.reference import row_statistics
+from geomcli.server_patch import results, state
+from geomcli.server_patch.answers import Answer
+from geomcli.server_patch.building import build
 from geomcli.server_patch.device_step import DeviceStep
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.options import CaptureOptions, ModelShape
 from geomcli.server_patch.request_state import RequestState
-from geomcli.server_patch.step_numbers import Due
+from geomcli.server_patch.values import Sent
 
 LAYERS = (3, 7)
 PROMPT = 20
@@ -26,10 +32,17 @@ def request(stamp: int, **changes: Any) -> tuple[Any, RequestState]:
             "limit": 0, "window": 0, "sink_tokens": 4, "head_stats": False, "prompt_tokens": False, **changes,
         }
     )  # fmt: skip
-    state = RequestState(options)
-    state.stamp = stamp
+    of_request = RequestState(options, msgspec.json.encode(options).decode())
+    of_request.stamp = stamp
     req = SimpleNamespace(origin_input_ids=[1] * PROMPT, output_ids=[], customized_info=None, require_reasoning=False)
-    return req, state
+    return req, of_request
+
+
+@pytest.fixture(autouse=True)
+def main_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = state.MainState()
+    fresh.shape = ModelShape(8, LAYERS, 4)
+    monkeypatch.setattr(state, "main", fresh)
 
 
 def records(n: int, *, heads: int = 4, length: int = PROMPT) -> torch.Tensor:
@@ -50,9 +63,11 @@ def entries_of(asking: list[tuple[int, Any, RequestState]], on_device: torch.Ten
     made = DeviceStep(asking, LAYERS, (-1, -1), **step)
     made.records = on_device
     made = made.copy_to_host(lambda tensor: tensor.clone())
-    live = [(7, Due(row, req, state, len(req.output_ids))) for row, req, state in asking]
-    entries = results._entries(live, made)
-    return [entries[row] for row, _, _ in asking]
+    due = [results.Due(row, req, of_request, len(req.output_ids)) for row, req, of_request in asking]
+    found = results._rows(due, made)
+    sent = [Sent(*results.sent(7, one, found, made.flags)) for one in due]
+    built = build([(Answer(one.options), [one]) for one in sent])
+    return [orjson.loads(b"{" + value.body + b"}") for (value,) in built]
 
 
 def test_a_record_of_its_token_becomes_an_entry() -> None:
@@ -105,3 +120,51 @@ def test_a_step_that_failed_gives_error_entries() -> None:
     asking = [(0, *request(1))]
     (entry,) = entries_of(asking, records(1), error="RuntimeError")
     assert entry["flags"] == ["error"]
+
+
+def test_rows_with_links_and_without_share_a_step() -> None:
+    asking = [(0, *request(1)), (1, *request(2, mode="fingerprint", top_k=0)), (2, *request(3, mode="sketch"))]
+    on_device = records(3)
+    on_device[:, 1, layout.R_LINKS.value] = 0
+    raw, fingerprint, sketch = entries_of(asking, on_device)
+    assert raw["token_positions"] == [19, 5]
+    assert "token_positions" not in fingerprint
+    assert sketch["layer_sketches"]["3"]["top_hubs"] == [[19, 0.5], [5, 0.25]]
+    assert raw["fingerprint"] == fingerprint["fingerprint"] == sketch["fingerprint"]
+
+
+def test_several_tokens_of_an_answer_move_its_compass_one_by_one() -> None:
+    (_, req, of_request), *_ = [(0, *request(1))]
+    tokens: dict[bool, list[Sent]] = {}
+    for cut in (False, True):
+        made = []
+        for step in range(40):
+            due = results.Due(0, req, of_request, step)
+            of_step = records(1, length=PROMPT + step)
+            of_step.view(torch.float32)[..., layout.R_HISTOGRAM.value + step % 5] += step / 40
+            # Cut behind what a fingerprint needs, as the scheduler does where nobody asks for links.
+            on_host = of_step[..., : layout.R_POSITIONS.value].contiguous() if cut else of_step
+            on_host[..., layout.R_LINKS.value] = 0
+            found = results._rows([due], DeviceStep([], LAYERS, (-1, -1), records=on_host))
+            made.append(Sent(*results.sent(step, due, found, ())))
+        tokens[cut] = made
+    assert len(tokens[True][0].records) < len(tokens[False][0].records)
+    one, other = Answer(of_request.encoded), Answer(of_request.encoded)
+    together = build([(one, tokens[True])])[0]
+    apart = [value for token in tokens[False] for value in build([(other, [token])])[0]]
+    assert together == apart
+    assert orjson.loads(b"{" + together[-1].body + b"}")["drift"] is not None
+
+
+def test_the_recomputed_row_travels_like_a_record() -> None:
+    logits = torch.randn(4, PROMPT)
+    statistics = row_statistics(
+        logits, query_position=PROMPT - 1, first_key=0, prompt_len=PROMPT, sink_tokens=4, top_k=5
+    )
+    record = records_on_host.encode(statistics, stamp=3, length=PROMPT)
+    back = records_on_host.statistics_of(record, first_key=0, prompt_len=PROMPT, sink_tokens=4)
+    assert records_on_host.stamp_of(record) == (3, PROMPT)
+    assert (back.heads, back.positions.tolist()) == (statistics.heads, statistics.positions.tolist())
+    for name in ("lse", "entropy_bits", "sink_mass", "histogram", "probabilities", "profile"):
+        torch.testing.assert_close(torch.as_tensor(getattr(back, name)), torch.as_tensor(getattr(statistics, name)),
+                                   rtol=1e-6, atol=1e-7, check_dtype=False)  # fmt: skip
