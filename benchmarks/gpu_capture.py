@@ -45,6 +45,7 @@ ASK = {
 }
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
 BOOT_SECONDS = 240
+PROFILE_TOKENS = 1500
 
 
 class Engine:
@@ -53,14 +54,16 @@ class Engine:
     def __init__(self, name: str, port: int, options: argparse.Namespace, folder: Path) -> None:
         self.layers: list[int] = []
         self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
+        sizes = [(n, length + options.tokens + 64) for n, length, _ in options.shapes]
+        sizes += [(n, length + PROFILE_TOKENS + 64) for n, length, _ in options.profile]
         command = [
             sys.executable, "-P", "-W", "ignore", "-m", "sglang.launch_server", "--model-path", options.model,
             "--host", "127.0.0.1", "--port", str(port), "--attention-backend", options.backend,
-            "--load-format", options.load_format, "--skip-tokenizer-init", "--context-length",
-            str(max(length for _, length, _ in options.shapes) + options.tokens + 64), "--max-running-requests",
-            str(max(n for n, *_ in options.shapes)),
-            "--max-total-tokens", str(max(n * (length + options.tokens + 64) for n, length, _ in options.shapes)),
-            "--cuda-graph-bs-decode", *map(str, sorted({n for n, *_ in options.shapes})),
+            "--load-format", options.load_format, "--skip-tokenizer-init",
+            "--context-length", str(max(length for _, length in sizes)),
+            "--max-running-requests", str(max(n for n, _ in sizes)),
+            "--max-total-tokens", str(max(n * length for n, length in sizes)),
+            "--cuda-graph-bs-decode", *map(str, sorted({n for n, _ in sizes})),
             "--mem-fraction-static", str(options.mem_fraction),
             *options.server,
         ]  # fmt: skip
@@ -86,18 +89,28 @@ class Engine:
             await asyncio.sleep(0.5)
         sys.exit(f"engine {self.name} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
 
+    def processes(self) -> list[tuple[int, str]]:
+        """(pid, name) of the server's processes: main, scheduler, detokenizer."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                session = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[3])
+                if session == self.process.pid:
+                    title = (folder / "cmdline").read_text().split("\0")[0].split("::")
+                    found.append((int(folder.name), title[1].split("_")[0].strip() if len(title) > 1 else "main"))
+            except (OSError, ValueError):
+                continue
+        return found
+
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time so far of the server's processes, by what they do."""
         found: dict[str, float] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
+        for pid, name in self.processes():
             try:
-                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                if int(fields[3]) == self.process.pid:
-                    title = (folder / "cmdline").read_text().split("\0")[0].split("::")
-                    name = title[1].split("_")[0] if len(title) > 1 else "main"
-                    found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            except (OSError, ValueError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
                 continue
+            found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return found
 
     def stop(self) -> None:
@@ -269,6 +282,23 @@ async def measure_shape(
     return samples
 
 
+async def profile(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> list[dict[str, Any]]:
+    if not options.profile:
+        return []
+    # `python -P` keeps this folder off the path.
+    sys.path.append(str(Path(__file__).parent))
+    from gpu_profile import profiled, table
+
+    rows = []
+    for shape in options.profile:
+        for name, engine in engines.items():
+            for what in ["plain"] if name == "plain" else ["idle", "fingerprint"]:
+                row = await profiled(session, engine, what, options, shape)
+                rows.append({"requests": shape[0], "context": shape[1], "engine": name, "what": what, **row})
+    print(table(rows), file=sys.stderr, flush=True)
+    return rows
+
+
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.logs or tempfile.mkdtemp(prefix="geom-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -293,6 +323,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 # What is left is shared among the shapes that are left.
                 ends = time.monotonic() + (deadline - time.monotonic()) / (len(options.shapes) - at)
                 samples += await measure_shape(session, engines, options, shape, ends)
+            profiles = await profile(session, engines, options)
             capabilities = {}
             for name, engine in engines.items():
                 if name != "plain":
@@ -304,7 +335,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 engine.stop()
     settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
     return {"machine": machine(), "settings": settings, "checks": found, "capabilities": capabilities,
-            "rows": summary(samples), "samples": samples}  # fmt: skip
+            "rows": summary(samples), "profiles": profiles, "samples": samples}  # fmt: skip
 
 
 def machine() -> dict[str, str]:
@@ -355,6 +386,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["plain", "tap", "probe"], choices=["plain", "tap", "probe"])
     shapes = [(1, 1024, 1), (8, 1024, 1), (32, 1024, 1)]
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="as in 8x1024 or 32x1024@16")
+    parser.add_argument("--profile", nargs="+", type=shape_of, default=[], help="shapes to profile, see gpu_profile.py")
     parser.add_argument("--layers", default="auto")
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--tokens", type=int, default=256, help="tokens to generate")

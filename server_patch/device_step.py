@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from geomcli.kernels import records
 from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
@@ -41,14 +39,17 @@ class DeviceStep:
         """Records of these tokens by row, whosever they are: the main process compares stamps. Empty if it failed."""
         if self.error is not None:
             return {}
-        every = np.ascontiguousarray(self.records.numpy().swapaxes(0, 1)[[one.row for one in due]])
+        every = self.records.numpy().swapaxes(0, 1)[[one.row for one in due]]
+        data, size = every.tobytes(), every[:1].nbytes
+        starts = range(0, len(due) * size, size)
         return {
-            one.row: RowRecords(of_row.tobytes(), self._heads_of(one)) for one, of_row in zip(due, every, strict=True)
+            one.row: RowRecords(data[at : at + size], None if self.heads is None else self._heads_of(one))
+            for one, at in zip(due, starts, strict=True)
         }
 
     def _heads_of(self, due: Due) -> bytes | None:
         options = due.state.options
-        if self.heads is None or not options.head_stats:
+        if not options.head_stats:
             return None
         prompt_len = len(due.request.origin_input_ids)
         query_position = prompt_len + due.output_index - 1

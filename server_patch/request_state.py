@@ -25,6 +25,7 @@ class RequestState:
         type(self).alive += 1
         self.options = options
         self.encoded = encoded
+        self._always = options.stride == 1 and options.limit == 0
         self.stamp = 0  # 0 until it was written to the device
 
     def __del__(self) -> None:
@@ -32,6 +33,8 @@ class RequestState:
 
     def captures(self, output_index: int) -> bool:
         """Whether this output token's step is captured (stride and limit)."""
+        if self._always:
+            return True
         number, offset = divmod(output_index, self.options.stride)
         return offset == 0 and (self.options.limit == 0 or number < self.options.limit)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, transport
 from geomcli.server_patch.request_state import RequestState, state_of
-from geomcli.server_patch.values import CAPTURED, FAILED, INFO_KEY, STOPPED, Sent
+from geomcli.server_patch.values import CAPTURED, FAILED, INFO_KEY, STOPPED
 
 
 class Due(NamedTuple):
@@ -122,16 +122,19 @@ def _append(due: Due, value: tuple[Any, ...] | None) -> None:
 
 
 def sent(token_id: int, due: Due, found: Mapping[int, RowRecords], flags: tuple[str, ...]) -> tuple[Any, ...]:
-    """The token's Sent as a plain tuple."""
-    state, req, index = due.state, due.request, due.output_index
-    stopped = state.stops_at(index)
-    if not stopped and not state.captures(index):
-        return index + 1, token_id
-    row = found.get(due.row)
-    kind = STOPPED if stopped else FAILED if row is None else CAPTURED
-    thinking = getattr(req, "require_reasoning", False) and not getattr(req, "_is_reasoning_over", False)
-    records, heads = row or (b"", None)
+    """The token's Sent as a plain tuple, as far as it differs from Sent's defaults."""
+    row, req, state, index = due
+    if not state.captures(index):
+        if not state.stops_at(index):
+            return index + 1, token_id
+        kind, records, heads = STOPPED, b"", None
+    elif (of_row := found.get(row)) is None:
+        kind, records, heads = FAILED, b"", None
+    else:
+        kind, (records, heads) = CAPTURED, of_row
+    request = (state.encoded, len(req.origin_input_ids), state.stamp)
+    thinking = bool(getattr(req, "require_reasoning", False)) and not getattr(req, "_is_reasoning_over", False)
     prompt_ids = list(req.origin_input_ids) if index == 0 and state.options.prompt_tokens else None
-    value = Sent(index + 1, token_id, kind, state.encoded, len(req.origin_input_ids), state.stamp, bool(thinking),
-                 flags, records, heads, prompt_ids)  # fmt: skip
-    return tuple(value)
+    if heads is None and prompt_ids is None:
+        return index + 1, token_id, kind, request, thinking, flags, records
+    return index + 1, token_id, kind, request, thinking, flags, records, heads, prompt_ids

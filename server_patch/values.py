@@ -21,9 +21,7 @@ class Sent(NamedTuple):
     step: int  # 1-based, as `decode_step`
     token_id: int
     kind: int = NOT_CAPTURED
-    options: str = ""  # the request's CaptureOptions, JSON
-    prompt_len: int = 0
-    stamp: int = 0  # names the request on the device
+    request: tuple[str, int, int] = ("", 0, 0)  # its CaptureOptions as JSON, its prompt's length, its stamp
     thinking: bool = False
     flags: tuple[str, ...] = ()  # raised on every entry of its step
     records: bytes = b""  # int32 [layers, words] of kernels.layout, cut behind what the mode needs
@@ -31,8 +29,21 @@ class Sent(NamedTuple):
     prompt_ids: list[int] | None = None  # with the first token of a request that asked for its prompt's texts
 
     @property
+    def options(self) -> str:
+        return self.request[0]
+
+    @property
+    def prompt_len(self) -> int:
+        return self.request[1]
+
+    @property
+    def stamp(self) -> int:
+        """Names the request on the device."""
+        return self.request[2]
+
+    @property
     def query_position(self) -> int:
-        return self.prompt_len + self.step - 2
+        return self.request[1] + self.step - 2
 
 
 class Value(NamedTuple):
