@@ -90,14 +90,16 @@ class Engine:
         sys.exit(f"engine {self.name} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
 
     def processes(self) -> list[tuple[int, str]]:
-        """(pid, name) of the server's processes: main, scheduler, detokenizer."""
+        """(pid, name) of the server's processes: main, scheduler, detokenizer, entries (the plugin's own)."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 session = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[3])
                 if session == self.process.pid:
-                    title = (folder / "cmdline").read_text().split("\0")[0].split("::")
-                    found.append((int(folder.name), title[1].split("_")[0].strip() if len(title) > 1 else "main"))
+                    command = (folder / "cmdline").read_text()
+                    title = command.split("\0")[0].split("::")
+                    name = title[1].split("_")[0].strip() if len(title) > 1 else "main"
+                    found.append((int(folder.name), "entries" if "server_patch.worker" in command else name))
             except (OSError, ValueError):
                 continue
         return found

@@ -29,7 +29,7 @@ MAX_BYTES = 30_000_000_000
 
 
 def control(top_k: int, enabled: bool, layers: int) -> list[int]:
-    row = [0] * layout.CONTROL_WORDS.value
+    row = [0] * layout.CONTROL_WORDS
     row[layout.C_ENABLED], row[layout.C_STAMP], row[layout.C_LAYERS] = int(enabled), 1, (1 << layers) - 1
     row[layout.C_PROMPT_LEN], row[layout.C_SINK_TOKENS] = 1, 4
     row[layout.C_TOP_K], row[layout.C_STRIDE] = top_k, 1

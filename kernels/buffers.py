@@ -77,7 +77,7 @@ class Buffers:
         mean_splits: int = 8,
     ) -> None:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-            return torch.zeros([int(getattr(n, "value", n)) for n in size], dtype=dtype, device=device)
+            return torch.zeros(size, dtype=dtype, device=device)
 
         n = len(layers)
         self.shape, self.layers, self.rows = shape, tuple(layers), rows
@@ -93,15 +93,15 @@ class Buffers:
         if tap_length:
             # One column more for the flag of each row, see tap.py; rows begin where wide loads may, and the last of
             # them may be read beyond its end.
-            width = -(-(tap_length + 1) // ALIGNMENT.value) * ALIGNMENT.value
+            width = -(-(tap_length + 1) // ALIGNMENT) * ALIGNMENT
             size = (n, rows, shape.heads, width)
             self.tap = zeros(math.prod(size) + TAP_OVERREAD)[: math.prod(size)].view(size)
         self.learned_sinks = zeros(n, shape.heads).fill_(float("-inf"))
         self.keys: torch.Tensor | None = None
         floats, ints = zeros(n, LAYER_WORDS), zeros(n, LAYER_WORDS, dtype=torch.int64)
-        floats[:, L_SCALE.value] = torch.tensor([layer.scale for layer in layers])
-        floats[:, L_CAP.value] = torch.tensor([layer.logit_cap for layer in layers])
-        ints[:, L_WINDOW.value] = torch.tensor([layer.sliding_window for layer in layers])
+        floats[:, L_SCALE] = torch.tensor([layer.scale for layer in layers])
+        floats[:, L_CAP] = torch.tensor([layer.logit_cap for layer in layers])
+        ints[:, L_WINDOW] = torch.tensor([layer.sliding_window for layer in layers])
         self.layer_floats, self.layer_ints = floats, ints
 
     @property
@@ -127,7 +127,7 @@ class Buffers:
             if distance % (size * _KEY_ALIGNMENT):
                 raise ValueError("the key pools of the captured layers are not aligned to each other")
         offsets = [(key.data_ptr() - first.data_ptr()) // size for key in keys]
-        self.layer_ints[:, L_KEYS.value] = torch.tensor(offsets)
+        self.layer_ints[:, L_KEYS] = torch.tensor(offsets)
         self.keys = first
 
     def write_control(self, slots: Sequence[int], rows: Sequence[Sequence[int]]) -> None:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from geomcli.kernels.buffers import Buffers
-from geomcli.kernels.layout import CONTROL_WORDS
+from geomcli.kernels.constants import CONTROL_WORDS
 from geomcli.kernels.probe import Rows
 from geomcli.kernels.rows import first_key, is_due
 

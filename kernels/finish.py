@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from geomcli.kernels.layout import (
+from geomcli.kernels.constants import (
     BINS,
     C_SINK_TOKENS,
     C_STAMP,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from geomcli.kernels.layout import (
+from geomcli.kernels.constants import (
     BINS,
     C_PROMPT_LEN,
     C_SINK_TOKENS,

@@ -35,16 +35,16 @@ def merge_sums(records: torch.Tensor, *, healthy: bool, group: Any) -> None:
 
     A record that any rank could not compute (`healthy` False there) loses its stamp on all of them.
     """
-    first, last = R_LSE.value, R_POSITIONS.value
+    first, last = R_LSE, R_POSITIONS
     values = records.view(torch.float32)
-    count = records[..., R_HEADS.value].float()
+    count = records[..., R_HEADS].float()
     sums = torch.where(count[..., None] > 0, values[..., first:last] * count[..., None], 0.0)
     packed = torch.cat([sums, count[..., None], torch.full_like(count, float(healthy))[..., None]], dim=-1)
     dist.all_reduce(packed, group=group)
     total, ranks = packed[..., -2], packed[..., -1]
     values[..., first:last] = packed[..., : last - first] / total.clamp(min=1)[..., None]
-    records[..., R_HEADS.value] = total.to(torch.int32)
-    records[..., R_STAMP.value].masked_fill_(ranks < dist.get_world_size(group), UNHEALTHY_STAMP)
+    records[..., R_HEADS] = total.to(torch.int32)
+    records[..., R_STAMP].masked_fill_(ranks < dist.get_world_size(group), UNHEALTHY_STAMP)
 
 
 def merge_links(
@@ -58,8 +58,8 @@ def merge_links(
     if buffers.means is None:
         raise ValueError("links over several ranks need buffers with a means_length")
     found = records[:, rows]
-    length = found[..., R_LENGTH.value].long()
-    count = found[..., R_HEADS.value].float()
+    length = found[..., R_LENGTH].long()
+    count = found[..., R_HEADS].float()
     positions = torch.arange(width, device=records.device)
     seen = (positions >= _first_key(buffers, pool, length)[..., None]) & (positions < length[..., None])
     packed = torch.cat(
@@ -67,11 +67,11 @@ def merge_links(
     )
     dist.all_reduce(packed, group=group)
     means = packed[..., :width] / packed[..., width:].clamp(min=1)
-    best = means.masked_fill(~seen, -1.0).topk(min(KEEP.value, width), dim=-1)
+    best = means.masked_fill(~seen, -1.0).topk(min(KEEP, width), dim=-1)
     k = best.indices.shape[-1]
-    at = R_POSITIONS.value
+    at = R_POSITIONS
     found[..., at : at + k] = best.indices.to(torch.int32)
-    at = R_PROBABILITIES.value
+    at = R_PROBABILITIES
     found[..., at : at + k] = best.values.contiguous().view(torch.int32)
     records[:, rows] = found
 
@@ -79,10 +79,10 @@ def merge_links(
 def _first_key(buffers: Buffers, pool: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """The twin of rows.first_key: int64 [layers, m] for lengths [layers, m]."""
     control = buffers.control[pool]
-    first = control[:, C_MASK_PREFIX.value].long().expand_as(length)
-    window = control[:, C_WINDOW.value].long()
+    first = control[:, C_MASK_PREFIX].long().expand_as(length)
+    window = control[:, C_WINDOW].long()
     first = torch.where(window > 0, torch.maximum(first, length - window), first)
-    sliding = buffers.layer_ints[:, L_WINDOW.value, None]
+    sliding = buffers.layer_ints[:, L_WINDOW, None]
     first = torch.where(sliding > -1, torch.maximum(first, length - 1 - sliding), first)
     return torch.minimum(first, length)
 

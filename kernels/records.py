@@ -1,30 +1,16 @@
-"""Records on the host: words back to the statistics of a row."""
+"""The records of many rows as arrays, in numpy alone: what reads them need not load torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from geomcli.kernels import layout
-from geomcli.kernels.reference import HeadStatistics, RowStatistics
 
 HEAD_STATISTICS = ("entropy", "sink", "prev", "lookback")
-_LN2 = float(np.log(2.0))
-
-
-class Stamp(NamedTuple):
-    """Which request and length a record was written for: what must hold before it is believed."""
-
-    request: int
-    length: int
-
-
-def stamp_of(record: NDArray[np.int32]) -> Stamp:
-    return Stamp(int(record[layout.R_STAMP]), int(record[layout.R_LENGTH]))
+NATS_PER_BIT = float(np.log(2.0))
 
 
 class Decoded(NamedTuple):
@@ -47,11 +33,11 @@ def decode(records: NDArray[np.int32]) -> Decoded:
     histogram = values[..., layout.R_HISTOGRAM : layout.R_PROFILE].astype(np.float64)
     mass = histogram.sum(axis=-1, keepdims=True)
     links = records[..., layout.R_LINKS].astype(np.int64)
-    most = max(0, min(int(links.max(initial=0)), layout.KEEP.value))
+    most = max(0, min(int(links.max(initial=0)), layout.KEEP))
     return Decoded(
         heads=records[..., layout.R_HEADS].astype(np.int64),
         lse=values[..., layout.R_LSE].astype(np.float64),
-        entropy_bits=values[..., layout.R_ENTROPY].astype(np.float64) / _LN2,
+        entropy_bits=values[..., layout.R_ENTROPY].astype(np.float64) / NATS_PER_BIT,
         sink_mass=values[..., layout.R_SINK].astype(np.float64),
         histogram=np.divide(histogram, mass, out=np.zeros_like(histogram), where=mass > 0),
         links=links,
@@ -59,77 +45,3 @@ def decode(records: NDArray[np.int32]) -> Decoded:
         probabilities=values[..., layout.R_PROBABILITIES : layout.R_PROBABILITIES + most].astype(np.float64),
         profile=values[..., layout.R_PROFILE : layout.R_POSITIONS],
     )
-
-
-def statistics_of(
-    record: NDArray[np.int32],
-    *,
-    first_key: int,
-    prompt_len: int,
-    sink_tokens: int,
-    heads: NDArray[np.float32] | None = None,
-    selected: tuple[int, ...] | None = None,
-) -> RowStatistics:
-    """The statistics in record [RECORD_WORDS], and in heads [H, HEAD_WORDS] of its `selected` heads where given."""
-    values = record.view(np.float32)
-    length, links = int(record[layout.R_LENGTH]), int(record[layout.R_LINKS])
-    histogram = values[layout.R_HISTOGRAM : layout.R_PROFILE].astype(np.float64)
-    mass = histogram.sum()
-    seen = max(0, min(length - max(first_key, sink_tokens), layout.PROFILE.value))
-    return RowStatistics(
-        heads=int(record[layout.R_HEADS]),
-        lse=float(values[layout.R_LSE]),
-        entropy_bits=float(values[layout.R_ENTROPY]) / _LN2,
-        sink_mass=float(values[layout.R_SINK]),
-        histogram=_tensor(histogram / mass if mass > 0 else histogram),
-        positions=_tensor(record[layout.R_POSITIONS : layout.R_POSITIONS + links], torch.int64),
-        probabilities=_tensor(values[layout.R_PROBABILITIES : layout.R_PROBABILITIES + links]),
-        profile=_tensor(values[layout.R_PROFILE : layout.R_PROFILE + seen]),
-        head_statistics=None if heads is None else heads_of(heads, selected, first_key, prompt_len, length),
-    )
-
-
-def heads_of(
-    heads: NDArray[np.float32], selected: tuple[int, ...] | None, first_key: int, prompt_len: int, length: int
-) -> HeadStatistics:
-    """Per-head scalars of the `selected` heads of one row: heads [H, HEAD_WORDS], its first key and its lengths."""
-    if selected is not None:
-        heads = heads[list(selected)]
-    n_prompt = max(0, min(prompt_len, length) - first_key)
-    n_generated = max(0, length - max(prompt_len, first_key))
-    prompt = heads[:, layout.H_PROMPT] / max(n_prompt, 1)
-    generated = heads[:, layout.H_GENERATED] / max(n_generated, 1)
-    return HeadStatistics(
-        entropy=_tensor(heads[:, layout.H_ENTROPY] / _LN2),
-        sink=_tensor(heads[:, layout.H_SINK]),
-        prev=_tensor(heads[:, layout.H_PREVIOUS]),
-        lookback=_tensor(prompt / np.maximum(prompt + generated, np.finfo(np.float32).tiny)),
-    )
-
-
-def heads_bytes(of_layers: Sequence[HeadStatistics]) -> bytes:
-    """float32 [layers, 4, H] in the order of HEAD_STATISTICS."""
-    every = [[getattr(of_layer, name).cpu().numpy() for name in HEAD_STATISTICS] for of_layer in of_layers]
-    return np.asarray(every, dtype=np.float32).tobytes()
-
-
-def encode(statistics: RowStatistics, *, stamp: int, length: int) -> NDArray[np.int32]:
-    """The record [RECORD_WORDS] that a kernel would have written of these statistics."""
-    record = np.zeros(layout.RECORD_WORDS.value, dtype=np.int32)
-    values, k = record.view(np.float32), statistics.positions.shape[0]
-    record[layout.R_STAMP.value], record[layout.R_LENGTH.value] = stamp, length
-    record[layout.R_HEADS.value], record[layout.R_LINKS.value] = statistics.heads, k
-    values[layout.R_LSE.value], values[layout.R_SINK.value] = statistics.lse, statistics.sink_mass
-    values[layout.R_ENTROPY.value] = statistics.entropy_bits * _LN2
-    for at, part in (
-        (values[layout.R_HISTOGRAM.value :], statistics.histogram),
-        (values[layout.R_PROFILE.value :], statistics.profile),
-        (record[layout.R_POSITIONS.value :], statistics.positions),
-        (values[layout.R_PROBABILITIES.value :], statistics.probabilities),
-    ):  # fmt: skip
-        at[: part.shape[0]] = part.cpu().numpy()
-    return record
-
-
-def _tensor(values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.from_numpy(np.array(values)).to(dtype)

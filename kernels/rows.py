@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from geomcli.kernels.layout import (
+from geomcli.kernels.constants import (
     ALIGNMENT,
     C_ENABLED,
     C_HEADS,

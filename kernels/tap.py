@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from geomcli.kernels.buffers import Buffers, Shape
-from geomcli.kernels.layout import CONTROL_WORDS
+from geomcli.kernels.constants import CONTROL_WORDS
 from geomcli.kernels.rows import is_due
 
 _FLOAT_BYTES = 4

@@ -1,4 +1,4 @@
-"""Main process: what one answer carries from entry to entry."""
+"""What one answer carries from entry to entry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from geomcli.compass import Compass
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.trackers import Trackers
 
-trackers = Trackers()  # of this process; its event loop is one thread
+trackers = Trackers()  # of this process, which builds in one thread
 
 
 class Answer:

@@ -6,13 +6,14 @@ Left to SGLang they would also reach the answers of requests that did not ask.
 from __future__ import annotations
 
 import asyncio
+import pickle
 import weakref
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from geomcli.server_patch import faults, state
-from geomcli.server_patch.answers import Answer
-from geomcli.server_patch.building import build
-from geomcli.server_patch.values import INFO_KEY, Sent, Value
+from geomcli.server_patch.values import Value
+from geomcli.server_patch.worker import Order
 
 _GRACE_SECONDS = 60.0
 
@@ -22,50 +23,56 @@ class _Waiting:
 
     def __init__(self, of_request: Any) -> None:
         self.of_request = weakref.ref(of_request)
-        self.answer: Answer | None = None
         self.values: list[Value] = []
 
 
 _waiting: dict[str, _Waiting] = {}  # by request id
+_over: list[str] = []  # requests that the worker may forget
 
 
-def before_handle_batch_output(manager: Any, batch: Any) -> None:
+def around_handle_batch_output(
+    original: Callable[..., Awaitable[Any]], manager: Any, batch: Any, *args: Any, **kwargs: Any
+) -> Awaitable[Any]:
     wrapped = getattr(batch, "customized_info", None)
-    if wrapped is None:
+    if wrapped is None or not state.main.counters.requests:
+        return original(manager, batch, *args, **kwargs)
+
+    async def handle() -> Any:
+        try:
+            await _take_off(manager, batch, wrapped)
+        except Exception:
+            faults.report("a batch of entries could not be read")
+        return await original(manager, batch, *args, **kwargs)
+
+    return handle()
+
+
+async def _take_off(manager: Any, batch: Any, wrapped: Any) -> None:
+    from sglang.srt.managers.io_struct import wrap_as_pickle
+
+    states = {rid: manager.rid_to_state.get(rid) for rid in batch.rids}
+    for rid, of_request in states.items():
+        # A client that names its requests itself may use a name again.
+        if (known := _waiting.get(rid)) is not None and known.of_request() is not of_request:
+            _forget(rid, known)
+    over = _over.copy()
+    _over.clear()
+    data = getattr(wrapped, "data", None)
+    built = await state.main.worker.build(Order(batch.rids, pickle.dumps(wrapped) if data is None else data, over))
+    if built is None or built.values is None:
         return
-    try:
-        _take_off(manager, batch, wrapped)
-    except Exception:
-        faults.report("a batch of entries could not be read")
-        state.main.counters.add(errors=1)
-
-
-def _take_off(manager: Any, batch: Any, wrapped: Any) -> None:
-    from sglang.srt.managers.io_struct import unwrap_from_pickle, wrap_as_pickle
-
-    info = dict(unwrap_from_pickle(wrapped))
-    rows = info.pop(INFO_KEY, None)
-    if rows is None:
-        return
-    batch.customized_info = wrap_as_pickle(info) if info else None
-    fresh: list[tuple[_Waiting, list[Sent]]] = []
-    for rid, values in zip(batch.rids, rows, strict=True):
-        tokens = [Sent(*value) for value in values if value is not None]
-        of_request = manager.rid_to_state.get(rid) if tokens else None
-        if of_request is not None:
-            known = _waiting_of(rid, of_request)
-            if known.answer is None and (options := next((t.options for t in tokens if t.options), "")):
-                known.answer = Answer(options)
-            fresh.append((known, tokens))
-    built = build([(known.answer, tokens) for known, tokens in fresh])
-    for (known, _), of_answer in zip(fresh, built, strict=True):
-        known.values.extend(of_answer)
+    batch.customized_info = None if built.rest is None else wrap_as_pickle(pickle.loads(built.rest))
+    for rid, values in built.values.items():
+        of_request = states[rid]
+        if of_request is None:
+            _over.append(rid)
+        else:
+            _waiting_of(rid, of_request).values.extend(Value(*value) for value in values)
 
 
 def _waiting_of(rid: str, of_request: Any) -> _Waiting:
     known = _waiting.get(rid)
-    # A client that names its requests itself may use a name again.
-    if known is None or known.of_request() is not of_request:
+    if known is None:
         known = _waiting[rid] = _Waiting(of_request)
         # SGLang forgets a request just before its last output is read, and one whose client has left without a word.
         loop = asyncio.get_running_loop()
@@ -79,6 +86,7 @@ def _waiting_of(rid: str, of_request: Any) -> _Waiting:
 def _forget(rid: str, known: _Waiting) -> None:
     if _waiting.get(rid) is known:
         del _waiting[rid]
+        _over.append(rid)
 
 
 def take(rid: str, total: int) -> list[Value]:

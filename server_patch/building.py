@@ -1,4 +1,4 @@
-"""Main process: what the scheduler sent becomes the JSON of entries, all requests of a batch in one pass."""
+"""What the scheduler sent becomes the JSON of entries, all requests of a batch in one pass."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from typing import Any
 
 import orjson
 
-from geomcli.server_patch import faults, state
+from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
 from geomcli.server_patch.step_numbers import Due, numbers_of
 from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Sent, Value
 
 
-def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]]) -> list[list[Value]]:
-    """Values of each answer's tokens, in order. None: nothing of the answer was captured so far, nor now."""
+def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]], layers: tuple[int, ...]) -> list[list[Value]]:
+    """Values of each answer's tokens, in order; `layers` are those that the server captures.
+
+    None for an answer of which nothing was captured so far, nor now.
+    """
     entries: list[dict[int, dict[str, Any]]] = [{} for _ in answers]
     captured = [[n for n, token in enumerate(tokens) if token.kind == CAPTURED] for _, tokens in answers]
     # Compass and ripple move token by token: each pass takes one token of every answer.
     for turn in range(max(map(len, captured), default=0)):
         at = [(i, places[turn]) for i, places in enumerate(captured) if turn < len(places)]
         due = [Due(answer, answers[i][1][n]) for i, n in at if (answer := answers[i][0]) is not None]
-        for (i, n), entry in zip(at, _entries(due), strict=True):
+        for (i, n), entry in zip(at, _entries(due, layers), strict=True):
             entries[i][n] = entry
     return [
         [_value(answer, token, of_answer.get(n)) for n, token in enumerate(tokens)]
@@ -30,11 +33,11 @@ def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]]) -> list[list[
     ]
 
 
-def _entries(due: list[Due]) -> list[dict[str, Any]]:
+def _entries(due: list[Due], layers: tuple[int, ...]) -> list[dict[str, Any]]:
     """Error entries when the numbers cannot be had."""
     contexts = [_context(one.sent) for one in due]
     try:
-        return build_entries(contexts, due, numbers_of(due, state.main.shape.layers_captured))
+        return build_entries(contexts, due, numbers_of(due, layers))
     except Exception:
         faults.report("the entries of a step could not be built")
         return [error_entry(context, one.options) for context, one in zip(contexts, due, strict=True)]

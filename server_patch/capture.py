@@ -155,6 +155,8 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
         return original(runner, forward_batch, *args, **kwargs)
     finally:
         scheduler.current = None
+        if scheduler.device is not None:
+            scheduler.device.join()
 
 
 def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: Any) -> None:

@@ -75,6 +75,8 @@ class DeviceCapture:
         )
         self.buffers.use_keys(keys)
         self._length = length
+        self._beside = torch.cuda.Stream() if torch.device(runner.device).type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._forked = False
         self._learned_sinks = False
         self._dirty: set[int] = set()
 
@@ -122,7 +124,7 @@ class DeviceCapture:
             elif slot in self._dirty:
                 # The slot's former request asked, this one does not.
                 slots.append(slot)
-                rows.append([0] * layout.CONTROL_WORDS.value)
+                rows.append([0] * layout.CONTROL_WORDS)
                 self._dirty.discard(slot)
         self.buffers.write_control(slots, rows)
 
@@ -132,7 +134,7 @@ class DeviceCapture:
         if heads is not None and self.group is not None:
             first = self.group.rank * n
             heads = tuple(head - first for head in heads if first <= head < first + n)
-        row = [0] * layout.CONTROL_WORDS.value
+        row = [0] * layout.CONTROL_WORDS
         row[layout.C_ENABLED], row[layout.C_STAMP] = 1, state.stamp
         row[layout.C_LAYERS] = sum(1 << self.layers.index(layer) for layer in options.layers)
         row[layout.C_PROMPT_LEN], row[layout.C_MASK_PREFIX] = prompt_len, options.mask_prefix
@@ -144,7 +146,7 @@ class DeviceCapture:
     def collect(self, step: DeviceStep, forward_batch: Any, n: int) -> None:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
         linked = any(state.options.top_k for _, _, state in step.asking)
-        width = layout.RECORD_WORDS.value if linked else layout.R_POSITIONS.value
+        width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
         if self.buffers.heads is not None and any(state.options.head_stats for _, _, state in step.asking):
             step.heads = self.buffers.heads[:, :n].clone()
@@ -226,7 +228,20 @@ class DeviceCapture:
 
     def _launch(self, forward_batch: Any, n: int, slots: Any, starts: Any, *, tapped: bool) -> None:
         rows = probe.Rows(n, forward_batch.req_pool_indices[:n], forward_batch.seq_lens[:n], slots, starts)
-        probe.launch(self.buffers, rows, tapped=tapped, learned_sinks=self._learned_sinks)
+        if self._beside is None:
+            probe.launch(self.buffers, rows, tapped=tapped, learned_sinks=self._learned_sinks)
+            return
+        # Three short launches wait for each other more than they work: beside the rest of the model they cost little.
+        self._beside.wait_stream(torch.cuda.current_stream())
+        self._forked = True
+        with torch.cuda.stream(self._beside):
+            probe.launch(self.buffers, rows, tapped=tapped, learned_sinks=self._learned_sinks)
+
+    def join(self) -> None:
+        """After a forward pass, inside its graph if it is recorded: the current stream waits for the launches."""
+        if self._forked and self._beside is not None:
+            torch.cuda.current_stream().wait_stream(self._beside)
+        self._forked = False
 
     def _key_slots(self, backend: Any) -> tuple[Any, Any]:
         """Where the keys of each row are: the Triton backend's own list, which a graph keeps, else the pool's table.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from geomcli.kernels import records
+from geomcli.kernels import row_records
 from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.results import Due, RowRecords
@@ -58,5 +58,5 @@ class DeviceStep:
             at = self.layers.index(layer)
             first = first_key(options, query_position, self.windows[at])
             heads = self.heads[at, due.row].numpy()
-            made.append(records.heads_of(heads, options.heads, first, prompt_len, query_position + 1))
-        return records.heads_bytes(made)
+            made.append(row_records.heads_of(heads, options.heads, first, prompt_len, query_position + 1))
+        return row_records.heads_bytes(made)

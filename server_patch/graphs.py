@@ -7,6 +7,7 @@ which; a step replays the one with capture only when one of its rows is to be ca
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +16,24 @@ from geomcli.server_patch.scheduler_state import scheduler
 LABEL = "geom"
 
 
-def around_capture_one_shape(original: Callable[..., Any], runner: Any, *args: Any, **kwargs: Any) -> Any:
+def around_capture_one_shape(
+    original: Callable[..., Any], runner: Any, size: int, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     """Record the shape without capture, then with it."""
-    result = original(runner, *args, **kwargs)
+    result = original(runner, size, forward, *args, **kwargs)
     if scheduler.device is None:
         return result
+
+    def captured(*inputs: Any, **named: Any) -> Any:
+        output = forward(*inputs, **named)
+        scheduler.device.join()
+        return output
+
+    # SGLang looks at its parameters.
+    setattr(captured, "__signature__", inspect.signature(forward))  # noqa: B010
     scheduler.recording = True
     try:
-        return original(runner, *args, **kwargs)
+        return original(runner, size, captured, *args, **kwargs)
     finally:
         scheduler.recording = False
 

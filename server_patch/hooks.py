@@ -52,8 +52,8 @@ HOOKS = (
     Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", AROUND,
          "requests:around_generate_request", ("obj", "request"),
          "hands the options to the scheduler and puts the entries onto its answers"),
-    Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output", BEFORE,
-         "arrivals:before_handle_batch_output", ("recv_obj",), "takes our values off a batch of outputs"),
+    Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output", AROUND,
+         "arrivals:around_handle_batch_output", ("recv_obj",), "takes our values off a batch of outputs"),
     Hook(MAIN, f"{_CHAT}._generate_chat_stream", AROUND, "stream:around_stream",
          ("adapted_request", "request", "raw_request"), "puts entries on the chunk that carries their tokens"),
     Hook(MAIN, f"{_COMPLETION}._generate_completion_stream", AROUND, "stream:around_stream",
@@ -91,7 +91,6 @@ HOOKS = (
 
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
-    "sglang.srt.managers.io_struct.unwrap_from_pickle",
     "sglang.srt.managers.io_struct.wrap_as_pickle",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",

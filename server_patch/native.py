@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from geomcli.kernels import layout, records
+from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
 from geomcli.server_patch.plans import RowPlan, first_key
@@ -43,14 +43,14 @@ class StepPlan:
             return None
         if plan.request is not due.request or plan.output_index != due.output_index:
             return None
-        words = np.zeros((len(scheduler.layers), layout.RECORD_WORDS.value), dtype=np.int32)
+        words = np.zeros((len(scheduler.layers), layout.RECORD_WORDS), dtype=np.int32)
         for layer, statistics in plan.statistics.items():
-            words[scheduler.layers.index(layer)] = records.encode(
+            words[scheduler.layers.index(layer)] = row_records.encode(
                 statistics, stamp=due.state.stamp, length=plan.query_position + 1
             )
         heads = [plan.statistics[layer].head_statistics for layer in plan.options.layers]
         known = [of_layer for of_layer in heads if of_layer is not None]
-        return RowRecords(words.tobytes(), records.heads_bytes(known) if known else None)
+        return RowRecords(words.tobytes(), row_records.heads_bytes(known) if known else None)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""

@@ -52,3 +52,5 @@ def before_run_http_server(
     state.main.requires_api_key = bool(getattr(server_args, "api_key", None))
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
     routes.install()
+    if options.enabled:
+        state.main.worker.start(state.main.shape.layers_captured)

@@ -7,6 +7,7 @@ from threading import Lock
 from typing import Any
 
 from geomcli.server_patch.options import ModelShape, ServerOptions
+from geomcli.server_patch.worker_client import EntryWorker
 
 
 @dataclass
@@ -36,6 +37,7 @@ class MainState:
         self.tokenizer: Any = None
         self.requires_api_key = False
         self.counters = Counters()
+        self.worker = EntryWorker()
 
     def configure(self, options: ServerOptions, info: dict[str, Any] | None, tokenizer_manager: Any) -> None:
         self.options = options

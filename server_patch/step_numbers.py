@@ -1,4 +1,4 @@
-"""Main process: the records of captured tokens as arrays, what entries are built from.
+"""The records of captured tokens as arrays, what entries are built from.
 
 Records are stamped with request and length, and believed only where both fit the token that they came with.
 """

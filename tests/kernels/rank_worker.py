@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from geomcli.kernels import layout, probe, ranks, records
+from geomcli.kernels import layout, probe, ranks, row_records
 from geomcli.kernels.buffers import Buffers, Shape
 from tests.kernels.scenes import DEVICE, STAMP, Ask, Scene, compare, poison
 
@@ -70,13 +70,13 @@ def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, A
         for layer in (0, 1):
             if not ask.enabled or not ask.layers >> layer & 1:
                 continue
-            stamp = records.stamp_of(found[layer, row].numpy())
+            stamp = row_records.stamp_of(found[layer, row].numpy())
             if sick >= 0:
                 assert stamp.request == ranks.UNHEALTHY_STAMP
                 continue
             assert stamp == (STAMP, ask.length)
             first = scene.first(row, layer)
-            statistics = records.statistics_of(
+            statistics = row_records.statistics_of(
                 found[layer, row].numpy(), first_key=first, prompt_len=ask.prompt_len, sink_tokens=4,
                 heads=heads[layer, row].numpy(), selected=ask.heads,
             )  # fmt: skip

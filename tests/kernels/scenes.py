@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from geomcli.kernels import layout, probe, records, tap
+from geomcli.kernels import layout, probe, row_records, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.kernels.reference import RowStatistics, row_statistics
 
@@ -93,7 +93,7 @@ class Scene:
         self.buffers.write_control(self.pool_slots, [self.control(ask) for ask in self.asks])
 
     def control(self, ask: Ask) -> list[int]:
-        words = [0] * layout.CONTROL_WORDS.value
+        words = [0] * layout.CONTROL_WORDS
         words[layout.C_ENABLED], words[layout.C_STAMP], words[layout.C_LAYERS] = int(ask.enabled), STAMP, ask.layers
         words[layout.C_PROMPT_LEN], words[layout.C_MASK_PREFIX] = ask.prompt_len, ask.mask_prefix
         words[layout.C_WINDOW], words[layout.C_SINK_TOKENS] = ask.window, SINK_TOKENS
@@ -159,7 +159,7 @@ class Scene:
     def found(self, row: int, layer: int = 1) -> RowStatistics:
         ask = self.asks[row]
         assert self.buffers.heads is not None
-        return records.statistics_of(
+        return row_records.statistics_of(
             self.buffers.records[layer, row].cpu().numpy(), first_key=self.first(row, layer),
             prompt_len=ask.prompt_len, sink_tokens=SINK_TOKENS,
             heads=self.buffers.heads[layer, row].cpu().numpy(), selected=ask.heads,
@@ -179,7 +179,7 @@ class Scene:
                     continue
                 where = (row, layer)
                 found, expected = self.found(row, layer), self.expected(row, layer)
-                stamp = records.stamp_of(self.buffers.records[layer, row].cpu().numpy())
+                stamp = row_records.stamp_of(self.buffers.records[layer, row].cpu().numpy())
                 assert stamp == (STAMP, ask.length), where
                 compare(found, expected, self.logits(row, layer), self.first(row, layer), tolerance, where)
 

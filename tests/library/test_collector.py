@@ -10,13 +10,22 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
+from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.requests import _set_params
-from geomcli.server_patch.values import INFO_KEY, PARAMS_KEY, Value
+from geomcli.server_patch.values import FAILED, INFO_KEY, PARAMS_KEY, Value
+from geomcli.server_patch.worker import Order
+from geomcli.server_patch.worker_client import EntryWorker
+
+OPTIONS = CaptureOptions(
+    mode="fingerprint", top_k=0, layers=(3,), heads=None, heads_total=4, mask_prefix=0, stride=1, limit=0, window=0,
+    sink_tokens=4, head_stats=False, prompt_tokens=False,
+)  # fmt: skip
 
 
 class Letters:
@@ -31,6 +40,7 @@ def main_state(monkeypatch: pytest.MonkeyPatch) -> state.MainState:
     fresh = state.MainState()
     fresh.tokenizer = Letters()
     arrivals._waiting.clear()
+    arrivals._over.clear()
     monkeypatch.setattr(state, "main", fresh)
     return fresh
 
@@ -100,44 +110,62 @@ class Waiting:
 @pytest.fixture
 def sglang_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType("sglang.srt.managers.io_struct")
-    module.unwrap_from_pickle = pickle.loads  # type: ignore[attr-defined]
-    module.wrap_as_pickle = pickle.dumps  # type: ignore[attr-defined]
+    module.wrap_as_pickle = lambda info: SimpleNamespace(data=pickle.dumps(info))  # type: ignore[attr-defined]
     for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
 
-def batch_of(rids: list[str], info: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(rids=rids, customized_info=pickle.dumps(info))
+async def arrive(manager: Any, rids: list[str], info: dict[str, Any] | None, *, plain: bool = False) -> Any:
+    """The batch as SGLang's own function gets to see it."""
+    wrapped = info if plain or info is None else SimpleNamespace(data=pickle.dumps(info))
+    batch = SimpleNamespace(rids=rids, customized_info=wrapped)
+    seen = []
+
+    async def original(_manager: Any, one: Any) -> None:
+        seen.append(one.customized_info)
+
+    await arrivals.around_handle_batch_output(original, manager, batch)
+    return seen[0]
 
 
 @pytest.mark.usefixtures("sglang_pickles")
-async def test_values_reach_only_the_request_that_asked() -> None:
+async def test_values_reach_only_the_request_that_asked(main_state: state.MainState) -> None:
     manager = SimpleNamespace(rid_to_state={"a": Waiting(), "b": Waiting()})
-    sent = [(1, 7), (2, 8)]
-    batch = batch_of(["a", "b"], {INFO_KEY: [sent, [None, None]], "someone's": [[1, 2], [3, 4]]})
-    arrivals.before_handle_batch_output(manager, batch)
-    assert pickle.loads(batch.customized_info) == {"someone's": [[1, 2], [3, 4]]}
+    main_state.counters.add(requests=1)
+    info = {INFO_KEY: [[(1, 7), (2, 8)], [None, None]], "someone's": [[1, 2], [3, 4]]}
+    rest = await arrive(manager, ["a", "b"], info)
+    assert pickle.loads(rest.data) == {"someone's": [[1, 2], [3, 4]]}
     assert [v.token_id for v in arrivals.take("a", 1)] == [7]
     # The value of the second token came with the first one's batch and waits for its answer.
     assert [v.token_id for v in arrivals.take("a", 2)] == [8]
     assert arrivals.take("a", 9) == arrivals.take("b", 9) == []
-    only_ours = batch_of(["a"], {INFO_KEY: [[(3, 9)]]})
-    arrivals.before_handle_batch_output(manager, only_ours)
-    assert only_ours.customized_info is None
-    # Another request of the same name starts anew.
+    assert await arrive(manager, ["a"], {INFO_KEY: [[(3, 9)]]}) is None
+    assert [v.token_id for v in arrivals.take("a", 9)] == [9]
+    # Another request of the same name starts anew; SGLang may also hand the dictionary itself on.
     manager.rid_to_state["a"] = Waiting()
-    arrivals.before_handle_batch_output(manager, batch_of(["a"], {INFO_KEY: [[(1, 5)]]}))
+    assert await arrive(manager, ["a"], {INFO_KEY: [[(1, 5)]]}, plain=True) is None
     assert [v.token_id for v in arrivals.take("a", 9)] == [5]
 
 
 @pytest.mark.usefixtures("sglang_pickles")
-async def test_values_outlive_their_request_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_not_ours_is_left_alone(main_state: state.MainState) -> None:
+    manager = SimpleNamespace(rid_to_state={"a": Waiting()})
+    assert await arrive(manager, ["a"], None) is None
+    assert pickle.loads((await arrive(manager, ["a"], {"someone's": [[1]]})).data) == {"someone's": [[1]]}
+    main_state.counters.add(requests=1)
+    assert pickle.loads((await arrive(manager, ["a"], {"someone's": [[1]]})).data) == {"someone's": [[1]]}
+    assert arrivals.take("a", 9) == []
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_values_outlive_their_request_for_a_while(
+    main_state: state.MainState, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(arrivals, "_GRACE_SECONDS", 0.05)
+    main_state.counters.add(requests=1)
     manager = SimpleNamespace(rid_to_state={"gone": Waiting()})
-    arrivals.before_handle_batch_output(
-        manager, batch_of(["gone", "unknown"], {INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
-    )
+    await arrive(manager, ["gone", "unknown"], {INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
     manager.rid_to_state.clear()
     gc.collect()
     await asyncio.sleep(0)
@@ -146,6 +174,43 @@ async def test_values_outlive_their_request_for_a_while(monkeypatch: pytest.Monk
     await asyncio.sleep(0.5)
     assert arrivals.take("gone", 2) == []
     assert not arrivals._waiting
+    assert arrivals._over == ["unknown", "gone"]
+
+
+def order(step: int, rid: str = "a", *, over: tuple[str, ...] = ()) -> Order:
+    """One token that the scheduler could not capture: its entry needs the request's options alone."""
+    options = msgspec.json.encode(OPTIONS).decode()
+    return Order([rid], pickle.dumps({INFO_KEY: [[(step, 7, FAILED, (options, 3, 1))]]}), list(over))
+
+
+async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
+    worker, alone = EntryWorker(), EntryWorker()
+    worker.start((3,))
+    assert worker.process is not None
+    try:
+        first = await worker.build(order(1))
+        assert first == await alone.build(order(1))
+        assert first is not None
+        assert first.values is not None
+        body = orjson.loads(b"{" + Value(*first.values["a"][0]).body + b"}")
+        assert (body["decode_step"], body["query_position"], body["flags"]) == (1, 2, ["error"])
+        assert await worker.build(Order(["a"], b"no pickle", [])) is None
+        worker.process.kill()
+        worker.process.wait()
+        assert await worker.build(order(2)) == await alone.build(order(2))
+        assert "is gone" in caplog.text
+    finally:
+        worker.stop()
+
+
+async def test_the_process_ends_with_its_connection() -> None:
+    worker = EntryWorker()
+    worker.start((3,))
+    assert worker.process is not None
+    await worker.build(order(1))
+    assert worker._streams is not None
+    worker._streams[1].close()
+    assert await asyncio.to_thread(worker.process.wait, 10) == 0
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])

@@ -10,14 +10,13 @@ import orjson
 import pytest
 import torch
 
-from geomcli.kernels import layout
-from geomcli.kernels import records as records_on_host
+from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import row_statistics
-from geomcli.server_patch import results, state
+from geomcli.server_patch import results
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.building import build
 from geomcli.server_patch.device_step import DeviceStep
-from geomcli.server_patch.options import CaptureOptions, ModelShape
+from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.values import Sent
 
@@ -38,23 +37,16 @@ def request(stamp: int, **changes: Any) -> tuple[Any, RequestState]:
     return req, of_request
 
 
-@pytest.fixture(autouse=True)
-def main_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    fresh = state.MainState()
-    fresh.shape = ModelShape(8, LAYERS, 4)
-    monkeypatch.setattr(state, "main", fresh)
-
-
 def records(n: int, *, heads: int = 4, length: int = PROMPT) -> torch.Tensor:
-    made = torch.zeros(len(LAYERS), n, layout.RECORD_WORDS.value, dtype=torch.int32)
+    made = torch.zeros(len(LAYERS), n, layout.RECORD_WORDS, dtype=torch.int32)
     values = made.view(torch.float32)
-    made[..., layout.R_STAMP.value] = torch.arange(1, n + 1, dtype=torch.int32)
-    made[..., layout.R_LENGTH.value], made[..., layout.R_HEADS.value] = length, heads
-    made[..., layout.R_LINKS.value] = 2
-    values[..., layout.R_HISTOGRAM.value] = 0.5
-    at = layout.R_PROBABILITIES.value
+    made[..., layout.R_STAMP] = torch.arange(1, n + 1, dtype=torch.int32)
+    made[..., layout.R_LENGTH], made[..., layout.R_HEADS] = length, heads
+    made[..., layout.R_LINKS] = 2
+    values[..., layout.R_HISTOGRAM] = 0.5
+    at = layout.R_PROBABILITIES
     values[..., at], values[..., at + 1] = 0.5, 0.25
-    at = layout.R_POSITIONS.value
+    at = layout.R_POSITIONS
     made[..., at], made[..., at + 1] = 19, 5
     return made
 
@@ -66,7 +58,7 @@ def entries_of(asking: list[tuple[int, Any, RequestState]], on_device: torch.Ten
     due = [results.Due(row, req, of_request, len(req.output_ids)) for row, req, of_request in asking]
     found = results._rows(due, made)
     sent = [Sent(*results.sent(7, one, found, made.flags)) for one in due]
-    built = build([(Answer(one.options), [one]) for one in sent])
+    built = build([(Answer(one.options), [one]) for one in sent], LAYERS)
     return [orjson.loads(b"{" + value.body + b"}") for (value,) in built]
 
 
@@ -93,7 +85,7 @@ def test_a_record_of_its_token_becomes_an_entry() -> None:
 def test_a_record_of_something_else_is_an_error_entry(change: dict[str, Any]) -> None:
     asking = [(row, *request(row + 1)) for row in range(2)]
     wrong = records(2)
-    wrong[1, 0, change["word"].value] = change["value"]
+    wrong[1, 0, change["word"]] = change["value"]
     first, second = entries_of(asking, wrong)
     assert first["flags"] == ["error"]
     assert "fingerprint" not in first
@@ -103,7 +95,7 @@ def test_a_record_of_something_else_is_an_error_entry(change: dict[str, Any]) ->
 def test_a_number_that_is_not_finite_is_an_error_entry() -> None:
     asking = [(row, *request(row + 1)) for row in range(2)]
     wrong = records(2)
-    wrong.view(torch.float32)[0, 1, layout.R_LSE.value] = float("nan")
+    wrong.view(torch.float32)[0, 1, layout.R_LSE] = float("nan")
     assert [e["flags"] for e in entries_of(asking, wrong)] == [[], ["error"]]
 
 
@@ -125,7 +117,7 @@ def test_a_step_that_failed_gives_error_entries() -> None:
 def test_rows_with_links_and_without_share_a_step() -> None:
     asking = [(0, *request(1)), (1, *request(2, mode="fingerprint", top_k=0)), (2, *request(3, mode="sketch"))]
     on_device = records(3)
-    on_device[:, 1, layout.R_LINKS.value] = 0
+    on_device[:, 1, layout.R_LINKS] = 0
     raw, fingerprint, sketch = entries_of(asking, on_device)
     assert raw["token_positions"] == [19, 5]
     assert "token_positions" not in fingerprint
@@ -141,17 +133,17 @@ def test_several_tokens_of_an_answer_move_its_compass_one_by_one() -> None:
         for step in range(40):
             due = results.Due(0, req, of_request, step)
             of_step = records(1, length=PROMPT + step)
-            of_step.view(torch.float32)[..., layout.R_HISTOGRAM.value + step % 5] += step / 40
+            of_step.view(torch.float32)[..., layout.R_HISTOGRAM + step % 5] += step / 40
             # Cut behind what a fingerprint needs, as the scheduler does where nobody asks for links.
-            on_host = of_step[..., : layout.R_POSITIONS.value].contiguous() if cut else of_step
-            on_host[..., layout.R_LINKS.value] = 0
+            on_host = of_step[..., : layout.R_POSITIONS].contiguous() if cut else of_step
+            on_host[..., layout.R_LINKS] = 0
             found = results._rows([due], DeviceStep([], LAYERS, (-1, -1), records=on_host))
             made.append(Sent(*results.sent(step, due, found, ())))
         tokens[cut] = made
     assert len(tokens[True][0].records) < len(tokens[False][0].records)
     one, other = Answer(of_request.encoded), Answer(of_request.encoded)
-    together = build([(one, tokens[True])])[0]
-    apart = [value for token in tokens[False] for value in build([(other, [token])])[0]]
+    together = build([(one, tokens[True])], LAYERS)[0]
+    apart = [value for token in tokens[False] for value in build([(other, [token])], LAYERS)[0]]
     assert together == apart
     assert orjson.loads(b"{" + together[-1].body + b"}")["drift"] is not None
 
@@ -161,9 +153,9 @@ def test_the_recomputed_row_travels_like_a_record() -> None:
     statistics = row_statistics(
         logits, query_position=PROMPT - 1, first_key=0, prompt_len=PROMPT, sink_tokens=4, top_k=5
     )
-    record = records_on_host.encode(statistics, stamp=3, length=PROMPT)
-    back = records_on_host.statistics_of(record, first_key=0, prompt_len=PROMPT, sink_tokens=4)
-    assert records_on_host.stamp_of(record) == (3, PROMPT)
+    record = row_records.encode(statistics, stamp=3, length=PROMPT)
+    back = row_records.statistics_of(record, first_key=0, prompt_len=PROMPT, sink_tokens=4)
+    assert row_records.stamp_of(record) == (3, PROMPT)
     assert (back.heads, back.positions.tolist()) == (statistics.heads, statistics.positions.tolist())
     for name in ("lse", "entropy_bits", "sink_mass", "histogram", "probabilities", "profile"):
         torch.testing.assert_close(torch.as_tensor(getattr(back, name)), torch.as_tensor(getattr(statistics, name)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -99,18 +100,22 @@ class ShapeKey:
 
 
 def test_each_decode_graph_is_recorded_without_capture_and_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "device", object())
+    joined: list[bool] = []
+    monkeypatch.setattr(scheduler, "device", SimpleNamespace(join=lambda: joined.append(recording.recording())))
     recorded: dict[Any, bool] = {}
 
     def key(size: int, label: str | None = None) -> ShapeKey:
         made = ShapeKey(size, label)
         return graphs.after_make_graph_key(made, None, size, variant_label=label) or made
 
-    def capture_one_shape(_runner: Any, size: int, label: str | None) -> None:
-        recorded[key(size, label)] = recording.recording()
+    def capture_one_shape(_runner: Any, size: int, forward: Any, label: str | None) -> None:
+        assert list(inspect.signature(forward).parameters) == ["batch"]
+        recorded[key(size, label)] = forward("a batch") == "a batch" and recording.recording()
 
     for label in (None, "lora"):
-        graphs.around_capture_one_shape(capture_one_shape, None, 8, label)
+        graphs.around_capture_one_shape(capture_one_shape, None, 8, lambda batch: batch, label)
+        assert joined == [True]
+        joined.clear()
         assert recorded == {key(8, label): False, ShapeKey(8, f"{label}+geom" if label else "geom"): True}
         monkeypatch.setattr(scheduler, "current", SimpleNamespace(error=None))
         assert recorded[key(8, label)]  # the step that is captured replays the second one
@@ -121,6 +126,6 @@ def test_each_decode_graph_is_recorded_without_capture_and_with_it(monkeypatch: 
 def test_a_server_that_does_not_capture_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "device", None)
     calls: list[Any] = []
-    graphs.around_capture_one_shape(lambda *args: calls.append(args), None, 8)
+    graphs.around_capture_one_shape(lambda *args: calls.append(args), None, 8, len)
     assert len(calls) == 1
     assert graphs.after_make_graph_key(ShapeKey(8), None, 8) is None
