@@ -76,7 +76,9 @@ kernel-report: install
 	$(BIN)/python benchmarks/kernel_resources.py --triton 3.6.0 3.7.1 3.8.0
 
 # For a GPU machine without a network: packs SGLang by a recipe (build_site.sh, pack.sh) with this plugin laid over it.
+# FA3=1 adds the library of the fa3 attention backend, cut down to what a 16-bit model needs.
 GPU_RECIPE ?=
+FA3 ?=
 gpu-payload: install
 	@test -x "$(GPU_RECIPE)/pack.sh" || { echo "make gpu-payload GPU_RECIPE=DIR: the folder with build_site.sh and pack.sh"; exit 2; }
 	rm -rf .gpu/plugin
@@ -84,6 +86,7 @@ gpu-payload: install
 	test -f .gpu/build/site.tar.xz || $(GPU_RECIPE)/build_site.sh .gpu/build
 	mkdir -p .git/info
 	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/build
+	test -z "$(FA3)" || $(BIN)/python benchmarks/fa3_library.py .gpu/build/whl/sglang_kernel-*.whl .sgl/fa3.tar.xz
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

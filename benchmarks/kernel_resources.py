@@ -76,7 +76,10 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
         else:
             signature[parameter] = "i32"
     signature |= dict.fromkeys(constants, "constexpr")
-    aligned = {(names.index(p),): [["tt.divisibility", 16]] for p, t in signature.items() if t.startswith("*")}
+    # As a launch would find them: pointers and integers that are multiples of 16 say so.
+    given = dict(zip(names, seen["args"], strict=False))
+    multiples = [p for p, v in given.items() if isinstance(v, torch.Tensor) or v % 16 == 0]
+    aligned = {(names.index(p),): [["tt.divisibility", 16]] for p in multiples}
     constants["WIDEN"] = False
     if "WIDEN" not in names:
         constants.pop("WIDEN")

@@ -30,6 +30,7 @@ def partial_kernel(
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr,
     TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCKS_H: tl.constexpr, BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     blocks: tl.constexpr = HEADS // GROUP * BLOCKS_H
@@ -65,7 +66,7 @@ def partial_kernel(
         prompt = tl.zeros([BLOCK_H], tl.float32)
         columns = tl.arange(0, BINS)
         histogram = tl.zeros([BLOCK_H, BINS], tl.float32)
-        for start in range(begin, end, BLOCK_N):
+        for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             positions = start + tl.arange(0, BLOCK_N)
             key_mask = (positions >= first) & (positions < end)
             s = logits_tile(

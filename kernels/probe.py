@@ -22,6 +22,7 @@ _BLOCK_D = 128
 _TAP_BLOCK_H = 4
 _TAP_BLOCK_N = 256
 _TAP_WARPS = 4
+_TAP_STAGES = 1  # tiles of stored logits in flight
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
 # row asks.
 _PROGRAMS = 2048
@@ -109,7 +110,8 @@ def launch(
     }  # fmt: skip
     partial_kernel[(rows.n, n_layers * key_heads * blocks_h, splits)](
         *source, SPLITS=splits, BLOCK_H=block_h, BLOCKS_H=blocks_h,
-        BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), num_warps=warps, **how,
+        BLOCK_N=block_n or (_TAP_BLOCK_N if tapped else _BLOCK_N), STAGES=_TAP_STAGES if tapped else None,
+        num_warps=warps, **how,
     )  # fmt: skip
     mean_kernel[(rows.n, n_layers, mean_splits)](
         *source, buffers.learned_sinks, means, means.stride(0), means.stride(1), buffers.candidates, buffers.records,
