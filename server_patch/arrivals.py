@@ -13,9 +13,12 @@ from typing import Any
 
 from geomcli.server_patch import faults, state
 from geomcli.server_patch.values import Value
-from geomcli.server_patch.worker import Order
+from geomcli.server_patch.worker import Built, Order
 
 _GRACE_SECONDS = 60.0
+_LINE_LENGTH = 32
+# The first order may come while the process still imports, on a machine that is busy starting an engine.
+_PATIENCE_SECONDS = 60.0
 
 
 class _Waiting:
@@ -30,40 +33,84 @@ _waiting: dict[str, _Waiting] = {}  # by request id
 _over: list[str] = []  # requests that the worker may forget
 
 
+class _Line:
+    """Batches of outputs on their way to SGLang, in their order, while the entries of later ones are being built."""
+
+    def __init__(self) -> None:
+        self._batches: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], Any, Any, Any]] = asyncio.Queue(_LINE_LENGTH)
+        self._passing: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def empty(self) -> bool:
+        return self._passing is None and self._failure is None
+
+    async def put(self, handle: Callable[[], Awaitable[Any]], manager: Any, batch: Any, wrapped: Any) -> None:
+        """Returns before `handle` has run; what it raises is raised here with a later batch, as SGLang would see it."""
+        if self._failure is not None:
+            raise self._failure
+        built = None if wrapped is None else state.main.worker.build(_order(manager, batch, wrapped))
+        await self._batches.put((handle, manager, batch, built))
+        if self._passing is None:
+            self._passing = asyncio.create_task(self._pass_on())
+
+    async def _pass_on(self) -> None:
+        try:
+            while not self._batches.empty():
+                handle, manager, batch, built = self._batches.get_nowait()
+                if built is not None:
+                    try:
+                        _keep(manager, batch, await _built(built))
+                    except Exception:
+                        faults.report("a batch of entries could not be read")
+                await handle()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._passing = None
+
+
+async def _built(future: asyncio.Future[Built | None]) -> Built | None:
+    try:
+        return await asyncio.wait_for(asyncio.shield(future), _PATIENCE_SECONDS)
+    except TimeoutError:
+        faults.report("the process that builds entries does not answer; they are built here")
+        state.main.worker.stop()
+        return await future
+
+
+_line = _Line()
+
+
 def around_handle_batch_output(
     original: Callable[..., Awaitable[Any]], manager: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> Awaitable[Any]:
     wrapped = getattr(batch, "customized_info", None)
-    if wrapped is None or not state.main.counters.requests:
+    if _line.empty and (wrapped is None or not state.main.counters.requests):
         return original(manager, batch, *args, **kwargs)
-
-    async def handle() -> Any:
-        try:
-            await _take_off(manager, batch, wrapped)
-        except Exception:
-            faults.report("a batch of entries could not be read")
-        return await original(manager, batch, *args, **kwargs)
-
-    return handle()
+    return _line.put(lambda: original(manager, batch, *args, **kwargs), manager, batch, wrapped)
 
 
-async def _take_off(manager: Any, batch: Any, wrapped: Any) -> None:
-    from sglang.srt.managers.io_struct import wrap_as_pickle
-
-    states = {rid: manager.rid_to_state.get(rid) for rid in batch.rids}
-    for rid, of_request in states.items():
+def _order(manager: Any, batch: Any, wrapped: Any) -> Order:
+    for rid in batch.rids:
         # A client that names its requests itself may use a name again.
-        if (known := _waiting.get(rid)) is not None and known.of_request() is not of_request:
+        if (known := _waiting.get(rid)) is not None and known.of_request() is not manager.rid_to_state.get(rid):
             _forget(rid, known)
     over = _over.copy()
     _over.clear()
     data = getattr(wrapped, "data", None)
-    built = await state.main.worker.build(Order(batch.rids, pickle.dumps(wrapped) if data is None else data, over))
+    return Order(batch.rids, pickle.dumps(wrapped) if data is None else data, over)
+
+
+def _keep(manager: Any, batch: Any, built: Built | None) -> None:
+    """Keep what was built for its requests, and take it off the batch."""
+    from sglang.srt.managers.io_struct import wrap_as_pickle
+
     if built is None or built.values is None:
         return
     batch.customized_info = None if built.rest is None else wrap_as_pickle(pickle.loads(built.rest))
     for rid, values in built.values.items():
-        of_request = states[rid]
+        of_request = manager.rid_to_state.get(rid)
         if of_request is None:
             _over.append(rid)
         else:

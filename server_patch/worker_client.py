@@ -7,23 +7,23 @@ import pickle
 import socket
 import subprocess
 import sys
+from collections import deque
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.worker import LENGTH, Builder, Built, Order
 
 _BUFFER_BYTES = 1 << 22
-# The first order may come while the process still imports, on a machine that is busy starting an engine.
-_PATIENCE_SECONDS = 60.0
 
 
 class EntryWorker:
-    """Takes one order after the other, from one event loop."""
+    """Orders are answered one after the other, in their order; any number may be under way. For one event loop."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._connection: asyncio.Task[None] | None = None
+        self._to_send: asyncio.Queue[Order] = asyncio.Queue()
+        self._pending: deque[tuple[Order, asyncio.Future[Built | None]]] = deque()
         self._here = Builder(())
 
     def start(self, layers: tuple[int, ...]) -> None:
@@ -44,36 +44,63 @@ class EntryWorker:
         finally:
             its.close()
 
-    async def build(self, order: Order) -> Built | None:
+    def build(self, order: Order) -> asyncio.Future[Built | None]:
         """None when the order could not be read; what the process does not answer is built here, with new compasses."""
-        async with self._turn:
-            if self._socket is not None:
-                try:
-                    return await asyncio.wait_for(self._ordered(order), _PATIENCE_SECONDS)
-                except (OSError, EOFError, TimeoutError):
-                    faults.report("the process that builds entries is gone; they are built here")
-                    self.stop()
-            return self._here.build(order)
+        future: asyncio.Future[Built | None] = asyncio.get_running_loop().create_future()
+        if self._socket is None:
+            self._build_here(order, future)
+            return future
+        if self._connection is None:
+            self._connection = asyncio.create_task(self._connected(self._socket))
+        self._pending.append((order, future))
+        self._to_send.put_nowait(order)
+        return future
 
-    async def _ordered(self, order: Order) -> Built | None:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(sock=self._socket, limit=_BUFFER_BYTES)
-        reader, writer = self._streams
-        data = pickle.dumps(tuple(order), protocol=5)
-        writer.write(LENGTH.pack(len(data)))
-        writer.write(data)
-        await writer.drain()
+    def _build_here(self, order: Order, future: asyncio.Future[Built | None]) -> None:
+        try:
+            future.set_result(self._here.build(order))
+        except Exception:
+            faults.report("a batch of entries could not be built")
+            future.set_result(None)
+
+    async def _connected(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)
+        sender = asyncio.create_task(self._send(writer))
+        try:
+            while True:
+                await self._answered(reader)
+        except (OSError, EOFError):
+            faults.report("the process that builds entries is gone; they are built here")
+        finally:
+            sender.cancel()
+            writer.close()
+            self.stop()
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            data = pickle.dumps(tuple(await self._to_send.get()), protocol=5)
+            writer.write(LENGTH.pack(len(data)))
+            writer.write(data)
+            await writer.drain()
+
+    async def _answered(self, reader: asyncio.StreamReader) -> None:
         size = LENGTH.unpack(await reader.readexactly(LENGTH.size))[0]
         answer = pickle.loads(await reader.readexactly(size))
-        return None if answer is None else Built(*answer)
+        _, future = self._pending.popleft()
+        if not future.done():
+            future.set_result(None if answer is None else Built(*answer))
 
     def stop(self) -> None:
-        """Let the process end: it does when the connection closes."""
-        if self._streams is not None:
-            self._streams[1].close()
+        """End the process, and build here what it still owes."""
+        if self._connection is not None:
+            self._connection.cancel()
         elif self._socket is not None:
             self._socket.close()
-        self._socket = self._streams = None
+        self._socket = None
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+        while self._pending:
+            order, future = self._pending.popleft()
+            if not future.done():
+                self._build_here(order, future)

@@ -41,6 +41,7 @@ def main_state(monkeypatch: pytest.MonkeyPatch) -> state.MainState:
     fresh.tokenizer = Letters()
     arrivals._waiting.clear()
     arrivals._over.clear()
+    monkeypatch.setattr(arrivals, "_line", arrivals._Line())
     monkeypatch.setattr(state, "main", fresh)
     return fresh
 
@@ -126,6 +127,8 @@ async def arrive(manager: Any, rids: list[str], info: dict[str, Any] | None, *, 
         seen.append(one.customized_info)
 
     await arrivals.around_handle_batch_output(original, manager, batch)
+    while not seen:
+        await asyncio.sleep(0)
     return seen[0]
 
 
@@ -203,14 +206,79 @@ async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: p
         worker.stop()
 
 
-async def test_the_process_ends_with_its_connection() -> None:
+async def test_the_process_ends_with_the_one_that_started_it() -> None:
     worker = EntryWorker()
     worker.start((3,))
     assert worker.process is not None
-    await worker.build(order(1))
-    assert worker._streams is not None
-    worker._streams[1].close()
+    assert worker._socket is not None
+    worker._socket.close()
     assert await asyncio.to_thread(worker.process.wait, 10) == 0
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
+    main_state: state.MainState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    main_state.counters.add(requests=1)
+    futures: list[asyncio.Future[Any]] = []
+
+    class Slow:
+        """Answers when the test says so."""
+
+        def build(self, _order: Order) -> asyncio.Future[Any]:
+            futures.append(asyncio.get_running_loop().create_future())
+            return futures[-1]
+
+        def stop(self) -> None:
+            for future in futures:
+                if not future.done():
+                    future.set_result(None)
+
+    main_state.worker = Slow()  # type: ignore[assignment]
+    manager, passed = SimpleNamespace(rid_to_state={}), list[int]()
+
+    async def handle(number: int, info: Any) -> None:
+        async def original(_manager: Any, _batch: Any) -> None:
+            passed.append(number)
+
+        batch = SimpleNamespace(rids=[], customized_info=info)
+        await arrivals.around_handle_batch_output(original, manager, batch)
+
+    await handle(1, None)
+    assert passed == [1]
+    await handle(2, {INFO_KEY: []})
+    await handle(3, None)
+    await handle(4, {INFO_KEY: []})
+    await asyncio.sleep(0.01)
+    assert len(futures) == 2
+    assert passed == [1]
+    futures[1].set_result(None)
+    futures[0].set_result(None)
+    await asyncio.sleep(0.01)
+    assert passed == [1, 2, 3, 4]
+    assert arrivals._line.empty
+    # One that never answers is left after a while.
+    monkeypatch.setattr(arrivals, "_PATIENCE_SECONDS", 0.05)
+    await handle(5, {INFO_KEY: []})
+    await asyncio.sleep(0.2)
+    assert passed == [1, 2, 3, 4, 5]
+    assert "does not answer" in caplog.text
+
+
+async def test_a_batch_that_cannot_be_handled_ends_the_server_as_without_us(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+
+    async def original(_manager: Any, _batch: Any) -> None:
+        raise RuntimeError("SGLang's own")
+
+    async def put() -> None:
+        batch = SimpleNamespace(rids=[], customized_info={INFO_KEY: []})
+        await arrivals.around_handle_batch_output(original, SimpleNamespace(rid_to_state={}), batch)
+
+    await put()
+    await asyncio.sleep(0.01)
+    with pytest.raises(RuntimeError, match="SGLang's own"):
+        await put()
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])
