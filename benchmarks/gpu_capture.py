@@ -7,8 +7,9 @@ Starts one server for each engine (the same SGLang command: without the plugin, 
 all at once on one GPU, only one working at a time. For each shape (requests x tokens of context), every round runs
 every condition in random order: nobody asks (`plain`, once more as `again`, and `idle` with the plugin), every request
 asks for fingerprints of the last layer, of all captured layers, or for 16 raw links. Each is compared with the plain
-sample of its own round; reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache,
-so that what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
+sample of its own round, and (`of idle`) with the same server's own idle sample, since two servers of the same command
+differ by up to 1 % of a step; reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix
+cache, so that what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
 
 Also checked: the same greedy tokens with and without the plugin, no entry that failed, and tap and probe agreeing on
 every link. Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are
@@ -224,6 +225,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for shape in dict.fromkeys(shape_in(s) for s in samples):
         mine = [s for s in samples if shape_in(s) == shape]
         base = {s["round"]: s for s in mine if s["what"] == "plain"}
+        quiet = {(s["round"], s["engine"]): s["step_us"] for s in mine if s["what"] in ("idle", "again")}
         for engine, what in sorted(
             {(s["engine"], s["what"]) for s in mine}, key=lambda c: (c[0] != "plain", *order(c))
         ):
@@ -232,6 +234,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 continue
             ratios = [s["tokens_per_second"] / base[s["round"]]["tokens_per_second"] for s in own]
             extra = [s["step_us"] - base[s["round"]]["step_us"] for s in own]
+            of_idle = [quiet[at] / s["step_us"] for s in own if (at := (s["round"], s["engine"])) in quiet]
             rows.append({
                 "requests": shape[0], "context": shape[1], "interval": shape[2], "engine": engine, "what": what,
                 "rounds": len(own),
@@ -239,6 +242,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "step_us": statistics.median(s["step_us"] for s in own),
                 "ratio": statistics.median(ratios), "ratio_ci95": bootstrap(ratios),
                 "extra_us": statistics.median(extra), "extra_us_ci95": bootstrap(extra),
+                "of_idle": statistics.median(of_idle) if of_idle else None,
                 "cpu": {n: statistics.median(s["cpu"].get(n, 0.0) for s in own) for n in own[0]["cpu"]},
             })  # fmt: skip
     return rows
@@ -307,6 +311,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     timeout, limit = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
     engines: dict[str, Engine] = {}
     samples: list[dict[str, Any]] = []
+    settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
     async with aiohttp.ClientSession(timeout=timeout, connector=limit, read_bufsize=1 << 20) as session:
         try:
             # One after the other: each takes its memory from what is free when it starts.
@@ -325,6 +330,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 # What is left is shared among the shapes that are left.
                 ends = time.monotonic() + (deadline - time.monotonic()) / (len(options.shapes) - at)
                 samples += await measure_shape(session, engines, options, shape, ends)
+                # A run that is cut short leaves what it has.
+                keep(options, {"machine": machine(), "settings": settings, "checks": found, "rows": summary(samples),
+                               "samples": samples})  # fmt: skip
             profiles = await profile(session, engines, options)
             capabilities = {}
             for name, engine in engines.items():
@@ -335,9 +343,13 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
         finally:
             for engine in engines.values():
                 engine.stop()
-    settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
     return {"machine": machine(), "settings": settings, "checks": found, "capabilities": capabilities,
             "rows": summary(samples), "profiles": profiles, "samples": samples}  # fmt: skip
+
+
+def keep(options: argparse.Namespace, document: dict[str, Any]) -> None:
+    if options.json:
+        options.json.write_text(json.dumps(document, indent=1))
 
 
 def machine() -> dict[str, str]:
@@ -360,17 +372,18 @@ def table(document: dict[str, Any]) -> str:
         f"graphs for decode; further arguments: `{' '.join(settings['server']) or 'none'}`.",
         "",
         "| requests × context | tokens an event | engine | condition | rounds | tokens/s | ratio | 95 % interval | "
-        "µs a step | extra µs | 95 % interval | CPU of main | of scheduler |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "of idle | µs a step | extra µs | 95 % interval | CPU of main | of scheduler | of entries |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["rows"]:
         low, high = r["ratio_ci95"]
         least, most = r["extra_us_ci95"]
         lines.append(
             f"| {r['requests']} × {r['context']} | {r['interval']} | {r['engine']} | {r['what']} | {r['rounds']} | "
-            f"{r['tokens_per_second']:.0f} | {r['ratio']:.4f} | {low:.4f} – {high:.4f} | {r['step_us']:.0f} | "
+            f"{r['tokens_per_second']:.0f} | {r['ratio']:.4f} | {low:.4f} – {high:.4f} | "
+            f"{r['of_idle'] or 0:.4f} | {r['step_us']:.0f} | "
             f"{r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} | {r['cpu'].get('main', 0):.2f} | "
-            f"{r['cpu'].get('scheduler', 0):.2f} |"
+            f"{r['cpu'].get('scheduler', 0):.2f} | {r['cpu'].get('entries', 0):.2f} |"
         )
     lines += ["", *(f"- {name}: {value}" for name, value in document["checks"].items())]
     return "\n".join(lines)
@@ -410,8 +423,7 @@ def main() -> None:
         # Ended from outside, the servers end too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         document = asyncio.run(measure(options))
-        if options.json:
-            options.json.write_text(json.dumps(document, indent=1))
+        keep(options, document)
     else:
         parser.error("--model or --table is needed")
     text = table(document)

@@ -95,7 +95,9 @@ def mean_kernel(
         kept = tl.full([KEEP], -1, tl.int64)
         for start in range(begin, end, KEEP):
             positions = start + tl.arange(0, KEEP)
-            key_mask = (positions >= first) & (positions < end)
+            key_mask = positions < end
+            if TAP:
+                key_mask = key_mask & (positions >= first)
             mean = tl.zeros([KEEP], tl.float32)
             count = tl.zeros([1], tl.int32)
             for block in range(HEADS // GROUP * BLOCKS_H):

@@ -68,7 +68,9 @@ def partial_kernel(
         histogram = tl.zeros([BLOCK_H, BINS], tl.float32)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             positions = start + tl.arange(0, BLOCK_N)
-            key_mask = (positions >= first) & (positions < end)
+            key_mask = positions < end
+            if TAP:
+                key_mask = key_mask & (positions >= first)
             s = logits_tile(
                 q, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l,
                 stride_a_t, stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints,

@@ -19,10 +19,10 @@ from geomcli.kernels.partial import partial_kernel
 _BLOCK_H = 16  # the least that a tensor core takes
 _BLOCK_N = 64
 _BLOCK_D = 128
-_TAP_BLOCK_H = 4
-_TAP_BLOCK_N = 256
+_TAP_BLOCK_H = 8
+_TAP_BLOCK_N = 128
 _TAP_WARPS = 4
-_TAP_STAGES = 1  # tiles of stored logits in flight
+_TAP_STAGES = 3  # tiles of stored logits in flight
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
 # row asks.
 _PROGRAMS = 2048
