@@ -8,8 +8,9 @@ all at once on one GPU, only one working at a time. For each shape (requests x t
 every condition in random order: nobody asks (`plain`, once more as `again`, and `idle` with the plugin), every request
 asks for fingerprints of the last layer, of all captured layers, or for 16 raw links. Each is compared with the plain
 sample of its own round, and (`of idle`) with the same server's own idle sample, since two servers of the same command
-differ by up to 1 % of a step; reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix
-cache, so that what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
+differ by up to 1 % of a step. `tokens/s` is what arrives at the client, the engine's ratio is of what its scheduler
+logs. Reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache, so that what is
+timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
 
 Also checked: the same greedy tokens with and without the plugin, no entry that failed, and tap and probe agreeing on
 every link. Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are
@@ -24,6 +25,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -47,6 +49,8 @@ ASK = {
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
 BOOT_SECONDS = 240
 PROFILE_TOKENS = 1500
+LOG_STEPS = 8
+_LOGGED = re.compile(r"Decode batch.*#running-req: (\d+), #token: (\d+).*gen throughput \(token/s\): ([\d.]+)")
 
 
 class Engine:
@@ -65,7 +69,7 @@ class Engine:
             "--max-running-requests", str(max(n for n, _ in sizes)),
             "--max-total-tokens", str(max(n * length for n, length in sizes)),
             "--cuda-graph-bs-decode", *map(str, sorted({n for n, _ in sizes})),
-            "--mem-fraction-static", str(options.mem_fraction),
+            "--mem-fraction-static", str(options.mem_fraction), "--decode-log-interval", str(LOG_STEPS),
             *options.server,
         ]  # fmt: skip
         environment = dict(os.environ)
@@ -116,6 +120,19 @@ class Engine:
             found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
         return found
 
+    def logged(self, start: int, requests: int, context: int, tokens: int) -> float | None:
+        """Tokens/s by the scheduler's own log since byte `start`, over the second half of the answers' tokens.
+
+        All conditions are compared over the same lengths, and without what happens behind the scheduler.
+        """
+        rates = []
+        with self.log.open(errors="replace") as log:
+            log.seek(start)
+            for running, held, rate in _LOGGED.findall(log.read()):
+                if int(running) == requests and tokens / 2 < int(held) / requests - context <= tokens:
+                    rates.append(float(rate))
+        return statistics.mean(rates) if rates else None
+
     def stop(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             try:
@@ -147,7 +164,7 @@ async def decode(
     session: aiohttp.ClientSession, engine: Engine, prompts: list[list[int]], n: int, interval: int, fields: Any
 ) -> dict[str, Any] | None:
     """Tokens/s and µs a step while all requests decode together; None when they never did."""
-    before, began = engine.cpu_seconds(), time.perf_counter()
+    before, began, logged = engine.cpu_seconds(), time.perf_counter(), engine.log.stat().st_size
     arrived = await asyncio.gather(*(stream(session, engine.url, p, n, interval, fields) for p in prompts))
     seconds, after = time.perf_counter() - began, engine.cpu_seconds()
     start, end = max(a[0] for a in arrived), min(a[-1] for a in arrived)
@@ -157,7 +174,8 @@ async def decode(
         return None
     rate = tokens / (end - start)
     cpu = {name: (total - before.get(name, 0.0)) / seconds for name, total in after.items()}
-    return {"tokens_per_second": rate, "step_us": len(prompts) / rate * 1e6, "seconds": seconds, "cpu": cpu}
+    found = {"tokens_per_second": rate, "step_us": len(prompts) / rate * 1e6, "seconds": seconds, "cpu": cpu}
+    return {**found, "engine_tokens_per_second": engine.logged(logged, len(prompts), len(prompts[0]), n)}
 
 
 async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> dict[str, Any]:
@@ -232,6 +250,8 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             own = [s for s in mine if (s["engine"], s["what"]) == (engine, what) and s["round"] in base]
             if not own:
                 continue
+            inside = [(s["engine_tokens_per_second"], base[s["round"]]["engine_tokens_per_second"]) for s in own]
+            engine_ratios = [mine / other for mine, other in inside if mine and other]
             ratios = [s["tokens_per_second"] / base[s["round"]]["tokens_per_second"] for s in own]
             extra = [s["step_us"] - base[s["round"]]["step_us"] for s in own]
             of_idle = [quiet[at] / s["step_us"] for s in own if (at := (s["round"], s["engine"])) in quiet]
@@ -242,6 +262,8 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "step_us": statistics.median(s["step_us"] for s in own),
                 "ratio": statistics.median(ratios), "ratio_ci95": bootstrap(ratios),
                 "extra_us": statistics.median(extra), "extra_us_ci95": bootstrap(extra),
+                "engine_ratio": statistics.median(engine_ratios) if engine_ratios else None,
+                "engine_ratio_ci95": bootstrap(engine_ratios) if engine_ratios else None,
                 "of_idle": statistics.median(of_idle) if of_idle else None,
                 "cpu": {n: statistics.median(s["cpu"].get(n, 0.0) for s in own) for n in own[0]["cpu"]},
             })  # fmt: skip
@@ -281,7 +303,8 @@ async def measure_shape(
         busy = " ".join(f"{name} {share:.2f}" for name, share in row["cpu"].items() if share > 0.02)
         print(
             f"{requests}x{context}@{interval} {rounds} rounds {row['engine']} {row['what']}: "
-            f"{row['tokens_per_second']:.0f} tok/s, ratio {row['ratio']:.4f}, {row['extra_us']:+.1f} µs; CPU {busy}",
+            f"{row['tokens_per_second']:.0f} tok/s, ratio {row['ratio']:.4f}, engine's {row['engine_ratio'] or 0:.4f}, "
+            f"{row['extra_us']:+.1f} µs; CPU {busy}",
             file=sys.stderr,
             flush=True,
         )
@@ -362,6 +385,10 @@ def machine() -> dict[str, str]:
     return {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "sglang": version("sglang")}
 
 
+def span(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} – {interval[1]:.4f}"
+
+
 def table(document: dict[str, Any]) -> str:
     """The results as Markdown."""
     where, settings = document["machine"], document["settings"]
@@ -372,8 +399,9 @@ def table(document: dict[str, Any]) -> str:
         f"graphs for decode; further arguments: `{' '.join(settings['server']) or 'none'}`.",
         "",
         "| requests × context | tokens an event | engine | condition | rounds | tokens/s | ratio | 95 % interval | "
-        "of idle | µs a step | extra µs | 95 % interval | CPU of main | of scheduler | of entries |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "of idle | engine's ratio | 95 % interval | µs a step | extra µs | 95 % interval | CPU of main | scheduler | "
+        "entries |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["rows"]:
         low, high = r["ratio_ci95"]
@@ -381,7 +409,8 @@ def table(document: dict[str, Any]) -> str:
         lines.append(
             f"| {r['requests']} × {r['context']} | {r['interval']} | {r['engine']} | {r['what']} | {r['rounds']} | "
             f"{r['tokens_per_second']:.0f} | {r['ratio']:.4f} | {low:.4f} – {high:.4f} | "
-            f"{r['of_idle'] or 0:.4f} | {r['step_us']:.0f} | "
+            f"{r['of_idle'] or 0:.4f} | {r['engine_ratio'] or 0:.4f} | {span(r['engine_ratio_ci95'])} | "
+            f"{r['step_us']:.0f} | "
             f"{r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} | {r['cpu'].get('main', 0):.2f} | "
             f"{r['cpu'].get('scheduler', 0):.2f} | {r['cpu'].get('entries', 0):.2f} |"
         )
