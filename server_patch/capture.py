@@ -14,7 +14,7 @@ from typing import Any
 from geomcli.server_patch import faults, flags, hooks, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
-from geomcli.server_patch.request_state import RequestState, state_of
+from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
 
@@ -128,7 +128,7 @@ def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: An
 
 def _plan(forward_batch: Any, batch: Any) -> Any:
     extend = forward_batch.forward_mode.is_extend()
-    if not extend and not RequestState.alive:
+    if not extend and not population.count:
         return None
     asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
     if not extend:

@@ -13,23 +13,30 @@ from geomcli.server_patch.values import PARAMS_KEY
 _ATTRIBUTE = "_geom_state"
 
 
+class _Population:
+    """How many states there are in this process: while there are none, no step needs a look at its requests."""
+
+    count = 0
+
+
+population = _Population()
+
+
 class RequestState:
     """The request's options, and the name that the device knows it by.
 
     Lives on SGLang's Req, so it survives a retraction.
     """
 
-    alive = 0  # in this process: while there are none, no step needs a look at its requests
-
     def __init__(self, options: CaptureOptions, encoded: str = "") -> None:
-        type(self).alive += 1
+        population.count += 1
         self.options = options
         self.encoded = encoded
         self._always = options.stride == 1 and options.limit == 0
         self.stamp = 0  # 0 until it was written to the device
 
     def __del__(self) -> None:
-        type(self).alive -= 1
+        population.count -= 1
 
     def captures(self, output_index: int) -> bool:
         """Whether this output token's step is captured (stride and limit)."""

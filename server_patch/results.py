@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, transport
-from geomcli.server_patch.request_state import RequestState, state_of
+from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.values import CAPTURED, FAILED, INFO_KEY, STOPPED
 
 
@@ -41,7 +41,7 @@ def before_process_decode(_processor: Any, batch: Any, result: Any) -> None:
 
 def _process(batch: Any, result: Any, *, prefill: bool) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
-    if not RequestState.alive:
+    if not population.count:
         return
     try:
         asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
