@@ -51,6 +51,8 @@ class _Line:
             raise self._failure
         built = None if wrapped is None else state.main.worker.build(_order(manager, batch, wrapped))
         await self._batches.put((handle, manager, batch, built))
+        if self._failure is not None:
+            raise self._failure
         if self._passing is None:
             self._passing = asyncio.create_task(self._pass_on())
 
@@ -63,9 +65,13 @@ class _Line:
                         _keep(manager, batch, await _built(built))
                     except Exception:
                         faults.report("a batch of entries could not be read")
+                        batch.customized_info = None
                 await handle()
         except Exception as error:
             self._failure = error
+            # Whoever waits for a place is to see it.
+            while not self._batches.empty():
+                self._batches.get_nowait()
         finally:
             self._passing = None
 
@@ -106,7 +112,11 @@ def _keep(manager: Any, batch: Any, built: Built | None) -> None:
     """Keep what was built for its requests, and take it off the batch."""
     from sglang.srt.managers.io_struct import wrap_as_pickle
 
-    if built is None or built.values is None:
+    if built is None:
+        # Whatever else it held cannot be told apart from what is ours and no answer may carry.
+        batch.customized_info = None
+        return
+    if built.values is None:
         return
     batch.customized_info = None if built.rest is None else wrap_as_pickle(pickle.loads(built.rest))
     for rid, values in built.values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import pickle
@@ -279,6 +280,37 @@ async def test_a_batch_that_cannot_be_handled_ends_the_server_as_without_us(main
     await asyncio.sleep(0.01)
     with pytest.raises(RuntimeError, match="SGLang's own"):
         await put()
+
+
+async def test_a_failure_is_seen_by_a_batch_that_waits_for_its_place() -> None:
+    line = arrivals._Line()
+
+    async def handle(number: int) -> None:
+        await asyncio.sleep(0)
+        if number == 1:
+            raise KeyError(number)
+
+    async def fill() -> None:
+        for number in range(3 * arrivals._LINE_LENGTH):
+            await line.put(functools.partial(handle, number), None, None, None)
+
+    with pytest.raises(KeyError):
+        await asyncio.wait_for(fill(), 10)
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_a_batch_that_cannot_be_read_leaks_nothing(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+    manager = SimpleNamespace(rid_to_state={"a": Waiting()})
+    batch = SimpleNamespace(rids=["a"], customized_info=SimpleNamespace(data=b"no pickle"))
+    seen = []
+
+    async def original(_manager: Any, one: Any) -> None:
+        seen.append(one.customized_info)
+
+    await arrivals.around_handle_batch_output(original, manager, batch)
+    await asyncio.sleep(0.01)
+    assert seen == [None]
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])

@@ -100,6 +100,7 @@ class ShapeKey:
 
 
 def test_each_decode_graph_is_recorded_without_capture_and_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "backend", "triton")
     joined: list[bool] = []
     monkeypatch.setattr(scheduler, "device", SimpleNamespace(join=lambda: joined.append(recording.recording())))
     recorded: dict[Any, bool] = {}
@@ -128,4 +129,15 @@ def test_a_server_that_does_not_capture_records_once(monkeypatch: pytest.MonkeyP
     calls: list[Any] = []
     graphs.around_capture_one_shape(lambda *args: calls.append(args), None, 8, len)
     assert len(calls) == 1
+    assert graphs.after_make_graph_key(ShapeKey(8), None, 8) is None
+
+
+def test_flashinfer_records_one_graph_for_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan is for the wrapper of the graph that was recorded last."""
+    monkeypatch.setattr(scheduler, "device", SimpleNamespace(join=lambda: None))
+    monkeypatch.setattr(scheduler, "backend", "flashinfer")
+    recorded: list[bool] = []
+    graphs.around_capture_one_shape(lambda _r, _n, _f: recorded.append(recording.recording()), None, 8, len)
+    assert recorded == [True]
+    monkeypatch.setattr(scheduler, "current", SimpleNamespace(error=None))
     assert graphs.after_make_graph_key(ShapeKey(8), None, 8) is None
