@@ -22,13 +22,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import random
-import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,131 +33,35 @@ from typing import Any
 
 import aiohttp
 
-FINGERPRINT = {"return_attention_tokens": True, "attention_fingerprint_only": True}
-ASK = {
-    "plain": {},
-    "again": {},
-    "idle": {},
-    "last layer": FINGERPRINT,
-    "fingerprint": FINGERPRINT,
-    "raw": {"return_attention_tokens": True, "top_k_attention": 16},
-}
+# `python -P` keeps this folder off the path.
+sys.path.append(str(Path(__file__).parent))
+from gpu_servers import ASK, PROFILE_TOKENS, Server, entries, fields_of, machine, random_prompt, stream
+
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
-BOOT_SECONDS = 240
-PROFILE_TOKENS = 1500
 LOG_STEPS = 8
-_LOGGED = re.compile(r"Decode batch.*#running-req: (\d+), #token: (\d+).*gen throughput \(token/s\): ([\d.]+)")
 
 
-class Engine:
-    """One server; `plain` has no plugin, others capture by the source that they are named after."""
-
-    def __init__(self, name: str, port: int, options: argparse.Namespace, folder: Path) -> None:
-        self.layers: list[int] = []
-        self.name, self.url, self.log = name, f"http://127.0.0.1:{port}", folder / f"{name}.log"
-        sizes = [(n, length + options.tokens + 64) for n, length, _ in options.shapes]
-        sizes += [(n, length + PROFILE_TOKENS + 64) for n, length, _ in options.profile]
-        command = [
-            sys.executable, "-P", "-W", "ignore", "-m", "sglang.launch_server", "--model-path", options.model,
-            "--host", "127.0.0.1", "--port", str(port), "--attention-backend", options.backend,
-            "--load-format", options.load_format, "--skip-tokenizer-init",
-            "--context-length", str(max(length for _, length in sizes)),
-            "--max-running-requests", str(max(n for n, _ in sizes)),
-            "--max-total-tokens", str(max(n * length for n, length in sizes)),
-            "--cuda-graph-bs-decode", *map(str, sorted({n for n, _ in sizes})),
-            "--mem-fraction-static", str(options.mem_fraction), "--decode-log-interval", str(LOG_STEPS),
-            *options.server,
-        ]  # fmt: skip
-        environment = dict(os.environ)
-        if name == "plain":
-            environment["SGLANG_PLUGINS"] = "none"
-        else:
-            command += ["--return-attention-tokens", "--attention-capture-layers", options.layers,
-                        "--attention-capture-source", name, "--attention-fingerprint-max-steps", "0"]  # fmt: skip
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-
-    async def ready(self, session: aiohttp.ClientSession) -> None:
-        """SystemExit with the end of the log when it does not get ready."""
-        deadline = time.monotonic() + BOOT_SECONDS
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                async with session.get(self.url + "/health") as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                pass
-            await asyncio.sleep(0.5)
-        sys.exit(f"engine {self.name} did not get ready:\n{self.log.read_text(errors='replace')[-4000:]}")
-
-    def processes(self) -> list[tuple[int, str]]:
-        """(pid, name) of the server's processes: main, scheduler, detokenizer, entries (the plugin's own)."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                session = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[3])
-                if session == self.process.pid:
-                    command = (folder / "cmdline").read_text()
-                    title = command.split("\0")[0].split("::")
-                    name = title[1].split("_")[0].strip() if len(title) > 1 else "main"
-                    found.append((int(folder.name), "entries" if "server_patch.worker" in command else name))
-            except (OSError, ValueError):
-                continue
-        return found
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """CPU time so far of the server's processes, by what they do."""
-        found: dict[str, float] = {}
-        for pid, name in self.processes():
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return found
-
-    def logged(self, start: int, requests: int, context: int, tokens: int) -> float | None:
-        """Tokens/s by the scheduler's own log since byte `start`, over the second half of the answers' tokens.
-
-        All conditions are compared over the same lengths, and without what happens behind the scheduler.
-        """
-        rates = []
-        with self.log.open(errors="replace") as log:
-            log.seek(start)
-            for running, held, rate in _LOGGED.findall(log.read()):
-                if int(running) == requests and tokens / 2 < int(held) / requests - context <= tokens:
-                    rates.append(float(rate))
-        return statistics.mean(rates) if rates else None
-
-    def stop(self) -> None:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self.process.pid, sign)
-                self.process.wait(8)
-            except ProcessLookupError:
-                return
-            except subprocess.TimeoutExpired:
-                continue
-
-
-async def stream(
-    session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, interval: int, fields: Any
-) -> list[float]:
-    """Times at which the events of one request arrived; all but perhaps the last carry as many tokens."""
-    sampling: dict[str, Any] = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
-    if interval > 1:
-        sampling["stream_interval"] = interval
-    body = {"input_ids": prompt, "sampling_params": sampling, "stream": True, **fields}
-    arrivals: list[float] = []
-    async with session.post(url + "/generate", json=body) as response:
-        response.raise_for_status()
-        async for data in response.content.iter_any():
-            arrivals += [time.perf_counter()] * data.count(b"data: {")
-    return arrivals
+def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> Server:
+    """`plain` has no plugin, others capture by the source that they are named after."""
+    sizes = [(n, length + options.tokens + 64) for n, length, _ in options.shapes]
+    sizes += [(n, length + PROFILE_TOKENS + 64) for n, length, _ in options.profile]
+    arguments = [
+        "--model-path", options.model, "--attention-backend", options.backend, "--load-format", options.load_format,
+        "--skip-tokenizer-init", "--context-length", str(max(length for _, length in sizes)),
+        "--max-running-requests", str(max(n for n, _ in sizes)),
+        "--max-total-tokens", str(max(n * length for n, length in sizes)),
+        "--cuda-graph-bs-decode", *map(str, sorted({n for n, _ in sizes})),
+        "--mem-fraction-static", str(options.mem_fraction), "--decode-log-interval", str(LOG_STEPS), *options.server,
+    ]  # fmt: skip
+    if name == "plain":
+        return Server(name, port, folder, arguments, {"SGLANG_PLUGINS": "none"})
+    arguments += ["--return-attention-tokens", "--attention-capture-layers", options.layers,
+                  "--attention-capture-source", name, "--attention-fingerprint-max-steps", "0"]  # fmt: skip
+    return Server(name, port, folder, arguments, {})
 
 
 async def decode(
-    session: aiohttp.ClientSession, engine: Engine, prompts: list[list[int]], n: int, interval: int, fields: Any
+    session: aiohttp.ClientSession, engine: Server, prompts: list[list[int]], n: int, interval: int, fields: Any
 ) -> dict[str, Any] | None:
     """Tokens/s and µs a step while all requests decode together; None when they never did."""
     before, began, logged = engine.cpu_seconds(), time.perf_counter(), engine.log.stat().st_size
@@ -178,14 +78,7 @@ async def decode(
     return {**found, "engine_tokens_per_second": engine.logged(logged, len(prompts), len(prompts[0]), n)}
 
 
-async def entries(session: aiohttp.ClientSession, url: str, prompt: list[int], n: int, fields: Any) -> dict[str, Any]:
-    sampling = {"temperature": 0, "max_new_tokens": n, "ignore_eos": True}
-    async with session.post(url + "/generate", json={"input_ids": prompt, "sampling_params": sampling, **fields}) as r:
-        r.raise_for_status()
-        return dict(await r.json())
-
-
-async def checks(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> dict[str, Any]:
+async def checks(session: aiohttp.ClientSession, engines: dict[str, Server], options: Any) -> dict[str, Any]:
     """Same tokens as without the plugin, every entry sound, tap and probe in agreement."""
     prompt = random_prompt(options, min(length for _, length, _ in options.shapes))
     answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), ASK["raw"] if n != "plain" else {})
@@ -233,10 +126,6 @@ def conditions(names: list[str]) -> list[tuple[str, str]]:
     return [(name, what) for name in names for what in (["plain", "again"] if name == "plain" else asked)]
 
 
-def random_prompt(options: Any, length: int) -> list[int]:
-    return [random.randrange(100, options.vocabulary) for _ in range(length)]
-
-
 def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row for each shape, engine and condition, against the plain sample of the same round."""
     rows = []
@@ -279,7 +168,7 @@ def order(condition: tuple[str, str]) -> tuple[str, int]:
 
 
 async def measure_shape(
-    session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any, shape: tuple[int, int, int], ends: float
+    session: aiohttp.ClientSession, engines: dict[str, Server], options: Any, shape: tuple[int, int, int], ends: float
 ) -> list[dict[str, Any]]:
     """Interleaved rounds of one shape, as many as there is time for; the first, which fills the caches, is left out."""
     requests, context, interval = shape
@@ -291,9 +180,7 @@ async def measure_shape(
         todo = conditions(options.engines)
         random.Random(round_).shuffle(todo)
         for name, what in todo if round_ >= 0 else [(name, "idle") for name in engines]:
-            fields = dict(ASK[what])
-            if what == "last layer":
-                fields["attention_capture_layer_ids"] = [engines[name].layers[-1]]
+            fields = fields_of(what, engines[name])
             sample = await decode(session, engines[name], prompts, options.tokens, interval, fields)
             if round_ >= 0 and sample is not None:
                 samples.append({"round": round_, "requests": requests, "context": context, "interval": interval,
@@ -311,11 +198,9 @@ async def measure_shape(
     return samples
 
 
-async def profile(session: aiohttp.ClientSession, engines: dict[str, Engine], options: Any) -> list[dict[str, Any]]:
+async def profile(session: aiohttp.ClientSession, engines: dict[str, Server], options: Any) -> list[dict[str, Any]]:
     if not options.profile:
         return []
-    # `python -P` keeps this folder off the path.
-    sys.path.append(str(Path(__file__).parent))
     from gpu_profile import profiled, table
 
     rows = []
@@ -332,7 +217,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.logs or tempfile.mkdtemp(prefix="geom-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
     timeout, limit = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
-    engines: dict[str, Engine] = {}
+    engines: dict[str, Server] = {}
     samples: list[dict[str, Any]] = []
     settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
     async with aiohttp.ClientSession(timeout=timeout, connector=limit, read_bufsize=1 << 20) as session:
@@ -340,7 +225,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             # One after the other: each takes its memory from what is free when it starts.
             for name in options.engines:
                 began = time.monotonic()
-                engines[name] = Engine(name, options.port + len(engines), options, folder)
+                engines[name] = started(name, options.port + len(engines), options, folder)
                 await engines[name].ready(session)
                 if name != "plain":
                     async with session.get(engines[name].url + "/v1/attention/capabilities") as response:
@@ -373,16 +258,6 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 def keep(options: argparse.Namespace, document: dict[str, Any]) -> None:
     if options.json:
         options.json.write_text(json.dumps(document, indent=1))
-
-
-def machine() -> dict[str, str]:
-    from importlib.metadata import version
-
-    import torch
-    import triton
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    return {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "sglang": version("sglang")}
 
 
 def span(interval: list[float] | None) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from gpu_capture import ASK, PROFILE_TOKENS, random_prompt, stream
+from gpu_servers import PROFILE_TOKENS, Server, fields_of, random_prompt, stream
 
 STEPS = 12
 SPY_SECONDS = 3
@@ -97,11 +97,11 @@ def spied(pid: int, folder: Path) -> dict[str, Any]:
     }
 
 
-async def profiled(session: aiohttp.ClientSession, engine: Any, what: str, options: Any, shape: Any) -> dict[str, Any]:
+async def profiled(
+    session: aiohttp.ClientSession, engine: Server, what: str, options: Any, shape: Any
+) -> dict[str, Any]:
     requests, context, interval = shape
-    fields = dict(ASK[what])
-    if what == "last layer":
-        fields["attention_capture_layer_ids"] = [engine.layers[-1]]
+    fields = fields_of(what, engine)
     load = [
         asyncio.create_task(
             stream(session, engine.url, random_prompt(options, context), PROFILE_TOKENS, interval, fields)
