@@ -10,7 +10,7 @@ import orjson
 from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
-from geomcli.server_patch.step_numbers import Due, numbers_of
+from geomcli.server_patch.step_numbers import CapturedToken, numbers_of
 from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Sent, Value
 
 
@@ -24,7 +24,7 @@ def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]], layers: tuple
     # Compass and ripple move token by token: each pass takes one token of every answer.
     for turn in range(max(map(len, captured), default=0)):
         at = [(i, places[turn]) for i, places in enumerate(captured) if turn < len(places)]
-        due = [Due(answer, answers[i][1][n]) for i, n in at if (answer := answers[i][0]) is not None]
+        due = [CapturedToken(answer, answers[i][1][n]) for i, n in at if (answer := answers[i][0]) is not None]
         for (i, n), entry in zip(at, _entries(due, layers), strict=True):
             entries[i][n] = entry
     return [
@@ -33,7 +33,7 @@ def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]], layers: tuple
     ]
 
 
-def _entries(due: list[Due], layers: tuple[int, ...]) -> list[dict[str, Any]]:
+def _entries(due: list[CapturedToken], layers: tuple[int, ...]) -> list[dict[str, Any]]:
     """Error entries when the numbers cannot be had."""
     contexts = [_context(one.sent) for one in due]
     try:

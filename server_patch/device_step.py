@@ -36,7 +36,7 @@ class DeviceStep:
         """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
 
     def rows_of(self, due: Sequence[Due]) -> Mapping[int, RowRecords]:
-        """Records of these tokens by row, whosever they are: the main process compares stamps. Empty if it failed."""
+        """Records by row, whosever they are: stamps are compared where entries are built. Empty if the step failed."""
         if self.error is not None:
             return {}
         every = self.records.numpy().swapaxes(0, 1)[[one.row for one in due]]

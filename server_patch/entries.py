@@ -17,7 +17,7 @@ from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.schema import SCHEMA_VERSION
 from geomcli.server_patch.answers import trackers
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.step_numbers import Due, StepNumbers
+from geomcli.server_patch.step_numbers import CapturedToken, StepNumbers
 from geomcli.zones import ZONES_V1, classify_many
 
 _TINY = 1e-37  # log of a probability that underflowed
@@ -25,7 +25,7 @@ _BYTES_PER_LINK = 8  # int32 position, float32 probability
 
 
 def build_entries(
-    contexts: Sequence[Mapping[str, Any]], due: Sequence[Due], numbers: StepNumbers
+    contexts: Sequence[Mapping[str, Any]], due: Sequence[CapturedToken], numbers: StepNumbers
 ) -> list[dict[str, Any]]:
     """The entry of each due token; compass and ripple of its request move by one step."""
     if not due:
@@ -107,7 +107,7 @@ def _flags(options: CaptureOptions, query_position: int, *, empty: bool) -> list
 class _Layers:
     """What entries say of single layers, prepared for all rows at once, as far as any row's mode asks for it."""
 
-    def __init__(self, numbers: StepNumbers, due: Sequence[Due]) -> None:
+    def __init__(self, numbers: StepNumbers, due: Sequence[CapturedToken]) -> None:
         self._numbers = numbers
         self._wanted = [np.flatnonzero(column).tolist() for column in numbers.wanted.T]
         modes = {one.options.mode for one in due}
@@ -136,7 +136,7 @@ class _Layers:
         self._entropy = rounded(numbers.entropy_bits)
         self._sink = rounded(numbers.sink_mass)
 
-    def add_to(self, entry: dict[str, Any], row: int, due: Due) -> None:
+    def add_to(self, entry: dict[str, Any], row: int, due: CapturedToken) -> None:
         """The mode's own fields and the bytes that left the device for this entry."""
         options, wanted, layers = due.options, self._wanted[row], self._numbers.layers
         size = FINGERPRINT_BYTES
@@ -187,7 +187,7 @@ class _Layers:
         }
 
 
-def _head_statistics(due: Due) -> dict[str, dict[str, list[float]]]:
+def _head_statistics(due: CapturedToken) -> dict[str, dict[str, list[float]]]:
     """By layer; empty where the token came without them."""
     if due.sent.heads is None:
         return {}

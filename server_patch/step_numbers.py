@@ -21,7 +21,7 @@ from geomcli.server_patch.values import Sent
 _WORD_BYTES = 4
 
 
-class Due(NamedTuple):
+class CapturedToken(NamedTuple):
     """One captured token and the answer that it belongs to."""
 
     answer: Answer
@@ -55,7 +55,7 @@ class StepNumbers:
         self.failed |= (~np.isfinite(sums) & self.wanted).any(axis=0)
 
 
-def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
+def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNumbers:
     """Of the records that were written for exactly these tokens; the others' have failed."""
     wanted = _wanted_by(due, layers)
     found = _words(due, len(layers))
@@ -78,7 +78,7 @@ def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
     return made
 
 
-def _words(due: Sequence[Due], n_layers: int) -> NDArray[np.int32]:
+def _words(due: Sequence[CapturedToken], n_layers: int) -> NDArray[np.int32]:
     """Their records [L, n, words], those that were cut filled up."""
     sizes = {len(one.sent.records) for one in due}
     if len(sizes) == 1:
@@ -92,7 +92,7 @@ def _words(due: Sequence[Due], n_layers: int) -> NDArray[np.int32]:
     return made.swapaxes(0, 1)
 
 
-def _wanted_by(due: Sequence[Due], layers: tuple[int, ...]) -> NDArray[np.bool_]:
+def _wanted_by(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> NDArray[np.bool_]:
     """[L, n]; KeyError for a token that wants a layer that is not captured."""
     wanted = np.zeros((len(layers), len(due)), dtype=np.bool_)
     place = {layer: i for i, layer in enumerate(layers)}
