@@ -222,10 +222,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
     async with aiohttp.ClientSession(timeout=timeout, connector=limit, read_bufsize=1 << 20) as session:
         try:
-            # One after the other: each takes its memory from what is free when it starts.
+            began = time.monotonic()
             for name in options.engines:
-                began = time.monotonic()
                 engines[name] = started(name, options.port + len(engines), options, folder)
+            for name in options.engines:
                 await engines[name].ready(session)
                 if name != "plain":
                     async with session.get(engines[name].url + "/v1/attention/capabilities") as response:

@@ -26,6 +26,7 @@ from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.scheduler_state import scheduler
 
 BUDGET_BYTES = 1 << 30
+SHARE_OF_DEVICE = 0.02
 SHARE_OF_FREE = 0.25
 EIGHT_BIT_KEYS = "eight_bit_keys"
 _MAX_LAYERS = 31  # bits of a control word
@@ -277,7 +278,8 @@ def _budget(device: Any) -> int:
     """Bytes that one large buffer of ours may take."""
     if torch.device(device).type != "cuda":
         return BUDGET_BYTES
-    return min(BUDGET_BYTES, int(torch.cuda.mem_get_info()[0] * SHARE_OF_FREE))
+    free, total = torch.cuda.mem_get_info()
+    return min(max(BUDGET_BYTES, int(total * SHARE_OF_DEVICE)), int(free * SHARE_OF_FREE))
 
 
 def _source(asked: str, shape: Shape, *, rows: int, length: int, windows: tuple[int, ...], device: Any) -> str:
