@@ -1,16 +1,16 @@
 """What capture costs a GPU server: decode tokens/s and µs a step, CUDA graphs and overlap scheduler on.
 
     python benchmarks/gpu_capture.py --model DIR [--engines plain tap probe] [--shapes 1x1024 8x1024 …] [--json FILE]
-    python benchmarks/gpu_capture.py --table FILE [--docs docs/performance.md]
+    python benchmarks/gpu_capture.py --table FILE... [--docs docs/performance.md]
 
 Starts one server for each engine (the same SGLang command: without the plugin, with logits tapped, with keys probed),
-all at once on one GPU, only one working at a time. For each shape (requests x tokens of context), every round runs
+all together on one GPU, only one working at a time. For each shape (requests x tokens of context), every round runs
 every condition in random order: nobody asks (`plain`, once more as `again`, and `idle` with the plugin), every request
 asks for fingerprints of the last layer, of all captured layers, or for 16 raw links. Each is compared with the plain
-sample of its own round, and (`of idle`) with the same server's own idle sample, since two servers of the same command
-differ by up to 1 % of a step. `tokens/s` is what arrives at the client, the engine's ratio is of what its scheduler
-logs. Reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache, so that what is
-timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
+sample of its own round, and (`of idle`, in the engine) with the same server's own idle sample, since two servers of the
+same command differ by up to 1 % of a step. `tokens/s` is what arrives at the client, the engine's ratio is of what its
+scheduler logs. Reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache, so that
+what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
 
 Also checked: the same greedy tokens with and without the plugin, no entry that failed, and tap and probe agreeing on
 every link. Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are
@@ -132,7 +132,8 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for shape in dict.fromkeys(shape_in(s) for s in samples):
         mine = [s for s in samples if shape_in(s) == shape]
         base = {s["round"]: s for s in mine if s["what"] == "plain"}
-        quiet = {(s["round"], s["engine"]): s["step_us"] for s in mine if s["what"] in ("idle", "again")}
+        rate = "engine_tokens_per_second"
+        quiet = {(s["round"], s["engine"]): s[rate] for s in mine if s["what"] in ("idle", "again") and s[rate]}
         for engine, what in sorted(
             {(s["engine"], s["what"]) for s in mine}, key=lambda c: (c[0] != "plain", *order(c))
         ):
@@ -143,7 +144,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
             engine_ratios = [mine / other for mine, other in inside if mine and other]
             ratios = [s["tokens_per_second"] / base[s["round"]]["tokens_per_second"] for s in own]
             extra = [s["step_us"] - base[s["round"]]["step_us"] for s in own]
-            of_idle = [quiet[at] / s["step_us"] for s in own if (at := (s["round"], s["engine"])) in quiet]
+            of_idle = [s[rate] / quiet[at] for s in own if s[rate] and (at := (s["round"], s["engine"])) in quiet]
             rows.append({
                 "requests": shape[0], "context": shape[1], "interval": shape[2], "engine": engine, "what": what,
                 "rounds": len(own),
@@ -216,7 +217,7 @@ async def profile(session: aiohttp.ClientSession, engines: dict[str, Server], op
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     folder = Path(options.logs or tempfile.mkdtemp(prefix="geom-gpu-"))
     folder.mkdir(parents=True, exist_ok=True)
-    timeout, limit = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0)
+    timeout, limit = aiohttp.ClientTimeout(total=600), aiohttp.TCPConnector(limit=0, force_close=True)
     engines: dict[str, Server] = {}
     samples: list[dict[str, Any]] = []
     settings = {k: v for k, v in vars(options).items() if k not in ("table", "docs", "json", "logs")}
@@ -233,6 +234,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name} ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
             found = await checks(session, engines, options)
             print(json.dumps(found, indent=1), file=sys.stderr, flush=True)
+            if any(value for name, value in found.items() if name.endswith("entries with an error")):
+                sys.exit("entries have errors: nothing is measured")
             deadline = time.monotonic() + options.seconds
             for at, shape in enumerate(options.shapes):
                 # What is left is shared among the shapes that are left.
@@ -260,35 +263,37 @@ def keep(options: argparse.Namespace, document: dict[str, Any]) -> None:
         options.json.write_text(json.dumps(document, indent=1))
 
 
-def span(interval: list[float] | None) -> str:
-    return "" if interval is None else f"{interval[0]:.4f} – {interval[1]:.4f}"
+def span(value: float | None, interval: list[float] | None) -> str:
+    return "" if value is None or interval is None else f"{value:.4f} [{interval[0]:.4f}, {interval[1]:.4f}]"
 
 
 def table(document: dict[str, Any]) -> str:
     """The results as Markdown."""
     where, settings = document["machine"], document["settings"]
     lines = [
-        f"{where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton {where['triton']}; "
-        f"{Path(settings['model']).name}, backend {settings['backend']}, layers {settings['layers']}, "
-        f"{settings['tokens']} tokens generated, overlap scheduler on, CUDA "
-        f"graphs for decode; further arguments: `{' '.join(settings['server']) or 'none'}`.",
+        f"**{Path(settings['model']).name}**, {where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton "
+        f"{where['triton']}; backend {settings['backend']}, layers {settings['layers']}, {settings['tokens']} tokens "
+        f"generated; further arguments `{' '.join(settings['server']) or 'none'}`.",
         "",
-        "| requests × context | tokens an event | engine | condition | rounds | tokens/s | ratio | 95 % interval | "
-        "of idle | engine's ratio | 95 % interval | µs a step | extra µs | 95 % interval | CPU of main | scheduler | "
-        "entries |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| requests × context | tokens an event | condition | rounds | tokens/s | at the client: ratio | extra µs a "
+        "step | in the engine: ratio | of idle | CPU main, entries |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["rows"]:
-        low, high = r["ratio_ci95"]
-        least, most = r["extra_us_ci95"]
-        lines.append(
-            f"| {r['requests']} × {r['context']} | {r['interval']} | {r['engine']} | {r['what']} | {r['rounds']} | "
-            f"{r['tokens_per_second']:.0f} | {r['ratio']:.4f} | {low:.4f} – {high:.4f} | "
-            f"{r['of_idle'] or 0:.4f} | {r['engine_ratio'] or 0:.4f} | {span(r['engine_ratio_ci95'])} | "
-            f"{r['step_us']:.0f} | "
-            f"{r['extra_us']:+.1f} | {least:+.1f} – {most:+.1f} | {r['cpu'].get('main', 0):.2f} | "
-            f"{r['cpu'].get('scheduler', 0):.2f} | {r['cpu'].get('entries', 0):.2f} |"
-        )
+        plain, quiet = r["what"] == "plain", r["engine"] == "plain" or r["what"] == "idle"
+        cells = [
+            f"{r['requests']} × {r['context']}",
+            str(r["interval"]),
+            r["what"] if r["engine"] == "plain" else f"{r['engine']}: {r['what']}",
+            str(r["rounds"]),
+            f"{r['tokens_per_second']:.0f}",
+            "1" if plain else span(r["ratio"], r["ratio_ci95"]),
+            f"{r['step_us']:.0f} a step" if plain else f"{r['extra_us']:+.0f}",
+            "1" if plain else span(r["engine_ratio"], r["engine_ratio_ci95"]),
+            "" if quiet or r["of_idle"] is None else f"{r['of_idle']:.4f}",
+            f"{r['cpu'].get('main', 0):.2f}, {r['cpu'].get('entries', 0):.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", *(f"- {name}: {value}" for name, value in document["checks"].items())]
     return "\n".join(lines)
 
@@ -318,19 +323,19 @@ def main() -> None:
     parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further arguments for every server")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--logs", help="folder for the servers' logs")
-    parser.add_argument("--table", type=Path, help="print the table of these results instead of measuring")
+    parser.add_argument("--table", type=Path, nargs="+", help="print the tables of these results instead of measuring")
     parser.add_argument("--docs", type=Path, help="put the table between its marks in this file")
     options = parser.parse_args()
     if options.table:
-        document = json.loads(options.table.read_text())
+        documents = [json.loads(path.read_text()) for path in options.table]
     elif options.model:
         # Ended from outside, the servers end too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        document = asyncio.run(measure(options))
-        keep(options, document)
+        documents = [asyncio.run(measure(options))]
+        keep(options, documents[0])
     else:
         parser.error("--model or --table is needed")
-    text = table(document)
+    text = "\n\n".join(map(table, documents))
     print(text)
     if options.docs:
         page = options.docs.read_text()

@@ -45,3 +45,25 @@ def decode(records: NDArray[np.int32]) -> Decoded:
         probabilities=values[..., layout.R_PROBABILITIES : layout.R_PROBABILITIES + most].astype(np.float64),
         profile=values[..., layout.R_PROFILE : layout.R_POSITIONS],
     )
+
+
+def head_statistics(
+    heads: NDArray[np.float32], selected: tuple[int, ...] | None, first_key: int, prompt_len: int, length: int
+) -> NDArray[np.float32]:
+    """Per-head scalars [4, selected] in the order of HEAD_STATISTICS of one row's sums [H, HEAD_WORDS].
+
+    first_key: first position that counted; length: keys of the row. Lookback as in geometry.md: mean mass on a prompt
+    key against that on a prompt key and a generated one together.
+    """
+    if selected is not None:
+        heads = heads[list(selected)]
+    n_prompt = max(0, min(prompt_len, length) - first_key)
+    n_generated = max(0, length - max(prompt_len, first_key))
+    prompt = heads[:, layout.H_PROMPT] / max(n_prompt, 1)
+    generated = heads[:, layout.H_GENERATED] / max(n_generated, 1)
+    return np.stack([
+        heads[:, layout.H_ENTROPY] / NATS_PER_BIT,
+        heads[:, layout.H_SINK],
+        heads[:, layout.H_PREVIOUS],
+        prompt / np.maximum(prompt + generated, np.finfo(np.float32).tiny),
+    ]).astype(np.float32)  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from geomcli.kernels import layout
-from geomcli.kernels.records import HEAD_STATISTICS, NATS_PER_BIT
+from geomcli.kernels.records import HEAD_STATISTICS, NATS_PER_BIT, head_statistics
 from geomcli.kernels.reference import HeadStatistics, RowStatistics
 
 
@@ -57,24 +56,12 @@ def heads_of(
     heads: NDArray[np.float32], selected: tuple[int, ...] | None, first_key: int, prompt_len: int, length: int
 ) -> HeadStatistics:
     """Per-head scalars of the `selected` heads of one row: heads [H, HEAD_WORDS], its first key and its lengths."""
-    if selected is not None:
-        heads = heads[list(selected)]
-    n_prompt = max(0, min(prompt_len, length) - first_key)
-    n_generated = max(0, length - max(prompt_len, first_key))
-    prompt = heads[:, layout.H_PROMPT] / max(n_prompt, 1)
-    generated = heads[:, layout.H_GENERATED] / max(n_generated, 1)
-    return HeadStatistics(
-        entropy=_tensor(heads[:, layout.H_ENTROPY] / NATS_PER_BIT),
-        sink=_tensor(heads[:, layout.H_SINK]),
-        prev=_tensor(heads[:, layout.H_PREVIOUS]),
-        lookback=_tensor(prompt / np.maximum(prompt + generated, np.finfo(np.float32).tiny)),
-    )
+    return HeadStatistics(*map(_tensor, head_statistics(heads, selected, first_key, prompt_len, length)))
 
 
-def heads_bytes(of_layers: Sequence[HeadStatistics]) -> bytes:
-    """float32 [layers, 4, H] in the order of HEAD_STATISTICS."""
-    every = [[getattr(of_layer, name).cpu().numpy() for name in HEAD_STATISTICS] for of_layer in of_layers]
-    return np.asarray(every, dtype=np.float32).tobytes()
+def heads_array(statistics: HeadStatistics) -> NDArray[np.float32]:
+    """float32 [4, H] in the order of HEAD_STATISTICS."""
+    return np.stack([getattr(statistics, name).cpu().numpy() for name in HEAD_STATISTICS]).astype(np.float32)
 
 
 def encode(statistics: RowStatistics, *, stamp: int, length: int) -> NDArray[np.int32]:

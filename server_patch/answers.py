@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from geomcli.compass import Compass
+from geomcli.kernels import records
 from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.values import CAPTURED, FAILED, NOT_CAPTURED, STOPPED, Token
 from geomcli.trackers import Trackers
 
 trackers = Trackers()  # of this process, which builds in one thread
 
 
+class Found(NamedTuple):
+    """A row of a step: records [layers, words], of heads either their sums or their finished statistics."""
+
+    flags: tuple[str, ...]
+    records: NDArray[np.int32]
+    heads: NDArray[np.float32] | None  # [layers, H, HEAD_WORDS]
+    head_statistics: NDArray[np.float32] | None  # [layers, 4, heads]
+
+
 class Answer:
     """The request's options, its compass, its place among the trackers, which it gives back when it is forgotten."""
 
-    def __init__(self, encoded: str) -> None:
+    def __init__(self, options: str, prompt_len: int) -> None:
         self._tracker: int | None = None
-        self.options = msgspec.json.decode(encoded, type=CaptureOptions)
+        self.options = msgspec.json.decode(options, type=CaptureOptions)
+        self.prompt_len = prompt_len
         self.compass = Compass()  # only judges: `trackers` hold the history
+        self.stamp = 0
+        self._found: dict[int, Found] = {}  # by length, until their tokens come
+        self._tokens = 0
 
     @property
     def tracker(self) -> int:
@@ -28,3 +47,46 @@ class Answer:
     def __del__(self) -> None:
         if self._tracker is not None:
             trackers.close(self._tracker)
+
+    def add(self, length: int, found: Found) -> None:
+        """A row with this request's stamp; what a later step still holds of an earlier one changes nothing."""
+        if length >= self.prompt_len + self._tokens:
+            self._found.setdefault(length, found)
+
+    def tokens(
+        self, first: int, ids: list[int], thoughts: int, layers: tuple[int, ...], windows: tuple[int, ...]
+    ) -> list[Token]:
+        """The output tokens from the `first` (0-based) on, with what was found for them; `thoughts`: how many think."""
+        made = []
+        for index, token_id in enumerate(ids, first):
+            length = self.prompt_len + index
+            found, kind = self._found.get(length), CAPTURED
+            if not self.options.captures(index):
+                kind = STOPPED if self.options.stops_at(index) else NOT_CAPTURED
+            elif found is None:
+                kind = FAILED
+            about = (index + 1, token_id, kind, self.stamp, self.prompt_len, index < thoughts)
+            if kind == CAPTURED and found is not None:
+                heads = self._heads(found, length, layers, windows) if self.options.head_stats else None
+                made.append(Token(*about, found.flags, found.records, heads))
+            else:
+                made.append(Token(*about))
+        self._tokens = first + len(ids)
+        if self._found:
+            least = self.prompt_len + self._tokens
+            self._found = {length: found for length, found in self._found.items() if length >= least}
+        return made
+
+    def _heads(self, found: Found, length: int, layers: tuple[int, ...], windows: tuple[int, ...]) -> Any:
+        made = []
+        for layer in self.options.layers:
+            at = layers.index(layer)
+            if found.head_statistics is not None:
+                count = self.options.heads_total if self.options.heads is None else len(self.options.heads)
+                made.append(found.head_statistics[at, :, :count])
+            elif found.heads is not None:
+                first = self.options.first_key(length - 1, windows[at])
+                made.append(
+                    records.head_statistics(found.heads[at], self.options.heads, first, self.prompt_len, length)
+                )
+        return np.stack(made) if made else None

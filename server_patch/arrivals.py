@@ -1,43 +1,52 @@
-"""Main process: takes our values off SGLang's batches of outputs, once a batch, and keeps them until they are read.
-
-Left to SGLang they would also reach the answers of requests that did not ask.
-"""
+"""Main process: has the entries of every batch of outputs built before SGLang reads it, and keeps them until then."""
 
 from __future__ import annotations
 
 import asyncio
-import pickle
+import contextlib
 import weakref
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, state
-from geomcli.server_patch.values import Value
-from geomcli.server_patch.worker import Built, Order
+from geomcli.server_patch.values import PARAMS_KEY, Value, key_and_options
+from geomcli.server_patch.worker import Built, Order, Tokens
+
+PROMPT_ATTRIBUTE = "_geom_prompt_ids"  # on the request's object, where its prompt's texts were asked for
 
 _GRACE_SECONDS = 60.0
 _LINE_LENGTH = 32
-# The first order may come while the process still imports, on a machine that is busy starting an engine.
+# A build may have to wait while the machine is busy with something else.
 _PATIENCE_SECONDS = 60.0
 
 
 class _Waiting:
     """Values of one request, and SGLang's own state of it."""
 
-    def __init__(self, of_request: Any) -> None:
+    def __init__(self, of_request: Any, key: str, options: str) -> None:
         self.of_request = weakref.ref(of_request)
+        self.key, self.options = key, options
+        self.tokens = 0
+        self.prompt_ids: list[int] | None = getattr(of_request.obj, PROMPT_ATTRIBUTE, None)
         self.values: list[Value] = []
 
 
 _waiting: dict[str, _Waiting] = {}  # by request id
-_over: list[str] = []  # requests that the worker may forget
+_over: list[str] = []  # keys of requests that the worker may forget
+
+
+class _Ordered(NamedTuple):
+    order: Order
+    waiting: list[_Waiting]  # whose tokens they are
 
 
 class _Line:
     """Batches of outputs on their way to SGLang, in their order, while the entries of later ones are being built."""
 
     def __init__(self) -> None:
-        self._batches: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], Any, Any, Any]] = asyncio.Queue(_LINE_LENGTH)
+        self._batches: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], _Ordered | None, Any]] = asyncio.Queue(
+            _LINE_LENGTH
+        )
         self._passing: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -45,12 +54,12 @@ class _Line:
     def empty(self) -> bool:
         return self._passing is None and self._failure is None
 
-    async def put(self, handle: Callable[[], Awaitable[Any]], manager: Any, batch: Any, wrapped: Any) -> None:
+    async def put(self, handle: Callable[[], Awaitable[Any]], ordered: _Ordered | None = None) -> None:
         """Returns before `handle` has run; what it raises is raised here with a later batch, as SGLang would see it."""
         if self._failure is not None:
             raise self._failure
-        built = None if wrapped is None else state.main.worker.build(_order(manager, batch, wrapped))
-        await self._batches.put((handle, manager, batch, built))
+        built = None if ordered is None else state.main.worker.build(ordered.order)
+        await self._batches.put((handle, ordered, built))
         if self._failure is not None:
             raise self._failure
         if self._passing is None:
@@ -59,13 +68,12 @@ class _Line:
     async def _pass_on(self) -> None:
         try:
             while not self._batches.empty():
-                handle, manager, batch, built = self._batches.get_nowait()
-                if built is not None:
+                handle, ordered, built = self._batches.get_nowait()
+                if ordered is not None:
                     try:
-                        _keep(manager, batch, await _built(built))
+                        _keep(ordered.waiting, await _built(built))
                     except Exception:
                         faults.report("a batch of entries could not be read")
-                        batch.customized_info = None
                 await handle()
         except Exception as error:
             self._failure = error
@@ -91,59 +99,86 @@ _line = _Line()
 def around_handle_batch_output(
     original: Callable[..., Awaitable[Any]], manager: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> Awaitable[Any]:
-    wrapped = getattr(batch, "customized_info", None)
-    if _line.empty and (wrapped is None or not state.main.counters.requests):
+    ordered = None
+    if state.main.counters.requests:
+        try:
+            ordered = _ordered(manager, batch)
+        except Exception:
+            faults.report("a batch of outputs could not be read; its entries are lost")
+    if ordered is None and _line.empty:
         return original(manager, batch, *args, **kwargs)
-    return _line.put(lambda: original(manager, batch, *args, **kwargs), manager, batch, wrapped)
+    return _line.put(lambda: original(manager, batch, *args, **kwargs), ordered)
 
 
-def _order(manager: Any, batch: Any, wrapped: Any) -> Order:
-    for rid in batch.rids:
-        # A client that names its requests itself may use a name again.
-        if (known := _waiting.get(rid)) is not None and known.of_request() is not manager.rid_to_state.get(rid):
-            _forget(rid, known)
+def _ordered(manager: Any, batch: Any) -> _Ordered | None:
+    """The new tokens of requests that asked; None when there are none."""
+    output_ids = getattr(batch, "output_ids", None)
+    if output_ids is None:
+        return None
+    tokens, owners = [], []
+    for at, rid in enumerate(batch.rids):
+        waiting = _waiting_of(rid, manager.rid_to_state.get(rid))
+        if waiting is None:
+            continue
+        ids = list(output_ids[at])
+        thoughts = batch.reasoning_tokens[at] if batch.reasoning_tokens else 0
+        tokens.append(
+            tuple(Tokens(waiting.key, waiting.tokens, ids, thoughts, waiting.options, batch.prompt_tokens[at]))
+        )
+        waiting.tokens += len(ids)
+        owners.append(waiting)
+    if not tokens:
+        return None
     over = _over.copy()
     _over.clear()
-    data = getattr(wrapped, "data", None)
-    return Order(batch.rids, pickle.dumps(wrapped) if data is None else data, over)
+    return _Ordered(Order(tokens, over), owners)
 
 
-def _keep(manager: Any, batch: Any, built: Built | None) -> None:
-    """Keep what was built for its requests, and take it off the batch."""
-    from sglang.srt.managers.io_struct import wrap_as_pickle
-
+def _keep(owners: list[_Waiting], built: Built | None) -> None:
+    """Keep what was built for its requests."""
     if built is None:
-        # Whatever else it held cannot be told apart from what is ours and no answer may carry.
-        batch.customized_info = None
         return
-    if built.values is None:
-        return
-    batch.customized_info = None if built.rest is None else wrap_as_pickle(pickle.loads(built.rest))
-    for rid, values in built.values.items():
-        of_request = manager.rid_to_state.get(rid)
-        if of_request is None:
-            _over.append(rid)
-        else:
-            _waiting_of(rid, of_request).values.extend(Value(*value) for value in values)
+    for waiting in owners:
+        values = built[waiting.key]
+        if not values:
+            continue
+        waiting.values.extend(Value(*value) for value in values)
+        if waiting.prompt_ids is not None and values[0][0] == 1:
+            at = len(waiting.values) - len(values)
+            waiting.values[at] = waiting.values[at]._replace(prompt_ids=waiting.prompt_ids)
 
 
-def _waiting_of(rid: str, of_request: Any) -> _Waiting:
+def _waiting_of(rid: str, of_request: Any) -> _Waiting | None:
+    """None for a request that did not ask, or that nobody waits for any more."""
     known = _waiting.get(rid)
-    if known is None:
-        known = _waiting[rid] = _Waiting(of_request)
-        # SGLang forgets a request just before its last output is read, and one whose client has left without a word.
-        loop = asyncio.get_running_loop()
-        end = weakref.finalize(
-            of_request, loop.call_soon_threadsafe, loop.call_later, _GRACE_SECONDS, _forget, rid, known
-        )
-        end.atexit = False
+    if known is not None:
+        if known.of_request() is of_request:
+            return known
+        # A client that names its requests itself may use a name again.
+        _forget(rid, known)
+    if of_request is None:
+        return None
+    params = getattr(of_request.obj, "sampling_params", None)
+    custom = params.get("custom_params") if isinstance(params, dict) else None
+    encoded = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
+    if encoded is None:
+        return None
+    known = _waiting[rid] = _Waiting(of_request, *key_and_options(encoded, rid))
+    # SGLang forgets a request just before its last output is read, and one whose client has left without a word.
+    weakref.finalize(of_request, _forget_later, asyncio.get_running_loop(), rid, known).atexit = False
     return known
+
+
+def _forget_later(loop: asyncio.AbstractEventLoop, rid: str, known: _Waiting) -> None:
+    # A loop that has ended has nobody left who would ask.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(loop.call_later, _GRACE_SECONDS, _forget, rid, known)
 
 
 def _forget(rid: str, known: _Waiting) -> None:
     if _waiting.get(rid) is known:
         del _waiting[rid]
-        _over.append(rid)
+        _over.append(known.key)
 
 
 def take(rid: str, total: int) -> list[Value]:

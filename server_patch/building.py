@@ -1,4 +1,4 @@
-"""What the scheduler sent becomes the JSON of entries, all requests of a batch in one pass."""
+"""Tokens and what was found for them become the JSON of entries, all requests of a batch in one pass."""
 
 from __future__ import annotations
 
@@ -11,20 +11,17 @@ from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
 from geomcli.server_patch.step_numbers import CapturedToken, numbers_of
-from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Sent, Value
+from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Token, Value
 
 
-def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]], layers: tuple[int, ...]) -> list[list[Value]]:
-    """Values of each answer's tokens, in order; `layers` are those that the server captures.
-
-    None for an answer of which nothing was captured so far, nor now.
-    """
+def build(answers: Sequence[tuple[Answer, Sequence[Token]]], layers: tuple[int, ...]) -> list[list[Value]]:
+    """Values of each answer's tokens, in order; `layers` are those that the server captures."""
     entries: list[dict[int, dict[str, Any]]] = [{} for _ in answers]
     captured = [[n for n, token in enumerate(tokens) if token.kind == CAPTURED] for _, tokens in answers]
     # Compass and ripple move token by token: each pass takes one token of every answer.
     for turn in range(max(map(len, captured), default=0)):
         at = [(i, places[turn]) for i, places in enumerate(captured) if turn < len(places)]
-        due = [CapturedToken(answer, answers[i][1][n]) for i, n in at if (answer := answers[i][0]) is not None]
+        due = [CapturedToken(answers[i][0], answers[i][1][n]) for i, n in at]
         for (i, n), entry in zip(at, _entries(due, layers), strict=True):
             entries[i][n] = entry
     return [
@@ -35,7 +32,7 @@ def build(answers: Sequence[tuple[Answer | None, Sequence[Sent]]], layers: tuple
 
 def _entries(due: list[CapturedToken], layers: tuple[int, ...]) -> list[dict[str, Any]]:
     """Error entries when the numbers cannot be had."""
-    contexts = [_context(one.sent) for one in due]
+    contexts = [_context(one.token) for one in due]
     try:
         return build_entries(contexts, due, numbers_of(due, layers))
     except Exception:
@@ -43,17 +40,17 @@ def _entries(due: list[CapturedToken], layers: tuple[int, ...]) -> list[dict[str
         return [error_entry(context, one.options) for context, one in zip(contexts, due, strict=True)]
 
 
-def _value(answer: Answer | None, token: Sent, entry: dict[str, Any] | None) -> Value:
-    if token.kind == NOT_CAPTURED or answer is None:
+def _value(answer: Answer, token: Token, entry: dict[str, Any] | None) -> Value:
+    if token.kind == NOT_CAPTURED:
         return Value(token.step, token.token_id)
     if entry is None:
         without = stopped_entry if token.kind == STOPPED else error_entry
         entry = without(_context(token), answer.options)
     body = orjson.dumps(entry)[1:-1]
-    return Value(token.step, token.token_id, "error" in entry["flags"], body, token.prompt_ids)
+    return Value(token.step, token.token_id, "error" in entry["flags"], body)
 
 
-def _context(token: Sent) -> dict[str, Any]:
+def _context(token: Token) -> dict[str, Any]:
     return {
         "decode_step": token.step,
         "step": token.step,

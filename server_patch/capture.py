@@ -11,9 +11,11 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from geomcli.kernels import layout
 from geomcli.server_patch import faults, flags, hooks, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
+from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
@@ -65,6 +67,7 @@ def _prepare(runner: Any, server_args: Any) -> None:
                 "triton, or leave --tp-size out"
             )
         scheduler.source = "recompute"
+        windows = (-1,) * len(scheduler.layers)
     else:
         from geomcli.server_patch.device import DeviceCapture, has_kernels
 
@@ -80,11 +83,18 @@ def _prepare(runner: Any, server_args: Any) -> None:
         if extend is not decode:
             capture.attach(extend, decode=False)
         capture.compile_kernels()
-        scheduler.device, scheduler.source = capture, capture.source
+        scheduler.device, scheduler.source, windows = capture, capture.source, capture.windows
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
     scheduler.cuda_graph = str(runner.device) == "cuda" and not getattr(server_args, "disable_cuda_graph", True)
+    # The others' tokens nobody reads.
+    if group is None or group.rank == 0:
+        rows = runner.req_to_token_pool.req_to_token.shape[0]
+        words = layout.RECORD_WORDS + config.num_attention_heads * layout.HEAD_WORDS
+        scheduler.publisher = Publisher(scheduler.layers, windows, 4 * len(scheduler.layers) * rows * words)
+        if scheduler.device is not None:
+            scheduler.device.pin(scheduler.publisher.ring)
 
 
 def _is_latent(config: Any) -> bool:
@@ -105,6 +115,7 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
         "backend": scheduler.backend,
         "source": scheduler.source,
         "cuda_graph": scheduler.cuda_graph,
+        "records": None if scheduler.publisher is None else scheduler.publisher.address,
         "sglang": version("sglang"),
         "hooks": {
             "applied": sorted(mine & HookRegistry._patched),
@@ -127,23 +138,36 @@ def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: An
 
 
 def _plan(forward_batch: Any, batch: Any) -> Any:
-    extend = forward_batch.forward_mode.is_extend()
-    if not extend and not population.count:
+    if forward_batch.forward_mode.is_extend():
+        asking = _asking(batch.reqs)
+        if scheduler.device is not None:
+            return scheduler.device.plan_extend(batch.reqs, tuple(asking))
+        return native.plan_step(forward_batch, asking) if asking else None
+    if not population.count or not _any_due(batch.reqs, getattr(forward_batch, "seq_lens_cpu", None)):
         return None
-    asking = [(row, req, s) for row, req in enumerate(batch.reqs) if (s := state_of(req)) is not None]
-    if not extend:
-        asking = _due(asking, getattr(forward_batch, "seq_lens_cpu", None))
-    if scheduler.device is not None:
-        return scheduler.device.plan_step(forward_batch, batch.reqs, asking)
-    return native.plan_step(forward_batch, asking) if asking else None
+    if scheduler.device is None:
+        return native.plan_step(forward_batch, _asking(batch.reqs))
+    return scheduler.device.plan_decode(() if scheduler.device.group is None else tuple(_asking(batch.reqs)))
 
 
-def _due(asking: list[tuple[int, Any, RequestState]], lengths: Any) -> list[tuple[int, Any, RequestState]]:
-    """The rows whose token is captured, as far as the host knows their lengths: a step of others runs as it is."""
-    if lengths is None or not asking:
-        return asking
-    known = lengths.tolist()
-    return [(row, req, s) for row, req, s in asking if s.captures(max(0, known[row] - len(req.origin_input_ids)))]
+def _asking(requests: Any) -> list[tuple[int, Any, RequestState]]:
+    return [(row, req, state) for row, req in enumerate(requests) if (state := state_of(req)) is not None]
+
+
+def _any_due(requests: Any, lengths: Any) -> bool:
+    """Whether a row's token is captured, as far as the host knows their lengths: a step of others runs as it is."""
+    known = None
+    for row, req in enumerate(requests):
+        state = state_of(req)
+        if state is None:
+            continue
+        if state.always or lengths is None:
+            return True
+        if known is None:
+            known = lengths.tolist()
+        if state.captures(max(0, known[row] - len(req.origin_input_ids))):
+            return True
+    return False
 
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:

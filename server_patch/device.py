@@ -8,7 +8,6 @@ pads graphs and never asks.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +21,8 @@ from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.recording import guarded, recording
-from geomcli.server_patch.request_state import RequestState
+from geomcli.server_patch.request_state import RequestState, population
+from geomcli.server_patch.ring import Ring, address_of
 from geomcli.server_patch.scheduler_state import scheduler
 
 BUDGET_BYTES = 1 << 30
@@ -30,8 +30,6 @@ SHARE_OF_DEVICE = 0.02
 SHARE_OF_FREE = 0.25
 EIGHT_BIT_KEYS = "eight_bit_keys"
 _MAX_LAYERS = 31  # bits of a control word
-_STAMP_LIMIT = 1 << 31
-_stamps = itertools.count(1)
 
 
 class DeviceCapture:
@@ -96,21 +94,31 @@ class DeviceCapture:
             probe.launch(self.buffers, probe.Rows(1, zeros, zeros, self._table), splits=splits)
             splits //= 2
 
-    def plan_step(
-        self, forward_batch: Any, requests: Iterable[Any], asking: list[tuple[int, Any, RequestState]]
+    def pin(self, ring: Ring) -> None:
+        """Let the device copy into this memory by itself. Where it cannot, copies wait; nothing else changes."""
+        if self._beside is None:
+            return
+        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        code = runtime.cudaHostRegister(address_of(ring.data), ring.data.nbytes, 0)
+        if int(code) != 0:
+            faults.note(f"the memory of records could not be pinned ({code}); capture will cost more")
+
+    def plan_decode(self, asking: tuple[tuple[int, Any, RequestState], ...] = ()) -> DeviceStep:
+        """Before a decode step of which a row is due."""
+        return DeviceStep((EIGHT_BIT_KEYS,) if self._eight_bit and self.source == "probe" else (), asking)
+
+    def plan_extend(
+        self, requests: Iterable[Any], asking: tuple[tuple[int, Any, RequestState], ...]
     ) -> DeviceStep | None:
-        """Before a forward pass: bring the control table up to date; the step, or None when no row asks."""
-        extend = forward_batch.forward_mode.is_extend()
-        # The engine's own prefill attends to keys that were not rounded yet, and its decode rounds the query as well.
-        rounded = self._eight_bit and (extend or self.source == "probe")
-        step = DeviceStep(asking, self.layers, self.windows, (EIGHT_BIT_KEYS,) if rounded else ())
-        if extend:
-            try:
-                self._write_control(requests, {id(req): state for _, req, state in asking})
-            except Exception as error:
-                # The step goes on, marked: other ranks will wait for this one's part of it.
-                faults.report("the control table could not be written")
-                step.error = type(error).__name__
+        """Before a prefill: bring the control table up to date; the step, or None when no row asks."""
+        # The engine's own prefill attends to keys that were not rounded yet.
+        step = DeviceStep((EIGHT_BIT_KEYS,) if self._eight_bit else (), asking)
+        try:
+            self._write_control(requests, {id(req): state for _, req, state in asking})
+        except Exception as error:
+            # The step goes on, marked: other ranks will wait for this one's part of it.
+            faults.report("the control table could not be written")
+            step.error = type(error).__name__
         return step if asking else None
 
     def _write_control(self, requests: Iterable[Any], asking: dict[int, RequestState]) -> None:
@@ -118,7 +126,6 @@ class DeviceCapture:
         for req in requests:
             slot = slot_of(req)
             if (state := asking.get(id(req))) is not None:
-                state.stamp = state.stamp or next(_stamps) % _STAMP_LIMIT
                 slots.append(slot)
                 rows.append(self.control_row(state, len(req.origin_input_ids)))
                 self._dirty.add(slot)
@@ -146,12 +153,14 @@ class DeviceCapture:
 
     def collect(self, step: DeviceStep, forward_batch: Any, n: int) -> None:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
-        linked = any(state.options.top_k for _, _, state in step.asking)
+        # What decides about the collectives is known alike on every rank: who asks in this step, and for what.
+        asking = [state.options for _, _, state in step.asking] if self.group is not None else None
+        linked = population.linked > 0 if asking is None else any(options.top_k for options in asking)
+        headed = population.headed > 0 if asking is None else any(options.head_stats for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
-        if self.buffers.heads is not None and any(state.options.head_stats for _, _, state in step.asking):
+        if self.buffers.heads is not None and headed:
             step.heads = self.buffers.heads[:, :n].clone()
-        # What decides about the collectives is known alike on every rank: who asks, and for what.
         if self.group is not None:
             self._merge_ranks(step, forward_batch)
 

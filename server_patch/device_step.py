@@ -1,62 +1,68 @@
-"""Scheduler process: the records of one step on their way from the device to the main process."""
+"""Scheduler process: the records of one step on their way from the device into the memory that their reader shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from geomcli.kernels import row_records
-from geomcli.server_patch.plans import first_key
-from geomcli.server_patch.request_state import RequestState
-from geomcli.server_patch.results import Due, RowRecords
+import torch
+
+from geomcli.server_patch.publisher import Part, Publisher, Reservation
+from geomcli.server_patch.scheduler_state import scheduler
+
+
+@dataclass
+class HostStep:
+    """On the host once `copied` has happened; without a place it is lost."""
+
+    at: Reservation | None
+    flags: tuple[str, ...]
+    copied: Any = None
+
+    def publish(self, publisher: Publisher) -> None:
+        if self.at is None:
+            return
+        if self.copied is not None:
+            self.copied.synchronize()
+        publisher.publish(self.at, self.flags)
+
+    def consume(self, _batch: Any, _commits: Any) -> None:
+        """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
 
 
 @dataclass
 class DeviceStep:
-    """The rows of one forward pass that are due, and after sampling the records of the whole batch.
+    """What is captured of one forward pass, and after sampling the records of the whole batch.
 
-    records: int32 [layers, rows, words]; heads: float32 [layers, rows, H, words] where a row asks for them. `layers`
-    and `windows` are the captured layers' ids and sliding windows, `flags` are raised on every entry of the step.
+    records: int32 [layers, rows, words]; heads: float32 [layers, rows, H, words] where a row asks for them. `flags` are
+    raised on every entry of the step. A step with an `error` has no records that anybody may read.
     """
 
-    asking: list[tuple[int, Any, RequestState]]
-    layers: tuple[int, ...]
-    windows: tuple[int, ...]
     flags: tuple[str, ...] = ()
+    asking: tuple[tuple[int, Any, Any], ...] = ()  # row, request, state: of several ranks, which all know them
     records: Any = None
     heads: Any = None
     error: str | None = None
 
-    def copy_to_host(self, copy_tensor: Callable[[Any], Any]) -> DeviceStep:
-        on_host, heads = (None if t is None else copy_tensor(t) for t in (self.records, self.heads))
-        return DeviceStep(self.asking, self.layers, self.windows, self.flags, on_host, heads, self.error)
+    def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> HostStep:
+        """Start the copy on the current stream."""
+        publisher = scheduler.publisher
+        if publisher is None or self.records is None or self.error is not None:
+            return HostStep(None, self.flags)
+        arrays = [("records", self.records), ("heads", self.heads)]
+        parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
+        at = publisher.reserve([part for part, _ in parts])
+        if at is None:
+            return HostStep(None, self.flags)
+        for view, (_, array) in zip(publisher.views(at), parts, strict=True):
+            torch.from_numpy(view).copy_(array, non_blocking=True)
+        copied = None
+        if self.records.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return HostStep(at, self.flags, copied)
 
-    def consume(self, _batch: Any, _commits: Any) -> None:
-        """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
 
-    def rows_of(self, due: Sequence[Due]) -> Mapping[int, RowRecords]:
-        """Records by row, whosever they are: stamps are compared where entries are built. Empty if the step failed."""
-        if self.error is not None:
-            return {}
-        every = self.records.numpy().swapaxes(0, 1)[[one.row for one in due]]
-        data, size = every.tobytes(), every[:1].nbytes
-        starts = range(0, len(due) * size, size)
-        return {
-            one.row: RowRecords(data[at : at + size], None if self.heads is None else self._heads_of(one))
-            for one, at in zip(due, starts, strict=True)
-        }
-
-    def _heads_of(self, due: Due) -> bytes | None:
-        options = due.state.options
-        if not options.head_stats:
-            return None
-        prompt_len = len(due.request.origin_input_ids)
-        query_position = prompt_len + due.output_index - 1
-        made = []
-        for layer in options.layers:
-            at = self.layers.index(layer)
-            first = first_key(options, query_position, self.windows[at])
-            heads = self.heads[at, due.row].numpy()
-            made.append(row_records.heads_of(heads, options.heads, first, prompt_len, query_position + 1))
-        return row_records.heads_bytes(made)
+def _kind(tensor: torch.Tensor) -> str:
+    return "int32" if tensor.dtype == torch.int32 else "float32"

@@ -58,7 +58,7 @@ def build_entries(
             **context,
             "mode": options.mode,
             **_common(options),
-            "flags": [*_flags(options, one.sent.query_position, empty=empty[i]), *one.sent.flags],
+            "flags": [*_flags(options, one.token.query_position, empty=empty[i]), *one.token.flags],
             "fingerprint": shown["fingerprint"][i],
             "manifold": zones[i][0],
             "zone": zones[i][0],
@@ -189,10 +189,10 @@ class _Layers:
 
 def _head_statistics(due: CapturedToken) -> dict[str, dict[str, list[float]]]:
     """By layer; empty where the token came without them."""
-    if due.sent.heads is None:
+    every = due.token.heads
+    if every is None:
         return {}
     layers = due.options.layers
-    every = np.frombuffer(due.sent.heads, dtype=np.float32).reshape(len(layers), len(HEAD_STATISTICS), -1)
     return {
         str(layer): {name: rounded(values) for name, values in zip(HEAD_STATISTICS, of_layer, strict=True)}
         for layer, of_layer in zip(layers, every, strict=True)

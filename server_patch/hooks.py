@@ -52,8 +52,10 @@ HOOKS = (
     Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request", AROUND,
          "requests:around_generate_request", ("obj", "request"),
          "hands the options to the scheduler and puts the entries onto its answers"),
+    Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager._create_tokenized_object", AFTER,
+         "requests:after_create_tokenized", ("obj", "input_ids"), "keeps a prompt's ids"),
     Hook(MAIN, "sglang.srt.managers.tokenizer_manager.TokenizerManager._handle_batch_output", AROUND,
-         "arrivals:around_handle_batch_output", ("recv_obj",), "takes our values off a batch of outputs"),
+         "arrivals:around_handle_batch_output", ("recv_obj",), "has the entries of a batch of outputs built"),
     Hook(MAIN, f"{_CHAT}._generate_chat_stream", AROUND, "stream:around_stream",
          ("adapted_request", "request", "raw_request"), "puts entries on the chunk that carries their tokens"),
     Hook(MAIN, f"{_COMPLETION}._generate_completion_stream", AROUND, "stream:around_stream",
@@ -82,16 +84,15 @@ HOOKS = (
     Hook(SCHEDULER, transport.COPY_TARGET, BEFORE, "transport:before_copy_to_cpu", (),
          "before SGLang 0.5.20: copies the statistics to the host with the tokens"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_prefill", BEFORE, "results:before_process_prefill",
-         ("batch", "result"), "turns statistics into the first token's entry"),
+         ("batch", "result"), "sends the first token's records to whoever builds entries"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_decode", BEFORE, "results:before_process_decode",
-         ("batch", "result"), "turns statistics into entries"),
+         ("batch", "result"), "sends the tokens' records to whoever builds entries"),
     Hook(SCHEDULER, "sglang.srt.managers.scheduler.Scheduler.get_init_info", AFTER, "capture:after_get_init_info", (),
          "tells the main process what can be captured"),
 )  # fmt: skip
 
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
-    "sglang.srt.managers.io_struct.wrap_as_pickle",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
 )

@@ -5,18 +5,20 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geomcli.kernels import layout, row_records
+from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
-from geomcli.server_patch.plans import RowPlan, first_key
+from geomcli.server_patch.plans import RowPlan
+from geomcli.server_patch.publisher import Part, Publisher
 from geomcli.server_patch.request_state import RequestState
-from geomcli.server_patch.results import Due, RowRecords
 from geomcli.server_patch.scheduler_state import scheduler
 
 
@@ -31,29 +33,33 @@ class StepPlan:
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> StepPlan:
         return self
 
-    def rows_of(self, due: Sequence[Due]) -> Mapping[int, RowRecords]:
-        """Of the plans that were made for exactly these tokens."""
-        plans = {plan.row: plan for plan in self.rows}
-        found = {one.row: self._records(plans.get(one.row), one) for one in due}
-        return {row: records for row, records in found.items() if records is not None}
-
-    @staticmethod
-    def _records(plan: RowPlan | None, due: Due) -> RowRecords | None:
-        if plan is None or plan.error is not None or plan.statistics.keys() != set(plan.options.layers):
-            return None
-        if plan.request is not due.request or plan.output_index != due.output_index:
-            return None
-        words = np.zeros((len(scheduler.layers), layout.RECORD_WORDS), dtype=np.int32)
-        for layer, statistics in plan.statistics.items():
-            words[scheduler.layers.index(layer)] = row_records.encode(
-                statistics, stamp=due.state.stamp, length=plan.query_position + 1
-            )
-        heads = [plan.statistics[layer].head_statistics for layer in plan.options.layers]
-        known = [of_layer for of_layer in heads if of_layer is not None]
-        return RowRecords(words.tobytes(), row_records.heads_bytes(known) if known else None)
+    def publish(self, publisher: Publisher) -> None:
+        """Records of the rows whose every layer is there."""
+        whole = [plan for plan in self.rows if plan.error is None and set(plan.statistics) == set(plan.options.layers)]
+        if not whole:
+            return
+        layers = scheduler.layers
+        records = np.zeros((len(layers), len(whole), layout.RECORD_WORDS), dtype=np.int32)
+        heads = np.zeros((len(layers), len(whole), len(HEAD_STATISTICS), scheduler.heads_total), dtype=np.float32)
+        for row, plan in enumerate(whole):
+            for layer, statistics in plan.statistics.items():
+                at = layers.index(layer)
+                records[at, row] = row_records.encode(statistics, stamp=plan.stamp, length=plan.query_position + 1)
+                if statistics.head_statistics is not None:
+                    found = row_records.heads_array(statistics.head_statistics)
+                    heads[at, row, :, : found.shape[1]] = found
+        arrays: dict[str, NDArray[Any]] = {"records": records}
+        if any(plan.options.head_stats for plan in whole):
+            arrays["head_statistics"] = heads
+        place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
+        if place is None:
+            return
+        for view, array in zip(publisher.views(place), arrays.values(), strict=True):
+            view[...] = array
+        publisher.publish(place, ())
 
     def consume(self, _batch: Any, _commits: Any) -> None:
-        """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
+        """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
 
 
 def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -> StepPlan | None:
@@ -68,7 +74,7 @@ def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -
             continue  # a middle chunk of a chunked prefill: no token comes out of it
         output_index = length - prompt_len
         if request_state.captures(output_index):
-            rows.append(RowPlan(row, req, request_state.options, output_index, length - 1))
+            rows.append(RowPlan(row, req, request_state.options, request_state.stamp, length - 1))
     if not rows:
         return None
     return StepPlan(rows, frozenset(layer for plan in rows for layer in plan.options.layers), extend)
@@ -106,7 +112,7 @@ def after_attention(
 def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, layer: Any) -> RowStatistics:
     options = plan.options
     window = layer.sliding_window_size if layer.sliding_window_size is not None else -1
-    first = first_key(options, plan.query_position, window)
+    first = options.first_key(plan.query_position, window)
     keys = key_buffer[token_row[first : plan.query_position + 1].long()]
     if options.heads is not None and keys.shape[1] > 1:
         group = query.shape[0] // keys.shape[1]

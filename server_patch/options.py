@@ -127,6 +127,25 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     def primary_layer(self) -> int:
         return self.layers[-1]
 
+    def captures(self, output_index: int) -> bool:
+        """Whether the step of this output token (0-based) is captured (stride and limit)."""
+        number, offset = divmod(output_index, self.stride)
+        return offset == 0 and (self.limit == 0 or number < self.limit)
+
+    def stops_at(self, output_index: int) -> bool:
+        """Whether this token is the first one that would have been captured had the limit not been reached."""
+        number, offset = divmod(output_index, self.stride)
+        return offset == 0 and self.limit > 0 and number == self.limit
+
+    def first_key(self, query_position: int, sliding_window: int = -1) -> int:
+        """First position whose key counts: behind the mask, inside the request's and the layer's window."""
+        first = self.mask_prefix
+        if self.window:
+            first = max(first, query_position + 1 - self.window)
+        if sliding_window > -1:
+            first = max(first, query_position - sliding_window)
+        return min(first, query_position + 1)
+
 
 class ModelShape(msgspec.Struct, frozen=True):
     """What the scheduler said about the model it loaded."""

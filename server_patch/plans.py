@@ -11,22 +11,12 @@ from geomcli.server_patch.options import CaptureOptions
 
 @dataclass
 class RowPlan:
-    """One captured row: where it is in the batch, and the output token that its attention belongs to."""
+    """One captured row: where it is in the batch, and whose attention it is."""
 
     row: int
     request: Any
     options: CaptureOptions
-    output_index: int
+    stamp: int
     query_position: int
     statistics: dict[int, RowStatistics] = field(default_factory=dict)
     error: str | None = None
-
-
-def first_key(options: CaptureOptions, query_position: int, sliding_window: int = -1) -> int:
-    """First position whose key counts: behind the mask, inside the request's and the layer's window."""
-    first = options.mask_prefix
-    if options.window:
-        first = max(first, query_position + 1 - options.window)
-    if sliding_window > -1:
-        first = max(first, query_position - sliding_window)
-    return min(first, query_position + 1)

@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.values import PARAMS_KEY
+from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.values import PARAMS_KEY, key_and_options
 
 _ATTRIBUTE = "_geom_state"
+_STAMP_LIMIT = 1 << 31
+_stamps = itertools.count(1)
 
 
 class _Population:
-    """How many states there are in this process: while there are none, no step needs a look at its requests."""
+    """The states of this process: while there are none, no step needs a look at its requests."""
 
     count = 0
+    linked = 0  # those that ask for links
+    headed = 0  # those that ask for head statistics
 
 
 population = _Population()
 
 
 class RequestState:
-    """The request's options, and the name that the device knows it by.
+    """The request's options, and the stamp that the device knows it by.
 
     Lives on SGLang's Req, so it survives a retraction.
     """
 
-    def __init__(self, options: CaptureOptions, encoded: str = "") -> None:
-        population.count += 1
+    def __init__(self, options: CaptureOptions) -> None:
         self.options = options
-        self.encoded = encoded
-        self._always = options.stride == 1 and options.limit == 0
-        self.stamp = 0  # 0 until it was written to the device
+        self.stamp = next(_stamps) % _STAMP_LIMIT or next(_stamps)
+        self.always = options.stride == 1 and options.limit == 0
+        self._announced = False
+        population.count += 1
+        population.linked += options.top_k > 0
+        population.headed += options.head_stats
 
     def __del__(self) -> None:
         population.count -= 1
+        population.linked -= self.options.top_k > 0
+        population.headed -= self.options.head_stats
+        if self._announced and scheduler.publisher is not None:
+            scheduler.publisher.forget(self.stamp)
+
+    def announce(self, request: Any, key: str, options: str) -> None:
+        """Tell whoever builds entries what the stamp stands for."""
+        if scheduler.publisher is None:
+            return
+        scheduler.publisher.announce(self.stamp, (key, options, len(request.origin_input_ids)))
+        self._announced = True
 
     def captures(self, output_index: int) -> bool:
-        """Whether this output token's step is captured (stride and limit)."""
-        if self._always:
-            return True
-        number, offset = divmod(output_index, self.options.stride)
-        return offset == 0 and (self.options.limit == 0 or number < self.options.limit)
-
-    def stops_at(self, output_index: int) -> bool:
-        """Whether this token is the first one that would have been captured had the limit not been reached."""
-        number, offset = divmod(output_index, self.options.stride)
-        return offset == 0 and self.options.limit > 0 and number == self.options.limit
+        """Whether this output token's step is captured."""
+        return self.always or self.options.captures(output_index)
 
 
 def state_of(request: Any) -> RequestState | None:
@@ -62,8 +73,11 @@ def state_of(request: Any) -> RequestState | None:
     try:
         encoded = (getattr(request.sampling_params, "custom_params", None) or {}).get(PARAMS_KEY)
         if encoded is not None:
-            state = RequestState(msgspec.json.decode(encoded, type=CaptureOptions), encoded)
+            key, options = key_and_options(encoded, request.rid)
+            state = RequestState(msgspec.json.decode(options, type=CaptureOptions))
+            state.announce(request, key, options)
     except Exception:
         faults.report("a request has unreadable capture options; it is not captured")
+        state = None
     setattr(request, _ATTRIBUTE, state)
     return state

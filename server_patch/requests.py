@@ -6,6 +6,7 @@ Nothing here may break a request that did not ask: bodies that raise count an er
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -16,11 +17,12 @@ import orjson
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
-from geomcli.server_patch.values import PARAMS_KEY
+from geomcli.server_patch.values import PARAMS_KEY, key_and_options
 
 OPTIONS_ATTRIBUTE = "_geom_options"
 PENDING_ATTRIBUTE = "_geom_pending"
 ENTRIES_KEY = "attention_tokens"
+_serials = itertools.count(1)
 
 
 def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any = None) -> Any:
@@ -79,6 +81,23 @@ async def _with_entries(outputs: Any, obj: Any) -> AsyncIterator[Any]:
             yield output
 
 
+def after_create_tokenized(tokenized: Any, _manager: Any, obj: Any, *_: Any, **__: Any) -> None:
+    """Keep the ids of a prompt whose texts were asked for."""
+    if wants_prompt(obj) and (ids := getattr(tokenized, "input_ids", None)) is not None:
+        setattr(obj, arrivals.PROMPT_ATTRIBUTE, list(ids))
+
+
+def wants_prompt(obj: Any) -> bool:
+    """Whether this request, or one of a batch, asked for its prompt's texts."""
+    params = getattr(obj, "sampling_params", None)
+    custom = params.get("custom_params") if isinstance(params, dict) else None
+    encoded = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
+    if encoded is None:
+        return False
+    options = msgspec.json.decode(key_and_options(encoded, "")[1], type=CaptureOptions)
+    return options.prompt_tokens
+
+
 def _entries_of(item: Any, position: int, collector: Collector) -> tuple[int, list[bytes]] | None:
     """Choice and new entries of one output; None for one that is no answer."""
     meta = item.get("meta_info") if isinstance(item, dict) else None
@@ -92,7 +111,7 @@ def _entries_of(item: Any, position: int, collector: Collector) -> tuple[int, li
 def _set_params(obj: Any, options: CaptureOptions | None) -> None:
     """Put our options under our key, and take that key from any client that sent it itself."""
     params = getattr(obj, "sampling_params", None)
-    encoded = None if options is None else msgspec.json.encode(options).decode()
+    encoded = None if options is None else f"{next(_serials)}:{msgspec.json.encode(options).decode()}"
     if params is None and encoded is not None:
         params = obj.sampling_params = {}
     for one in params if isinstance(params, list) else [params]:

@@ -19,6 +19,7 @@ class SchedulerState:
         self.current: Any = None  # the step's plan while its forward pass runs
         self.recording = False  # a CUDA graph with capture is being recorded
         self.device: Any = None  # the DeviceCapture of backends that run kernels
+        self.publisher: Any = None  # where records go; None on ranks that send no tokens
 
 
 scheduler = SchedulerState()

@@ -53,4 +53,4 @@ def before_run_http_server(
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
     routes.install()
     if options.enabled:
-        state.main.worker.start(state.main.shape.layers_captured)
+        state.main.worker.start(next(address for info in infos if info and (address := info["records"])))

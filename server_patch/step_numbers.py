@@ -16,16 +16,14 @@ from geomcli.kernels import layout, records
 from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.values import Sent
-
-_WORD_BYTES = 4
+from geomcli.server_patch.values import Token
 
 
 class CapturedToken(NamedTuple):
     """One captured token and the answer that it belongs to."""
 
     answer: Answer
-    sent: Sent
+    token: Token
 
     @property
     def options(self) -> CaptureOptions:
@@ -59,8 +57,8 @@ def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNum
     """Of the records that were written for exactly these tokens; the others' have failed."""
     wanted = _wanted_by(due, layers)
     found = _words(due, len(layers))
-    stamps = np.array([one.sent.stamp for one in due])
-    lengths = np.array([one.sent.query_position + 1 for one in due])
+    stamps = np.array([one.token.stamp for one in due])
+    lengths = np.array([one.token.query_position + 1 for one in due])
     heads = np.array([_heads_due(one.options) for one in due])
     fits = (found[..., layout.R_STAMP] == stamps) & (found[..., layout.R_LENGTH] == lengths)
     fits &= found[..., layout.R_HEADS] == heads
@@ -80,16 +78,15 @@ def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNum
 
 def _words(due: Sequence[CapturedToken], n_layers: int) -> NDArray[np.int32]:
     """Their records [L, n, words], those that were cut filled up."""
-    sizes = {len(one.sent.records) for one in due}
-    if len(sizes) == 1:
-        every = np.frombuffer(b"".join(one.sent.records for one in due), dtype=np.int32)
-        return every.reshape(len(due), n_layers, -1).swapaxes(0, 1)
-    words = max(sizes) // (n_layers * _WORD_BYTES)
-    made = np.zeros((len(due), n_layers, words), dtype=np.int32)
-    for row, one in zip(made, due, strict=True):
-        of_token = np.frombuffer(one.sent.records, dtype=np.int32).reshape(n_layers, -1)
-        row[:, : of_token.shape[1]] = of_token
-    return made.swapaxes(0, 1)
+    every = [one.token.records for one in due]
+    words = max((found.shape[-1] for found in every if found is not None), default=0)
+    if all(found is not None and found.shape[-1] == words for found in every):
+        return np.stack(every, axis=1)  # type: ignore[arg-type]
+    made = np.zeros((n_layers, len(due), words), dtype=np.int32)
+    for n, found in enumerate(every):
+        if found is not None:
+            made[:, n, : found.shape[-1]] = found
+    return made
 
 
 def _wanted_by(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> NDArray[np.bool_]:

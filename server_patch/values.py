@@ -1,49 +1,43 @@
-"""One output token of a request that asked: as the scheduler sends it, and as the main process keeps it.
-
-The scheduler sends the bytes of records and does nothing else for it: whatever it computes between two steps the GPU
-waits for. Plain tuples travel, pickled with the tokens.
-"""
+"""One output token of a request that asked: as entries are built from it, and as the main process keeps it."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
-INFO_KEY = "geom"  # among SGLang's customized_info, on the way back
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
 
 
-class Sent(NamedTuple):
-    """One output token on its way from the scheduler; of one that was not captured only the first two are known."""
+def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
+    """From a request's parameter: what the request is called between the processes, and its CaptureOptions as JSON.
+
+    Clients may use a request id again, and one parameter may belong to many requests; together they name one.
+    """
+    serial, options = encoded.split(":", 1)
+    return f"{serial}/{rid}", sys.intern(options)
+
+
+class Token(NamedTuple):
+    """One output token; of one that was not captured only the first three are known."""
 
     step: int  # 1-based, as `decode_step`
     token_id: int
-    kind: int = NOT_CAPTURED
-    request: tuple[str, int, int] = ("", 0, 0)  # its CaptureOptions as JSON, its prompt's length, its stamp
+    kind: int
+    stamp: int = 0  # names its request on the device
+    prompt_len: int = 0
     thinking: bool = False
     flags: tuple[str, ...] = ()  # raised on every entry of its step
-    records: bytes = b""  # int32 [layers, words] of kernels.layout, cut behind what the mode needs
-    heads: bytes | None = None  # float32 [wanted layers, 4, heads]: entropy, sink, prev, lookback
-    prompt_ids: list[int] | None = None  # with the first token of a request that asked for its prompt's texts
-
-    @property
-    def options(self) -> str:
-        return self.request[0]
-
-    @property
-    def prompt_len(self) -> int:
-        return self.request[1]
-
-    @property
-    def stamp(self) -> int:
-        """Names the request on the device."""
-        return self.request[2]
+    records: NDArray[np.int32] | None = None  # [layers, words] of kernels.layout, cut behind what the mode needs
+    heads: NDArray[Any] | None = None  # float [wanted layers, 4, heads]: entropy, sink, prev, lookback
 
     @property
     def query_position(self) -> int:
-        return self.request[1] + self.step - 2
+        return self.prompt_len + self.step - 2
 
 
 class Value(NamedTuple):

@@ -10,9 +10,11 @@ import sys
 from collections import deque
 
 from geomcli.server_patch import faults
+from geomcli.server_patch.receiver import Receiver
 from geomcli.server_patch.worker import LENGTH, Builder, Built, Order
 
 _BUFFER_BYTES = 1 << 22
+_START_SECONDS = 60.0
 
 
 class EntryWorker:
@@ -24,23 +26,34 @@ class EntryWorker:
         self._connection: asyncio.Task[None] | None = None
         self._to_send: asyncio.Queue[Order] = asyncio.Queue()
         self._pending: deque[tuple[Order, asyncio.Future[Built | None]]] = deque()
-        self._here = Builder(())
+        self._address: str | None = None
+        self._builder: Builder | None = None
 
-    def start(self, layers: tuple[int, ...]) -> None:
-        """Start the process; without it entries are built here."""
-        self._here = Builder(layers)
+    def start(self, address: str) -> None:
+        """Start the process, which reads what is published at `address`; without it entries are built here."""
+        self._address = address
         mine, its = socket.socketpair()
         try:
             for end in (mine, its):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             command = [sys.executable, "-P", "-m", "geomcli.server_patch.worker"]
             self.process = subprocess.Popen(command, stdin=its.fileno())
-            data = pickle.dumps(layers)
+            its.close()
+            data = pickle.dumps(address)
             mine.sendall(LENGTH.pack(len(data)) + data)
+            # Nothing that the scheduler publishes before it has a reader is kept.
+            mine.settimeout(_START_SECONDS)
+            size = LENGTH.unpack(_exactly(mine, LENGTH.size))[0]
+            _exactly(mine, size)
+            mine.settimeout(None)
             self._socket = mine
         except OSError:
             faults.report("the process that builds entries could not be started; they are built here")
             mine.close()
+            if self.process is not None:
+                self.process.kill()
+                self.process.wait()
+            self._here()
         finally:
             its.close()
 
@@ -58,10 +71,21 @@ class EntryWorker:
 
     def _build_here(self, order: Order, future: asyncio.Future[Built | None]) -> None:
         try:
-            future.set_result(self._here.build(order))
+            future.set_result(self._here().build(order))
         except Exception:
             faults.report("a batch of entries could not be built")
             future.set_result(None)
+
+    def _here(self) -> Builder:
+        """Of this process, which then reads the records itself."""
+        if self._builder is None:
+            receiver = None
+            try:
+                receiver = None if self._address is None else Receiver(self._address)
+            except OSError:
+                faults.report("the scheduler publishes no records; every captured token's entry is an error")
+            self._builder = Builder(receiver)
+        return self._builder
 
     async def _connected(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)
@@ -88,7 +112,7 @@ class EntryWorker:
         answer = pickle.loads(await reader.readexactly(size))
         _, future = self._pending.popleft()
         if not future.done():
-            future.set_result(None if answer is None else Built(*answer))
+            future.set_result(answer)
 
     def stop(self) -> None:
         """End the process, and build here what it still owes."""
@@ -104,3 +128,13 @@ class EntryWorker:
             order, future = self._pending.popleft()
             if not future.done():
                 self._build_here(order, future)
+
+
+def _exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("the process that builds entries has ended")
+        data += part
+    return data

@@ -18,11 +18,10 @@ from tests.canary.releases import VERSIONS, definition, module, parameters, whee
 ROOT = Path(__file__).parents[2]
 # What bodies read off SGLang's objects, and a file that must mention it: (attribute, module).
 ATTRIBUTES = (
-    ("customized_info", "sglang.srt.managers.schedule_batch"),
-    ("inflight_middle_chunks", "sglang.srt.managers.schedule_batch"),
-    ("is_retracted", "sglang.srt.managers.schedule_batch"),
-    ("require_reasoning", "sglang.srt.managers.schedule_batch"),
-    ("_is_reasoning_over", "sglang.srt.managers.schedule_batch"),
+    ("output_ids", "sglang.srt.managers.io_struct"),
+    ("reasoning_tokens", "sglang.srt.managers.io_struct"),
+    ("prompt_tokens", "sglang.srt.managers.io_struct"),
+    ("rid_to_state", "sglang.srt.managers.tokenizer_manager"),
     ("origin_input_ids", "sglang.srt.managers.schedule_batch"),
     ("extend_seq_lens", "sglang.srt.model_executor.forward_batch_info"),
     ("seq_lens_cpu", "sglang.srt.model_executor.forward_batch_info"),
@@ -34,7 +33,6 @@ ATTRIBUTES = (
     ("kv_indptr", "sglang.srt.layers.attention.triton_backend"),
     ("aux_tensors", "sglang.srt.layers.attention.triton_backend"),
     ("k_scale_float", "sglang.srt.layers.radix_attention"),
-    ("copy_done", "sglang.srt.managers.utils"),
     ("qk_head_dim", "sglang.srt.layers.radix_attention"),
     ("tp_q_head_num", "sglang.srt.layers.radix_attention"),
     ("tp_k_head_num", "sglang.srt.layers.radix_attention"),

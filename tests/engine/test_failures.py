@@ -212,7 +212,7 @@ def test_faults_between_sampling_and_the_answer_lose_no_token_and_no_server(tmp_
         """
         if in_child:
             from sglang.srt.managers import auxiliary_output
-            from geomcli.server_patch import request_state, results
+            from geomcli.server_patch import publisher, request_state
             def failing(module, name, turn, every):
                 original, calls = getattr(module, name), [0]
                 def wrapped(*args, **kwargs):
@@ -222,9 +222,8 @@ def test_faults_between_sampling_and_the_answer_lose_no_token_and_no_server(tmp_
                     return original(*args, **kwargs)
                 setattr(module, name, wrapped)
             failing(auxiliary_output, "append_auxiliary_output", 2, 12)
-            failing(results, "_results", 4, 12)
-            failing(results, "_uncommitted", 5, 11)  # not reached where _results has failed
-            failing(results, "_append", 0, 10)
+            failing(publisher.Publisher, "reserve", 4, 11)
+            failing(publisher.Publisher, "publish", 5, 10)  # not reached where a step has no room
             failing(request_state, "RequestState", 0, 3)
         """,
     )
@@ -239,9 +238,9 @@ def test_faults_between_sampling_and_the_answer_lose_no_token_and_no_server(tmp_
     for entries in (whole["attention_tokens"], streamed, unread["attention_tokens"]):
         assert [e["decode_step"] for e in entries] == list(range(1, 13))
     for entries in (whole["attention_tokens"], streamed):
-        assert [e["decode_step"] for e in entries if "error" in e["flags"]] == [2, 4, 6, 12]
-        assert [e["decode_step"] for e in entries if e["token_id"] is None] == [4, 6, 12]
+        assert [e["decode_step"] for e in entries if "error" in e["flags"]] == [2, 5, 7]
+        assert all(e["token_id"] is not None for e in entries)
     assert all(e["flags"] == ["error"] for e in unread["attention_tokens"])
-    assert document["counters"]["errors"] == 4 + 4 + 12
+    assert document["counters"]["errors"] == 3 + 3 + 12
     text = "".join(c["delta"].get("content") or "" for event in events for c in event["choices"])
     assert text == whole["choices"][0]["message"]["content"] == unread["choices"][0]["message"]["content"]

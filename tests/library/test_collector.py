@@ -6,9 +6,8 @@ import asyncio
 import functools
 import gc
 import logging
-import pickle
-import sys
-from types import ModuleType, SimpleNamespace
+from array import array
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,8 +17,9 @@ import pytest
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.requests import _set_params
-from geomcli.server_patch.values import FAILED, INFO_KEY, PARAMS_KEY, Value
+from geomcli.server_patch.publisher import Publisher
+from geomcli.server_patch.requests import _set_params, after_create_tokenized
+from geomcli.server_patch.values import PARAMS_KEY, Value
 from geomcli.server_patch.worker import Order
 from geomcli.server_patch.worker_client import EntryWorker
 
@@ -108,97 +108,108 @@ def test_an_entry_that_failed_counts_as_an_error(main_state: state.MainState) ->
 class Waiting:
     """Stands in for SGLang's state of a request."""
 
-
-@pytest.fixture
-def sglang_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("sglang.srt.managers.io_struct")
-    module.wrap_as_pickle = lambda info: SimpleNamespace(data=pickle.dumps(info))  # type: ignore[attr-defined]
-    for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
+    def __init__(self, serial: int | None = None, **options: Any) -> None:
+        encoded = msgspec.json.encode(msgspec.structs.replace(OPTIONS, **options)).decode()
+        custom = {"mine": 1} if serial is None else {PARAMS_KEY: f"{serial}:{encoded}"}
+        self.obj = SimpleNamespace(sampling_params={"custom_params": custom})
 
 
-async def arrive(manager: Any, rids: list[str], info: dict[str, Any] | None, *, plain: bool = False) -> Any:
-    """The batch as SGLang's own function gets to see it."""
-    wrapped = info if plain or info is None else SimpleNamespace(data=pickle.dumps(info))
-    batch = SimpleNamespace(rids=rids, customized_info=wrapped)
+def batch_of(tokens: dict[str, list[int]]) -> Any:
+    n = len(tokens)
+    ids = [array("q", of_request) for of_request in tokens.values()]
+    return SimpleNamespace(rids=list(tokens), output_ids=ids, prompt_tokens=[3] * n, reasoning_tokens=[0] * n)
+
+
+async def arrive(manager: Any, tokens: dict[str, list[int]]) -> None:
+    """Until SGLang's own function has seen the batch."""
+    seen = []
+
+    async def original(_manager: Any, _batch: Any) -> None:
+        seen.append(1)
+
+    await arrivals.around_handle_batch_output(original, manager, batch_of(tokens))
+    while not seen:
+        await asyncio.sleep(0)
+
+
+async def test_tokens_become_values_of_the_request_that_asked(main_state: state.MainState) -> None:
+    manager = SimpleNamespace(rid_to_state={"a": Waiting(1), "b": Waiting()})
+    main_state.counters.add(requests=1)
+    await arrive(manager, {"a": [7, 8], "b": [1], "unknown": [2]})
+    assert [(v.step, v.token_id) for v in arrivals.take("a", 1)] == [(1, 7)]
+    # The value of the second token came with the first one's batch and waits for its answer.
+    assert [(v.step, v.token_id) for v in arrivals.take("a", 2)] == [(2, 8)]
+    assert arrivals.take("a", 9) == arrivals.take("b", 9) == arrivals.take("unknown", 9) == []
+    await arrive(manager, {"a": [9]})
+    (value,) = arrivals.take("a", 9)
+    body = orjson.loads(b"{" + value.body + b"}")
+    assert (body["decode_step"], body["query_position"], body["flags"]) == (3, 4, ["error"])
+    # Another request of the same name starts anew.
+    manager.rid_to_state["a"] = Waiting(2)
+    await arrive(manager, {"a": [5]})
+    assert [(v.step, v.token_id) for v in arrivals.take("a", 9)] == [(1, 5)]
+
+
+async def test_a_batch_of_others_goes_straight_through(main_state: state.MainState) -> None:
+    manager = SimpleNamespace(rid_to_state={"b": Waiting()})
+    main_state.counters.add(requests=1)
     seen = []
 
     async def original(_manager: Any, one: Any) -> None:
-        seen.append(one.customized_info)
+        seen.append(one)
 
-    await arrivals.around_handle_batch_output(original, manager, batch)
-    while not seen:
-        await asyncio.sleep(0)
-    return seen[0]
+    for batch in (batch_of({"b": [1]}), SimpleNamespace(rids=["b"])):
+        await arrivals.around_handle_batch_output(original, manager, batch)
+        assert seen.pop() is batch
+    assert not arrivals._waiting
 
 
-@pytest.mark.usefixtures("sglang_pickles")
-async def test_values_reach_only_the_request_that_asked(main_state: state.MainState) -> None:
-    manager = SimpleNamespace(rid_to_state={"a": Waiting(), "b": Waiting()})
+async def test_the_first_value_brings_the_ids_of_a_prompt_whose_texts_were_asked_for(
+    main_state: state.MainState,
+) -> None:
     main_state.counters.add(requests=1)
-    info = {INFO_KEY: [[(1, 7), (2, 8)], [None, None]], "someone's": [[1, 2], [3, 4]]}
-    rest = await arrive(manager, ["a", "b"], info)
-    assert pickle.loads(rest.data) == {"someone's": [[1, 2], [3, 4]]}
-    assert [v.token_id for v in arrivals.take("a", 1)] == [7]
-    # The value of the second token came with the first one's batch and waits for its answer.
-    assert [v.token_id for v in arrivals.take("a", 2)] == [8]
-    assert arrivals.take("a", 9) == arrivals.take("b", 9) == []
-    assert await arrive(manager, ["a"], {INFO_KEY: [[(3, 9)]]}) is None
-    assert [v.token_id for v in arrivals.take("a", 9)] == [9]
-    # Another request of the same name starts anew; SGLang may also hand the dictionary itself on.
-    manager.rid_to_state["a"] = Waiting()
-    assert await arrive(manager, ["a"], {INFO_KEY: [[(1, 5)]]}, plain=True) is None
-    assert [v.token_id for v in arrivals.take("a", 9)] == [5]
+    asking, other = Waiting(1, prompt_tokens=True), Waiting(2)
+    for one in (asking, other):
+        after_create_tokenized(SimpleNamespace(input_ids=array("q", [4, 5, 6])), None, one.obj)
+    await arrive(SimpleNamespace(rid_to_state={"a": asking, "b": other}), {"a": [7, 8], "b": [9]})
+    assert [v.prompt_ids for v in arrivals.take("a", 9)] == [[4, 5, 6], None]
+    assert [v.prompt_ids for v in arrivals.take("b", 9)] == [None]
 
 
-@pytest.mark.usefixtures("sglang_pickles")
-async def test_what_is_not_ours_is_left_alone(main_state: state.MainState) -> None:
-    manager = SimpleNamespace(rid_to_state={"a": Waiting()})
-    assert await arrive(manager, ["a"], None) is None
-    assert pickle.loads((await arrive(manager, ["a"], {"someone's": [[1]]})).data) == {"someone's": [[1]]}
-    main_state.counters.add(requests=1)
-    assert pickle.loads((await arrive(manager, ["a"], {"someone's": [[1]]})).data) == {"someone's": [[1]]}
-    assert arrivals.take("a", 9) == []
-
-
-@pytest.mark.usefixtures("sglang_pickles")
 async def test_values_outlive_their_request_for_a_while(
     main_state: state.MainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrivals, "_GRACE_SECONDS", 0.05)
     main_state.counters.add(requests=1)
-    manager = SimpleNamespace(rid_to_state={"gone": Waiting()})
-    await arrive(manager, ["gone", "unknown"], {INFO_KEY: [[(1, 7), (2, 8)], [(1, 9)]]})
+    manager = SimpleNamespace(rid_to_state={"gone": Waiting(1)})
+    await arrive(manager, {"gone": [7, 8]})
     manager.rid_to_state.clear()
     gc.collect()
     await asyncio.sleep(0)
     assert [v.token_id for v in arrivals.take("gone", 1)] == [7]
-    assert arrivals.take("unknown", 1) == []
     await asyncio.sleep(0.5)
     assert arrivals.take("gone", 2) == []
     assert not arrivals._waiting
-    assert arrivals._over == ["unknown", "gone"]
+    assert arrivals._over == ["1/gone"]
 
 
-def order(step: int, rid: str = "a", *, over: tuple[str, ...] = ()) -> Order:
-    """One token that the scheduler could not capture: its entry needs the request's options alone."""
-    options = msgspec.json.encode(OPTIONS).decode()
-    return Order([rid], pickle.dumps({INFO_KEY: [[(step, 7, FAILED, (options, 3, 1))]]}), list(over))
+def order(step: int, *, over: tuple[str, ...] = ()) -> Order:
+    """One token of which nothing was found: its entry needs the request's options alone."""
+    return Order([("1/a", step - 1, [7], 0, msgspec.json.encode(OPTIONS).decode(), 3)], list(over))
 
 
 async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     worker, alone = EntryWorker(), EntryWorker()
-    worker.start((3,))
+    publisher = Publisher((3,), (-1,), 1 << 16)
+    worker.start(publisher.address)
     assert worker.process is not None
     try:
         first = await worker.build(order(1))
         assert first == await alone.build(order(1))
         assert first is not None
-        assert first.values is not None
-        body = orjson.loads(b"{" + Value(*first.values["a"][0]).body + b"}")
+        body = orjson.loads(b"{" + Value(*first["1/a"][0]).body + b"}")
         assert (body["decode_step"], body["query_position"], body["flags"]) == (1, 2, ["error"])
-        assert await worker.build(Order(["a"], b"no pickle", [])) is None
+        assert await worker.build(Order([("a",)], [])) is None
         worker.process.kill()
         worker.process.wait()
         assert await worker.build(order(2)) == await alone.build(order(2))
@@ -207,16 +218,25 @@ async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: p
         worker.stop()
 
 
+async def test_a_process_that_cannot_start_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
+    worker = EntryWorker()
+    worker.start("\0geom-nobody-is-here")
+    assert "could not be started" in caplog.text
+    built = await worker.build(order(1))
+    assert built is not None
+    assert len(built["1/a"]) == 1
+
+
 async def test_the_process_ends_with_the_one_that_started_it() -> None:
     worker = EntryWorker()
-    worker.start((3,))
+    publisher = Publisher((3,), (-1,), 1 << 16)
+    worker.start(publisher.address)
     assert worker.process is not None
     assert worker._socket is not None
     worker._socket.close()
     assert await asyncio.to_thread(worker.process.wait, 10) == 0
 
 
-@pytest.mark.usefixtures("sglang_pickles")
 async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
     main_state: state.MainState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,20 +256,19 @@ async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
                     future.set_result(None)
 
     main_state.worker = Slow()  # type: ignore[assignment]
-    manager, passed = SimpleNamespace(rid_to_state={}), list[int]()
+    manager, passed = SimpleNamespace(rid_to_state={"a": Waiting(1), "b": Waiting()}), list[int]()
 
-    async def handle(number: int, info: Any) -> None:
+    async def handle(number: int, rid: str) -> None:
         async def original(_manager: Any, _batch: Any) -> None:
             passed.append(number)
 
-        batch = SimpleNamespace(rids=[], customized_info=info)
-        await arrivals.around_handle_batch_output(original, manager, batch)
+        await arrivals.around_handle_batch_output(original, manager, batch_of({rid: [number]}))
 
-    await handle(1, None)
+    await handle(1, "b")
     assert passed == [1]
-    await handle(2, {INFO_KEY: []})
-    await handle(3, None)
-    await handle(4, {INFO_KEY: []})
+    await handle(2, "a")
+    await handle(3, "b")
+    await handle(4, "a")
     await asyncio.sleep(0.01)
     assert len(futures) == 2
     assert passed == [1]
@@ -260,7 +279,7 @@ async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
     assert arrivals._line.empty
     # One that never answers is left after a while.
     monkeypatch.setattr(arrivals, "_PATIENCE_SECONDS", 0.05)
-    await handle(5, {INFO_KEY: []})
+    await handle(5, "a")
     await asyncio.sleep(0.2)
     assert passed == [1, 2, 3, 4, 5]
     assert "does not answer" in caplog.text
@@ -268,13 +287,13 @@ async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
 
 async def test_a_batch_that_cannot_be_handled_ends_the_server_as_without_us(main_state: state.MainState) -> None:
     main_state.counters.add(requests=1)
+    manager = SimpleNamespace(rid_to_state={"a": Waiting(1)})
 
     async def original(_manager: Any, _batch: Any) -> None:
         raise RuntimeError("SGLang's own")
 
     async def put() -> None:
-        batch = SimpleNamespace(rids=[], customized_info={INFO_KEY: []})
-        await arrivals.around_handle_batch_output(original, SimpleNamespace(rid_to_state={}), batch)
+        await arrivals.around_handle_batch_output(original, manager, batch_of({"a": [1]}))
 
     await put()
     await asyncio.sleep(0.01)
@@ -292,25 +311,25 @@ async def test_a_failure_is_seen_by_a_batch_that_waits_for_its_place() -> None:
 
     async def fill() -> None:
         for number in range(3 * arrivals._LINE_LENGTH):
-            await line.put(functools.partial(handle, number), None, None, None)
+            await line.put(functools.partial(handle, number))
 
     with pytest.raises(KeyError):
         await asyncio.wait_for(fill(), 10)
 
 
-@pytest.mark.usefixtures("sglang_pickles")
-async def test_a_batch_that_cannot_be_read_leaks_nothing(main_state: state.MainState) -> None:
+async def test_a_batch_that_cannot_be_read_loses_its_entries_alone(
+    main_state: state.MainState, caplog: pytest.LogCaptureFixture
+) -> None:
     main_state.counters.add(requests=1)
-    manager = SimpleNamespace(rid_to_state={"a": Waiting()})
-    batch = SimpleNamespace(rids=["a"], customized_info=SimpleNamespace(data=b"no pickle"))
-    seen = []
+    manager, seen = SimpleNamespace(rid_to_state={"a": Waiting(1)}), []
 
     async def original(_manager: Any, one: Any) -> None:
-        seen.append(one.customized_info)
+        seen.append(one)
 
+    batch = SimpleNamespace(rids=["a"], output_ids=[], reasoning_tokens=[], prompt_tokens=[])
     await arrivals.around_handle_batch_output(original, manager, batch)
-    await asyncio.sleep(0.01)
-    assert seen == [None]
+    assert seen == [batch]
+    assert "could not be read" in caplog.text
 
 
 @pytest.mark.parametrize("sent", [{PARAMS_KEY: "x", "mine": 1}, {PARAMS_KEY: None}, {"mine": 1}, None, "text"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,29 +12,66 @@ import torch
 
 from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import row_statistics
-from geomcli.server_patch import results
-from geomcli.server_patch.answers import Answer
-from geomcli.server_patch.building import build
+from geomcli.server_patch import worker
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.request_state import RequestState
-from geomcli.server_patch.values import Sent
+from geomcli.server_patch.publisher import Publisher
+from geomcli.server_patch.receiver import Receiver
+from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.values import Value
+from geomcli.server_patch.worker import Builder, Order
 
 LAYERS = (3, 7)
 PROMPT = 20
+TOKEN = 7
 
 
-def request(stamp: int, **changes: Any) -> tuple[Any, RequestState]:
-    options = CaptureOptions(
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Builder]:
+    """Reads what this test's scheduler publishes."""
+    publisher = Publisher(LAYERS, (-1, -1), 1 << 16)
+    monkeypatch.setattr(scheduler, "publisher", publisher)
+    receiver = Receiver(publisher.address)
+    yield Builder(receiver)
+    receiver.close()
+
+
+def options(**changes: Any) -> str:
+    made = CaptureOptions(
         **{
             "mode": "raw", "top_k": 2, "layers": LAYERS, "heads": None, "heads_total": 4, "mask_prefix": 0, "stride": 1,
             "limit": 0, "window": 0, "sink_tokens": 4, "head_stats": False, "prompt_tokens": False, **changes,
         }
     )  # fmt: skip
-    of_request = RequestState(options, msgspec.json.encode(options).decode())
-    of_request.stamp = stamp
-    req = SimpleNamespace(origin_input_ids=[1] * PROMPT, output_ids=[], customized_info=None, require_reasoning=False)
-    return req, of_request
+    return msgspec.json.encode(made).decode()
+
+
+def announce(*requests: str) -> None:
+    """Requests "0", "1", … with the stamps 1, 2, …"""
+    for number, encoded in enumerate(requests):
+        scheduler.publisher.announce(number + 1, (str(number), encoded, PROMPT))
+
+
+def publish(on_device: torch.Tensor, **step: Any) -> None:
+    made = DeviceStep(records=on_device, **step)
+    made.copy_to_host(lambda tensor: tensor).publish(scheduler.publisher)
+
+
+def order(requests: Sequence[str], first: int = 0, count: int = 1, over: Sequence[str] = ()) -> Order:
+    ids = [TOKEN] * count
+    return Order([(str(n), first, ids, 0, encoded, PROMPT) for n, encoded in enumerate(requests)], list(over))
+
+
+def read(builder: Builder, order: Order) -> list[list[Any]]:
+    built = builder.build(order)
+    return [[orjson.loads(b"{" + Value(*value).body + b"}") for value in values] for values in built.values()]
+
+
+def entries_of(builder: Builder, requests: Sequence[str], on_device: torch.Tensor, **step: Any) -> list[Any]:
+    """The entry of each request's first token after one step."""
+    announce(*requests)
+    publish(on_device, **step)
+    return [entry for (entry,) in read(builder, order(requests))]
 
 
 def records(n: int, *, heads: int = 4, length: int = PROMPT) -> torch.Tensor:
@@ -51,20 +88,8 @@ def records(n: int, *, heads: int = 4, length: int = PROMPT) -> torch.Tensor:
     return made
 
 
-def entries_of(asking: list[tuple[int, Any, RequestState]], on_device: torch.Tensor, **step: Any) -> list[Any]:
-    made = DeviceStep(asking, LAYERS, (-1, -1), **step)
-    made.records = on_device
-    made = made.copy_to_host(lambda tensor: tensor.clone())
-    due = [results.Due(row, req, of_request, len(req.output_ids)) for row, req, of_request in asking]
-    found = results._rows(due, made)
-    sent = [Sent(*results.sent(7, one, found, made.flags)) for one in due]
-    built = build([(Answer(one.options), [one]) for one in sent], LAYERS)
-    return [orjson.loads(b"{" + value.body + b"}") for (value,) in built]
-
-
-def test_a_record_of_its_token_becomes_an_entry() -> None:
-    asking = [(row, *request(row + 1)) for row in range(3)]
-    for entry in entries_of(asking, records(3), flags=("eight_bit_keys",)):
+def test_a_record_of_its_token_becomes_an_entry(builder: Builder) -> None:
+    for entry in entries_of(builder, [options()] * 3, records(3), flags=("eight_bit_keys",)):
         assert entry["flags"] == ["eight_bit_keys"]
         assert entry["token_positions"] == [19, 5]
         assert entry["topk_mass"] == 0.75
@@ -82,70 +107,122 @@ def test_a_record_of_its_token_becomes_an_entry() -> None:
     ],
     ids=["stamp", "length", "heads"],
 )
-def test_a_record_of_something_else_is_an_error_entry(change: dict[str, Any]) -> None:
-    asking = [(row, *request(row + 1)) for row in range(2)]
+def test_a_record_of_something_else_is_an_error_entry(builder: Builder, change: dict[str, Any]) -> None:
     wrong = records(2)
     wrong[1, 0, change["word"]] = change["value"]
-    first, second = entries_of(asking, wrong)
+    first, second = entries_of(builder, [options()] * 2, wrong)
     assert first["flags"] == ["error"]
     assert "fingerprint" not in first
     assert second["flags"] == []
 
 
-def test_a_number_that_is_not_finite_is_an_error_entry() -> None:
-    asking = [(row, *request(row + 1)) for row in range(2)]
+def test_a_number_that_is_not_finite_is_an_error_entry(builder: Builder) -> None:
     wrong = records(2)
     wrong.view(torch.float32)[0, 1, layout.R_LSE] = float("nan")
-    assert [e["flags"] for e in entries_of(asking, wrong)] == [[], ["error"]]
+    assert [e["flags"] for e in entries_of(builder, [options()] * 2, wrong)] == [[], ["error"]]
 
 
-def test_a_layer_that_was_not_asked_for_need_not_be_written() -> None:
-    asking = [(0, *request(1, layers=(7,)))]
+def test_a_layer_that_was_not_asked_for_need_not_be_written(builder: Builder) -> None:
     half = records(1)
     half[0] = -1
-    (entry,) = entries_of(asking, half)
+    (entry,) = entries_of(builder, [options(layers=(7,))], half)
     assert entry["flags"] == []
     assert entry["layer_id"] == 7
 
 
-def test_a_step_that_failed_gives_error_entries() -> None:
-    asking = [(0, *request(1))]
-    (entry,) = entries_of(asking, records(1), error="RuntimeError")
+def test_a_step_that_failed_gives_error_entries(builder: Builder) -> None:
+    (entry,) = entries_of(builder, [options()], records(1), error="RuntimeError")
     assert entry["flags"] == ["error"]
 
 
-def test_rows_with_links_and_without_share_a_step() -> None:
-    asking = [(0, *request(1)), (1, *request(2, mode="fingerprint", top_k=0)), (2, *request(3, mode="sketch"))]
+def test_rows_with_links_and_without_share_a_step(builder: Builder) -> None:
     on_device = records(3)
     on_device[:, 1, layout.R_LINKS] = 0
-    raw, fingerprint, sketch = entries_of(asking, on_device)
+    requests = [options(), options(mode="fingerprint", top_k=0), options(mode="sketch")]
+    raw, fingerprint, sketch = entries_of(builder, requests, on_device)
     assert raw["token_positions"] == [19, 5]
     assert "token_positions" not in fingerprint
     assert sketch["layer_sketches"]["3"]["top_hubs"] == [[19, 0.5], [5, 0.25]]
     assert raw["fingerprint"] == fingerprint["fingerprint"] == sketch["fingerprint"]
 
 
-def test_several_tokens_of_an_answer_move_its_compass_one_by_one() -> None:
-    (_, req, of_request), *_ = [(0, *request(1))]
-    tokens: dict[bool, list[Sent]] = {}
-    for cut in (False, True):
-        made = []
-        for step in range(40):
-            due = results.Due(0, req, of_request, step)
-            of_step = records(1, length=PROMPT + step)
-            of_step.view(torch.float32)[..., layout.R_HISTOGRAM + step % 5] += step / 40
-            # Cut behind what a fingerprint needs, as the scheduler does where nobody asks for links.
-            on_host = of_step[..., : layout.R_POSITIONS].contiguous() if cut else of_step
-            on_host[..., layout.R_LINKS] = 0
-            found = results._rows([due], DeviceStep([], LAYERS, (-1, -1), records=on_host))
-            made.append(Sent(*results.sent(step, due, found, ())))
-        tokens[cut] = made
-    assert len(tokens[True][0].records) < len(tokens[False][0].records)
-    one, other = Answer(of_request.encoded), Answer(of_request.encoded)
-    together = build([(one, tokens[True])], LAYERS)[0]
-    apart = [value for token in tokens[False] for value in build([(other, [token])], LAYERS)[0]]
-    assert together == apart
-    assert orjson.loads(b"{" + together[-1].body + b"}")["drift"] is not None
+def test_several_tokens_of_an_answer_move_its_compass_one_by_one(builder: Builder) -> None:
+    requests = [options(), options()]
+    announce(*requests)
+    entries: list[list[Any]] = [[], []]
+    for step in range(40):
+        of_step = records(2, length=PROMPT + step)
+        of_step.view(torch.float32)[..., layout.R_HISTOGRAM + step % 5] += step / 40
+        of_step[..., layout.R_LINKS] = 0
+        # Cut behind what a fingerprint needs now and then, as it is where nobody asks for links.
+        publish(of_step[..., : layout.R_POSITIONS].contiguous() if step % 3 else of_step)
+        entries[0] += read(builder, order(requests[:1], step))[0]
+    entries[1] = read(builder, Order([("1", 0, [TOKEN] * 40, 0, requests[1], PROMPT)], []))[0]
+    assert entries[0] == entries[1]
+    assert entries[0][-1]["drift"] is not None
+
+
+def test_what_a_row_still_holds_of_an_earlier_request_changes_nothing(builder: Builder) -> None:
+    requests = [options(), options(layers=(7,))]
+    announce(*requests)
+    publish(records(1))
+    # The row now belongs to the second request, which asks for the second layer alone.
+    mixed = records(1, length=PROMPT)
+    mixed[1, 0, layout.R_STAMP] = 2
+    mixed.view(torch.float32)[1, 0, layout.R_PROBABILITIES] = 0.125
+    publish(mixed)
+    (first,), (second,) = read(builder, order(requests))
+    assert (first["flags"], first["topk_mass"]) == ([], 0.75)
+    assert (second["flags"], second["topk_mass"]) == ([], 0.375)
+
+
+def test_steps_that_nobody_asked_about_are_told_apart_from_lost_ones(builder: Builder) -> None:
+    requests = [options(stride=2, limit=2)]
+    announce(*requests)
+    for step in (0, 2):
+        publish(records(1, length=PROMPT + step))
+    values = builder.build(order(requests, count=5))["0"]
+    entries = [orjson.loads(b"{" + body + b"}") if (body := Value(*value).body) else None for value in values]
+    assert [None if e is None else e["flags"] for e in entries] == [[], None, [], None, ["capture_stopped"]]
+    assert [Value(*value).token_id for value in values] == [TOKEN] * 5
+
+
+def test_a_request_that_was_never_announced_has_error_entries(builder: Builder) -> None:
+    publish(records(1))
+    ((entry,),) = read(builder, order([options()]))
+    assert (entry["flags"], entry["query_position"]) == (["error"], PROMPT - 1)
+
+
+def test_a_new_reader_hears_of_the_requests_that_live(builder: Builder) -> None:
+    requests = [options(), options()]
+    announce(*requests)
+    publish(records(2))
+    builder.take_in()
+    scheduler.publisher.forget(2)
+    late = Builder(Receiver(scheduler.publisher.address))
+    publish(records(2, length=PROMPT + 1))
+    late.take_in()
+    assert [key for key, _ in late._by_stamp.values()] == ["0"]
+    ((lost, found),) = read(late, order(requests[:1], count=2))
+    assert (lost["flags"], found["flags"]) == (["error"], [])
+    builder.take_in()
+    assert builder._receiver is not None
+    assert not builder._receiver.open
+
+
+def test_a_request_that_is_over_leaves_nothing_behind(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(options(), options())
+    publish(records(1))
+    builder.build(order([options()]))
+    assert set(builder._answers) == {"0", "1"}
+    # One whose tokens nobody has ordered: its client left before the first one.
+    monkeypatch.setattr(worker, "_GRACE_SECONDS", 0.0)
+    scheduler.publisher.forget(2)
+    publish(records(1))
+    builder.take_in()
+    builder.build(Order([], ["0"]))
+    assert not builder._answers
+    assert not builder._by_stamp
 
 
 def test_the_recomputed_row_travels_like_a_record() -> None:

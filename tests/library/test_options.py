@@ -10,7 +10,6 @@ import pytest
 
 from geomcli.server_patch import flags
 from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve
-from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
 
 MODEL = ModelShape(30, (7, 15, 22, 29), 9)
@@ -122,12 +121,12 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
 def test_stride_and_limit_decide_which_tokens_are_captured() -> None:
     state = RequestState(asked(attention_tokens_stride=3, attention_tokens_max=2))
     assert [i for i in range(20) if state.captures(i)] == [0, 3]
-    assert [i for i in range(20) if state.stops_at(i)] == [6]
+    assert [i for i in range(20) if state.options.stops_at(i)] == [6]
 
 
 def test_the_first_key_is_behind_the_mask_and_inside_every_window() -> None:
     options = asked(attention_mask_prefix=5, attention_tokens_window=20)
-    assert first_key(options, 10) == 5
-    assert first_key(options, 100) == 81
-    assert first_key(options, 100, sliding_window=7) == 93
-    assert first_key(options, 3) == 4  # everything is masked
+    assert options.first_key(10) == 5
+    assert options.first_key(100) == 81
+    assert options.first_key(100, sliding_window=7) == 93
+    assert options.first_key(3) == 4  # everything is masked
