@@ -44,8 +44,8 @@ def output_of(result: Any) -> Any:
     step = getattr(result.logits_output, ATTRIBUTE, None)
     if found is not None or step is None:
         return found
-    # Without overlap SGLang copies nothing; with it the tensors are on the host and stay as they are.
-    return step.copy_to_host(lambda tensor: tensor.to("cpu"))
+    # Without overlap SGLang copies nothing.
+    return step if hasattr(step, "publish") else step.copy_to_host(lambda tensor: tensor.to("cpu"))
 
 
 def forget(logits_output: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import torch
 
 from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import row_statistics
-from geomcli.server_patch import worker
+from geomcli.server_patch import results, transport, worker
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.publisher import Publisher
@@ -223,6 +224,18 @@ def test_a_request_that_is_over_leaves_nothing_behind(builder: Builder, monkeypa
     builder.build(Order([], ["0"]))
     assert not builder._answers
     assert not builder._by_stamp
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_before_auxiliary_outputs_a_step_rides_on_its_logits(builder: Builder, overlapped: bool) -> None:
+    logits = SimpleNamespace()
+    announce(options())
+    transport.attach(logits, DeviceStep(records=records(1)))
+    result = SimpleNamespace(logits_output=logits)
+    if overlapped:
+        setattr(logits, transport.ATTRIBUTE, getattr(logits, transport.ATTRIBUTE).copy_to_host(lambda tensor: tensor))
+    results.before_process_decode(None, None, result)
+    assert read(builder, order([options()]))[0][0]["flags"] == []
 
 
 def test_the_recomputed_row_travels_like_a_record() -> None:
