@@ -14,17 +14,22 @@ from geomcli.server_patch.scheduler_state import scheduler
 
 @dataclass
 class HostStep:
-    """On the host once `copied` has happened; without a place it is lost."""
+    """On the host once `copied` has happened; without a place it is lost.
+
+    Until then it keeps what is being copied: freed, that memory could be given to a later step on another stream.
+    """
 
     at: Reservation | None
     flags: tuple[str, ...]
     copied: Any = None
+    source: tuple[Any, ...] = ()
 
     def publish(self, publisher: Publisher) -> None:
         if self.at is None:
             return
         if self.copied is not None:
             self.copied.synchronize()
+        self.source = ()
         publisher.publish(self.at, self.flags)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
@@ -61,7 +66,7 @@ class DeviceStep:
         if self.records.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        return HostStep(at, self.flags, copied)
+        return HostStep(at, self.flags, copied, tuple(array for _, array in parts))
 
 
 def _kind(tensor: torch.Tensor) -> str:
