@@ -37,7 +37,9 @@ _stamps = itertools.count(1)
 class DeviceCapture:
     """Buffers and launches of one model runner. ValueError with half a sentence when this model cannot be captured."""
 
-    def __init__(self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None) -> None:
+    def __init__(
+        self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None, chunk: int = 2048
+    ) -> None:
         self.layers = layers
         self.group = group
         if len(layers) > _MAX_LAYERS:
@@ -73,6 +75,7 @@ class DeviceCapture:
             dtype=runner.dtype,
             tap_length=length if self.source == "tap" else 0,
             means_length=0 if group is None else length,
+            splits=probe.splits_for(chunk),
         )
         self.buffers.use_keys(keys)
         self._length = length

@@ -133,8 +133,12 @@ def sent(token_id: int, due: Due, found: Mapping[int, RowRecords], flags: tuple[
     else:
         kind, (records, heads) = CAPTURED, of_row
     request = (state.encoded, len(req.origin_input_ids), state.stamp)
-    thinking = bool(getattr(req, "require_reasoning", False)) and not getattr(req, "_is_reasoning_over", False)
-    prompt_ids = list(req.origin_input_ids) if index == 0 and state.options.prompt_tokens else None
+    prompt_ids = _unmasked(req.origin_input_ids, state) if index == 0 and state.options.prompt_tokens else None
     if heads is None and prompt_ids is None:
-        return index + 1, token_id, kind, request, thinking, flags, records
-    return index + 1, token_id, kind, request, thinking, flags, records, heads, prompt_ids
+        return index + 1, token_id, kind, request, flags, records
+    return index + 1, token_id, kind, request, flags, records, heads, prompt_ids
+
+
+def _unmasked(prompt_ids: Any, state: RequestState) -> list[int | None]:
+    masked = min(state.options.mask_prefix, len(prompt_ids))
+    return [*[None] * masked, *prompt_ids[masked:]]

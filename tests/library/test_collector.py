@@ -80,7 +80,9 @@ def test_choices_do_not_mix() -> None:
 
 def test_an_entry_whose_text_fails_keeps_its_numbers(main_state: state.MainState) -> None:
     entries = read(Collector().new_entries(0, [value(1, -200)], 1))
-    assert entries == [{"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "token": None}]
+    assert entries == [
+        {"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "think_phase": "output", "token": None}
+    ]
     assert main_state.counters.errors == 0
 
 
