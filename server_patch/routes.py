@@ -37,6 +37,7 @@ def capabilities() -> dict[str, Any]:
         "plugin": __version__,
         "ruleset": ZONES_V1.name,
         "sink_tokens": options.sink_tokens,
+        "chunk_size": options.chunk_size,
         "features": {
             "include_prompt_attention": True,
             "head_filtering": True,
