@@ -126,7 +126,7 @@ def _start_of_content(
         return None
     first = [{**rest[0], "content": _content(_FIRST, like=rest[0].get("content"))}, *rest[1:]]
     head, mark, tail = rendering.text(leading + first).partition(_FIRST)
-    if not mark or _FIRST in tail or not text.startswith(head):
+    if not mark or _FIRST in tail or not (text.startswith(head) and text.endswith(tail)):
         return None
     if leading:
         other_head, _, other_tail = rendering.text(other + first).partition(_FIRST)
