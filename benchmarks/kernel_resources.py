@@ -24,8 +24,8 @@ SHAPES = {"GQA 32/8/128": (32, 8, 128), "MLA 128/1/576": (128, 1, 576), "GQA 9/3
 TYPES = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8e4nv", "fp32": "fp32"}
 
 
-def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: bool) -> Any:
-    """The kernel as `probe.launch` would have it compiled for this shape."""
+def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: bool, splits: int = 8) -> Any:
+    """The kernel as `probe.launch` would have it compiled for this shape; `splits`: parts of a row."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -52,7 +52,7 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
 
     heads, key_heads, dim = shape
     buffers = Buffers(Shape(heads, key_heads, dim), layers=[Layer(1.0)] * 4, rows=2, pool_rows=2, device="cpu",
-                      tap_length=64 if tapped else 0, means_length=64)  # fmt: skip
+                      tap_length=64 if tapped else 0, means_length=64, splits=splits)  # fmt: skip
     buffers.use_keys([torch.zeros(64, key_heads, dim).to(_key_dtype(key_type))] * 4)
     rows = probe.Rows(1, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
                       torch.zeros(64, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))  # fmt: skip
@@ -60,7 +60,7 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     try:
         for module, other in originals:
             setattr(module, other, Launch() if other == f"{name}_kernel" else _Ignored())
-        probe.launch(buffers, rows, tapped=tapped, splits=8)
+        probe.launch(buffers, rows, tapped=tapped, splits=splits)
         columns.accumulate(buffers, rows, torch.zeros(4, 2, 64))
     finally:
         for (module, other), original in originals.items():

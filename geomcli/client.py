@@ -40,7 +40,7 @@ class _Entry(msgspec.Struct):
     decode_step: _Int = 1
     token_id: _Int | None = None
     token: str | None = None
-    prompt_tokens: list[str] | None = None
+    prompt_tokens: list[str | None] | None = None
     prompt_len: _Int | None = None
     think_phase: Literal["think", "output"] = "output"
     layer_id: _Int | None = None

@@ -39,7 +39,7 @@ class Entry(TypedDict, total=False):
     step: int
     token_id: int
     token: str | None
-    prompt_tokens: list[str] | None
+    prompt_tokens: list[str | None] | None
     query_position: int
     prompt_len: int
     think_phase: Literal["think", "output"]

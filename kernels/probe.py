@@ -26,6 +26,8 @@ _TAP_STAGES = 3  # tiles of stored logits in flight
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
 # row asks.
 _PROGRAMS = 2048
+_CHUNKED_LENGTH = 16384
+_FINISHED_AT_ONCE = 256  # splits of all heads that the last kernel keeps in registers
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,17 @@ def launch(
         rows.pool, rows.lengths, buffers.control, buffers.layer_ints, buffers.partial, buffers.rows,
         buffers.learned_sinks, buffers.candidates, buffers.records, blank if buffers.heads is None else buffers.heads,
         HEADS=shape.heads, HAS_SINKS=learned_sinks, HAS_HEADS=buffers.heads is not None, SPLITS=splits,
-        MEAN_SPLITS=mean_splits, BLOCK_H=min(32, triton.next_power_of_2(shape.heads)),
+        MEAN_SPLITS=mean_splits,
+        BLOCK_H=min(32, triton.next_power_of_2(shape.heads), max(1, _FINISHED_AT_ONCE // splits)),
     )  # fmt: skip
+
+
+def splits_for(chunk: int) -> int:
+    """The most parts a row is cut into so that one of 16,384 keys has parts of at most `chunk`; a power of two.
+
+    The grid of a recorded launch cannot follow the length, so longer rows have longer parts.
+    """
+    return int(triton.next_power_of_2(triton.cdiv(_CHUNKED_LENGTH, chunk)))
 
 
 def _check_rows(buffers: Buffers, n: int) -> None:

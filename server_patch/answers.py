@@ -53,10 +53,8 @@ class Answer:
         if length >= self.prompt_len + self._tokens:
             self._found.setdefault(length, found)
 
-    def tokens(
-        self, first: int, ids: list[int], thoughts: int, layers: tuple[int, ...], windows: tuple[int, ...]
-    ) -> list[Token]:
-        """The output tokens from the `first` (0-based) on, with what was found for them; `thoughts`: how many think."""
+    def tokens(self, first: int, ids: list[int], layers: tuple[int, ...], windows: tuple[int, ...]) -> list[Token]:
+        """The output tokens from the `first` (0-based) on, with what was found for them."""
         made = []
         for index, token_id in enumerate(ids, first):
             length = self.prompt_len + index
@@ -65,7 +63,7 @@ class Answer:
                 kind = STOPPED if self.options.stops_at(index) else NOT_CAPTURED
             elif found is None:
                 kind = FAILED
-            about = (index + 1, token_id, kind, self.stamp, self.prompt_len, index < thoughts)
+            about = (index + 1, token_id, kind, self.stamp, self.prompt_len)
             if kind == CAPTURED and found is not None:
                 heads = self._heads(found, length, layers, windows) if self.options.head_stats else None
                 made.append(Token(*about, found.flags, found.records, heads))

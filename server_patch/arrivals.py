@@ -27,7 +27,7 @@ class _Waiting:
         self.of_request = weakref.ref(of_request)
         self.key, self.options = key, options
         self.tokens = 0
-        self.prompt_ids: list[int] | None = getattr(of_request.obj, PROMPT_ATTRIBUTE, None)
+        self.prompt_ids: list[int | None] | None = getattr(of_request.obj, PROMPT_ATTRIBUTE, None)
         self.values: list[Value] = []
 
 
@@ -121,10 +121,7 @@ def _ordered(manager: Any, batch: Any) -> _Ordered | None:
         if waiting is None:
             continue
         ids = list(output_ids[at])
-        thoughts = batch.reasoning_tokens[at] if batch.reasoning_tokens else 0
-        tokens.append(
-            tuple(Tokens(waiting.key, waiting.tokens, ids, thoughts, waiting.options, batch.prompt_tokens[at]))
-        )
+        tokens.append(tuple(Tokens(waiting.key, waiting.tokens, ids, waiting.options, batch.prompt_tokens[at])))
         waiting.tokens += len(ids)
         owners.append(waiting)
     if not tokens:

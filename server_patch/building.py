@@ -57,5 +57,4 @@ def _context(token: Token) -> dict[str, Any]:
         "token_id": token.token_id,
         "query_position": token.query_position,
         "prompt_len": token.prompt_len,
-        "think_phase": "think" if token.thinking else "output",
     }

@@ -78,7 +78,7 @@ def _prepare(runner: Any, server_args: Any) -> None:
             )
 
         source = options.source if scheduler.backend == "triton" else "probe"
-        capture = DeviceCapture(runner, scheduler.layers, source, group)
+        capture = DeviceCapture(runner, scheduler.layers, source, group, options.chunk_size)
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)

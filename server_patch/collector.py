@@ -2,58 +2,104 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import orjson
 
 from geomcli.schema import SCHEMA_VERSION
 from geomcli.server_patch import faults, state
 from geomcli.server_patch.texts import TokenTexts, token_pieces
+from geomcli.server_patch.think import Phases, Thinking
 from geomcli.server_patch.values import Value, spliced
+
+
+class _Token(NamedTuple):
+    """A token whose entry waits until its phase is certain; without a value it was lost."""
+
+    step: int
+    value: Value | None
+    text: str | None
+
+
+class _Choice:
+    """What one choice carries from output to output."""
+
+    def __init__(self, thinking: Thinking | None) -> None:
+        self.tokens = 0  # accounted for
+        self.texts = TokenTexts(state.main.tokenizer)
+        self.phases = Phases(thinking)
+        self.waiting: deque[_Token] = deque()
 
 
 class Collector:
     """A token whose value is missing gets an entry that says so: a value's step shows a gap before it, the number of
     generated tokens one at the end.
+
+    thinking: of each prompt of the request, None when nothing is.
     """
 
-    def __init__(self) -> None:
-        self._tokens: dict[int, int] = {}  # tokens accounted for, by choice
-        self._texts: dict[int, TokenTexts] = {}
+    def __init__(self, thinking: Sequence[Thinking] | None = None, choices: int = 1) -> None:
+        self._thinking = thinking
+        self._choices_each = choices
+        self._choices: dict[int, _Choice] = {}
 
-    def new_entries(self, index: int, values: Sequence[Value], total: int) -> list[bytes]:
-        """JSON of the entries of choice `index` up to its `total`-th token; values: those since the last call."""
-        texts = self._texts.get(index)
-        if texts is None:
-            texts = self._texts[index] = TokenTexts(state.main.tokenizer)
+    def new_entries(self, index: int, values: Sequence[Value], total: int, *, over: bool = False) -> list[bytes]:
+        """JSON of the entries of choice `index` up to its `total`-th token; values: those since the last call.
+
+        An entry whose token may be the beginning of a mark waits for the next ones, or for the answer to be `over`.
+        """
+        choice = self._choices.get(index)
+        if choice is None:
+            choice = self._choices[index] = _Choice(self._thinking_of(index))
         entries: list[bytes] = []
-        errors, done = 0, self._tokens.get(index, 0)
-        for value in values:
-            for step in range(done + 1, value.step):
-                entries.append(_lost(index, step))
-                errors += 1
-            done = value.step
-            # The text of a token that was not captured is needed to decode the next ones.
-            text = _push(texts, value.token_id)
-            if value.body:
-                entries.append(_finish(index, value, text))
-                errors += value.failed
-        for step in range(done + 1, total + 1):
-            entries.append(_lost(index, step))
-            errors += 1
-        self._tokens[index] = max(done, total)
+        errors = 0
+        for token in _tokens(choice, values, total):
+            choice.waiting.append(token)
+            for thinking in choice.phases.push(token.text):
+                errors += _finish(index, choice.waiting.popleft(), thinking, entries)
+        for thinking in choice.phases.finish() if over else ():
+            errors += _finish(index, choice.waiting.popleft(), thinking, entries)
         state.main.counters.add(entries=len(entries), errors=errors)
         return entries
 
+    def _thinking_of(self, index: int) -> Thinking | None:
+        """Answers are numbered prompt by prompt."""
+        if not self._thinking:
+            return None
+        return self._thinking[min(index // self._choices_each, len(self._thinking) - 1)]
 
-def _finish(index: int, value: Value, text: str | None) -> bytes:
+
+def _tokens(choice: _Choice, values: Sequence[Value], total: int) -> list[_Token]:
+    """The tokens since the last call, lost ones in their places."""
+    found = []
+    for value in values:
+        found += [_Token(step, None, None) for step in range(choice.tokens + 1, value.step)]
+        # The text of a token that was not captured is needed to decode the next ones.
+        found.append(_Token(value.step, value, _push(choice.texts, value.token_id)))
+        choice.tokens = value.step
+    found += [_Token(step, None, None) for step in range(choice.tokens + 1, total + 1)]
+    choice.tokens = max(choice.tokens, total)
+    return found
+
+
+def _finish(index: int, token: _Token, thinking: bool, entries: list[bytes]) -> int:
+    """Append the token's entry if it has one; the number of errors, 0 or 1."""
+    value = token.value
+    if value is None:
+        entries.append(_lost(index, token.step))
+        return 1
+    if not value.body:
+        return 0
     pieces = None
     if value.prompt_ids is not None:
         try:
             pieces = token_pieces(state.main.tokenizer, value.prompt_ids)
         except Exception:
             faults.report("a prompt has no texts")
-    return spliced(index, value.body, text, pieces, prompt=value.prompt_ids is not None)
+    entries.append(spliced(index, value, token.text, thinking=thinking, prompt_tokens=pieces))
+    return int(value.failed)
 
 
 def _push(texts: TokenTexts, token_id: int) -> str | None:

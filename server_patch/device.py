@@ -35,7 +35,9 @@ _MAX_LAYERS = 31  # bits of a control word
 class DeviceCapture:
     """Buffers and launches of one model runner. ValueError with half a sentence when this model cannot be captured."""
 
-    def __init__(self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None) -> None:
+    def __init__(
+        self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None, chunk: int = 2048
+    ) -> None:
         self.layers = layers
         self.group = group
         if len(layers) > _MAX_LAYERS:
@@ -71,6 +73,7 @@ class DeviceCapture:
             dtype=runner.dtype,
             tap_length=length if self.source == "tap" else 0,
             means_length=0 if group is None else length,
+            splits=probe.splits_for(chunk),
         )
         self.buffers.use_keys(keys)
         self._length = length

@@ -70,6 +70,16 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--attention-sink-tokens", type=int, default=d.sink_tokens, metavar="N", help="first N positions are sinks"
     )
+    group.add_argument(
+        "--attention-chunk-size",
+        type=int,
+        default=d.chunk_size,
+        metavar="N",
+        help="keys that are handled at a time, 256..16384: memory against latency",
+    )
+    group.add_argument(
+        "--attention-mask-system-prompt", action="store_true", help="a chat's system messages do not exist for capture"
+    )
 
 
 def options_from(args: Namespace) -> ServerOptions:
@@ -87,6 +97,8 @@ def options_from(args: Namespace) -> ServerOptions:
         source=args.attention_capture_source,
         max_steps=args.attention_fingerprint_max_steps,
         sink_tokens=args.attention_sink_tokens,
+        chunk_size=args.attention_chunk_size,
+        mask_system_prompt=args.attention_mask_system_prompt,
     )
     options.check()
     return options

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from geomcli.kernels import layout, row_records
@@ -113,14 +114,9 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
     options = plan.options
     window = layer.sliding_window_size if layer.sliding_window_size is not None else -1
     first = options.first_key(plan.query_position, window)
-    keys = key_buffer[token_row[first : plan.query_position + 1].long()]
-    if options.heads is not None and keys.shape[1] > 1:
-        group = query.shape[0] // keys.shape[1]
-        keys = keys[:, [head // group for head in options.heads]]
-    if options.heads is not None:
-        query = query[list(options.heads)]
+    slots = token_row[first : plan.query_position + 1].long()
     return row_statistics(
-        attention_logits(query, keys, layer.scaling),
+        logits_of(query, key_buffer, slots, layer.scaling, heads=options.heads, chunk=scheduler.options.chunk_size),
         query_position=plan.query_position,
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
@@ -128,3 +124,19 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         top_k=options.top_k,
         head_statistics=options.head_stats,
     )
+
+
+def logits_of(
+    query: Any, key_buffer: Any, slots: Any, scale: float, *, heads: tuple[int, ...] | None, chunk: int
+) -> Any:
+    """Logits [heads, n] over the keys in `slots` [n], of which at most `chunk` are gathered at a time."""
+    kv_heads = None
+    if heads is not None:
+        n_kv = key_buffer.shape[1]
+        kv_heads = [head // (query.shape[0] // n_kv) for head in heads] if n_kv > 1 else None
+        query = query[list(heads)]
+    parts = []
+    for some in slots.split(chunk):
+        keys = key_buffer[some]
+        parts.append(attention_logits(query, keys if kv_heads is None else keys[:, kv_heads], scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

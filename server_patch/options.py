@@ -14,6 +14,7 @@ Mode = Literal["raw", "sketch", "fingerprint"]
 MAX_TOP_K = 64
 SKETCH_HUBS = 32
 SOURCES = ("auto", "tap", "probe")
+MIN_CHUNK, MAX_CHUNK = 256, 16384
 ASK = "return_attention_tokens"
 
 # Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
@@ -58,6 +59,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "auto"
     max_steps: int = 256
     sink_tokens: int = 4
+    chunk_size: int = 2048
+    mask_system_prompt: bool = False
 
     @property
     def default_mode(self) -> Mode:
@@ -76,6 +79,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
             "--attention-tokens-window": (self.window, 0, _MAX_INT),
             "--attention-fingerprint-max-steps": (self.max_steps, 0, _MAX_INT),
             "--attention-sink-tokens": (self.sink_tokens, 0, 1024),
+            "--attention-chunk-size": (self.chunk_size, MIN_CHUNK, MAX_CHUNK),
         }
         for flag, (value, low, high) in ranges.items():
             if not low <= value <= high:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from geomcli.server_patch import arrivals, faults, state
+from geomcli.server_patch import arrivals, faults, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
 from geomcli.server_patch.values import PARAMS_KEY, key_and_options
@@ -29,10 +29,18 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
     """Chat and completions: check the fields before anything is generated; ValueError becomes HTTP 400."""
     body = getattr(raw_request, "_json", None)
     options = _options_of_body(body)
-    adapted, processed = original(serving, request, raw_request)
-    if options is not None:
-        setattr(adapted, OPTIONS_ATTRIBUTE, options)
-        setattr(adapted, PENDING_ATTRIBUTE, {})
+    if options is None:
+        return original(serving, request, raw_request)
+    chat = hasattr(request, "messages")
+    with system_prompt.watched() as renderings:
+        adapted, processed = original(serving, request, raw_request)
+    if chat and state.main.options.mask_system_prompt:
+        masked = system_prompt.tokens_of(renderings, adapted.input_ids)
+        options = msgspec.structs.replace(options, mask_prefix=max(options.mask_prefix, masked))
+    setattr(adapted, OPTIONS_ATTRIBUTE, options)
+    setattr(adapted, PENDING_ATTRIBUTE, {})
+    if chat:
+        setattr(adapted, reasoning.THINKING_ATTRIBUTE, reasoning.of_chat(serving, request))
     return adapted, processed
 
 
@@ -54,13 +62,21 @@ def around_generate_request(
         options = _options_of_body(getattr(request, "_json", None))
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
-    return outputs if options is None else _with_entries(outputs, obj)
+    return outputs if options is None else _with_entries(outputs, obj, _collector(manager, obj))
 
 
-async def _with_entries(outputs: Any, obj: Any) -> AsyncIterator[Any]:
+def _collector(manager: Any, obj: Any) -> Collector:
+    if hasattr(obj, reasoning.THINKING_ATTRIBUTE):
+        return Collector(getattr(obj, reasoning.THINKING_ATTRIBUTE))
+    params = getattr(obj, "sampling_params", None)
+    first = params[0] if isinstance(params, list) and params else params
+    choices = first.get("n") if isinstance(first, dict) else None
+    return Collector(reasoning.of_prompt(manager, obj), choices if isinstance(choices, int) and choices > 0 else 1)
+
+
+async def _with_entries(outputs: Any, obj: Any, collector: Collector) -> AsyncIterator[Any]:
     state.main.counters.add(requests=1)
     pending = getattr(obj, PENDING_ATTRIBUTE, None)
-    collector = Collector()
     async with aclosing(outputs):
         async for output in outputs:
             items = output if isinstance(output, list) else [output]
@@ -82,20 +98,17 @@ async def _with_entries(outputs: Any, obj: Any) -> AsyncIterator[Any]:
 
 
 def after_create_tokenized(tokenized: Any, _manager: Any, obj: Any, *_: Any, **__: Any) -> None:
-    """Keep the ids of a prompt whose texts were asked for."""
-    if wants_prompt(obj) and (ids := getattr(tokenized, "input_ids", None)) is not None:
-        setattr(obj, arrivals.PROMPT_ATTRIBUTE, list(ids))
-
-
-def wants_prompt(obj: Any) -> bool:
-    """Whether this request, or one of a batch, asked for its prompt's texts."""
+    """Keep the ids of a prompt whose texts were asked for, None for masked ones."""
     params = getattr(obj, "sampling_params", None)
     custom = params.get("custom_params") if isinstance(params, dict) else None
     encoded = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
-    if encoded is None:
-        return False
+    ids = getattr(tokenized, "input_ids", None)
+    if encoded is None or ids is None:
+        return
     options = msgspec.json.decode(key_and_options(encoded, "")[1], type=CaptureOptions)
-    return options.prompt_tokens
+    if options.prompt_tokens:
+        masked = min(options.mask_prefix, len(ids))
+        setattr(obj, arrivals.PROMPT_ATTRIBUTE, [*[None] * masked, *ids[masked:]])
 
 
 def _entries_of(item: Any, position: int, collector: Collector) -> tuple[int, list[bytes]] | None:
@@ -105,7 +118,8 @@ def _entries_of(item: Any, position: int, collector: Collector) -> tuple[int, li
     if meta is None or not isinstance(total, int):
         return None
     index = item.get("index", position)
-    return index, collector.new_entries(index, arrivals.take(meta["id"], total), total)
+    over = meta.get("finish_reason") is not None
+    return index, collector.new_entries(index, arrivals.take(meta["id"], total), total, over=over)
 
 
 def _set_params(obj: Any, options: CaptureOptions | None) -> None:

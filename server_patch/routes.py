@@ -37,6 +37,7 @@ def capabilities() -> dict[str, Any]:
         "plugin": __version__,
         "ruleset": ZONES_V1.name,
         "sink_tokens": options.sink_tokens,
+        "chunk_size": options.chunk_size,
         "features": {
             "include_prompt_attention": True,
             "head_filtering": True,
@@ -53,7 +54,7 @@ def capabilities() -> dict[str, Any]:
         "guardrails": {
             "max_concurrent_capture": 0,
             "requires_api_key": main.requires_api_key,
-            "system_prompt_masked": False,
+            "system_prompt_masked": options.mask_system_prompt,
             "fingerprint_only": options.fingerprint_only,
             "max_entries": options.max_entries,
             "max_fingerprint_steps": options.max_steps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from geomcli.server_patch import flags, routes, state
+from geomcli.server_patch import flags, routes, state, system_prompt
 from geomcli.server_patch.options import ServerOptions
 
 INIT_INFO_KEY = "geom"
@@ -51,6 +51,8 @@ def before_run_http_server(
         )
     state.main.requires_api_key = bool(getattr(server_args, "api_key", None))
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
+    if options.enabled and options.mask_system_prompt:
+        system_prompt.watch(state.main.tokenizer)
     routes.install()
     if options.enabled:
         state.main.worker.start(next(address for info in infos if info and (address := info["records"])))

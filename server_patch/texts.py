@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _REPLACEMENT = "�"
@@ -40,12 +41,13 @@ class TokenTexts:
         return text
 
 
-def token_pieces(tokenizer: Any, ids: list[int]) -> list[str] | None:
-    """Text of each token on its own; a token that is part of a character shows as U+FFFD. None without a tokenizer.
+def token_pieces(tokenizer: Any, ids: Sequence[int | None]) -> list[str | None] | None:
+    """Text of each token on its own, None for one without an id. None without a tokenizer.
 
-    Per distinct id and not incremental, because a prompt can be long and this runs in the server's event loop.
+    A token that is part of a character shows as U+FFFD. Per distinct id and not incremental, because a prompt can be
+    long and this runs in the server's event loop.
     """
     if tokenizer is None:
         return None
-    known = {i: tokenizer.decode([i], skip_special_tokens=False) for i in set(ids)}
+    known = {i: None if i is None else tokenizer.decode([i], skip_special_tokens=False) for i in set(ids)}
     return [known[i] for i in ids]

@@ -30,7 +30,6 @@ class Token(NamedTuple):
     kind: int
     stamp: int = 0  # names its request on the device
     prompt_len: int = 0
-    thinking: bool = False
     flags: tuple[str, ...] = ()  # raised on every entry of its step
     records: NDArray[np.int32] | None = None  # [layers, words] of kernels.layout, cut behind what the mode needs
     heads: NDArray[Any] | None = None  # float [wanted layers, 4, heads]: entropy, sink, prev, lookback
@@ -47,10 +46,13 @@ class Value(NamedTuple):
     token_id: int
     failed: bool = False
     body: bytes = b""
-    prompt_ids: list[int] | None = None
+    prompt_ids: list[int | None] | None = None
 
 
-def spliced(index: int, body: bytes, token: str | None, prompt_tokens: list[str] | None, *, prompt: bool) -> bytes:
-    """JSON of the entry as it leaves the server: with its choice's index and its token's text."""
-    more = b',"prompt_tokens":' + orjson.dumps(prompt_tokens) if prompt else b""
-    return b'{"index":%d,%b,"token":%b%b}' % (index, body, orjson.dumps(token), more)
+def spliced(
+    index: int, value: Value, token: str | None, *, thinking: bool, prompt_tokens: list[str | None] | None
+) -> bytes:
+    """JSON of the entry as it leaves the server: with its choice's index, its token's text and phase."""
+    more = b',"prompt_tokens":' + orjson.dumps(prompt_tokens) if value.prompt_ids is not None else b""
+    phase = b"think" if thinking else b"output"
+    return b'{"index":%d,%b,"think_phase":"%b","token":%b%b}' % (index, value.body, phase, orjson.dumps(token), more)

@@ -28,12 +28,11 @@ _GRACE_SECONDS = 120.0  # for the tokens of a request that the scheduler has for
 
 
 class Tokens(NamedTuple):
-    """New tokens of one request: its key, the first one's place in the answer, how many of the answer are thoughts."""
+    """New tokens of one request: its key, and the first one's place in the answer."""
 
     key: str
     first: int
     ids: list[int]
-    thoughts: int
     options: str  # CaptureOptions as JSON
     prompt_len: int
 
@@ -116,7 +115,7 @@ class Builder:
             tokens = Tokens(*one)
             answer = self._answer(tokens.key, tokens.options, tokens.prompt_len)
             keys.append(tokens.key)
-            answers.append((answer, answer.tokens(tokens.first, tokens.ids, tokens.thoughts, layers, windows)))
+            answers.append((answer, answer.tokens(tokens.first, tokens.ids, layers, windows)))
         built = build(answers, layers)
         return {key: [tuple(value) for value in values] for key, values in zip(keys, built, strict=True)}
 

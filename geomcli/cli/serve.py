@@ -29,6 +29,8 @@ _OPTIONS = {
     "attention_capture_source": "source",
     "attention_fingerprint_max_steps": "max_steps",
     "attention_sink_tokens": "sink_tokens",
+    "attention_chunk_size": "chunk_size",
+    "attention_mask_system_prompt": "mask_system_prompt",
 }
 
 
@@ -76,6 +78,12 @@ def serve(
         int | None, typer.Option(help="Stop fingerprints after N steps, 0 = never (256).")
     ] = None,
     attention_sink_tokens: Annotated[int | None, typer.Option(help="The first N positions are sinks (4).")] = None,
+    attention_chunk_size: Annotated[
+        int | None, typer.Option(help="Keys handled at a time, 256..16384 (2048): memory against latency.")
+    ] = None,
+    attention_mask_system_prompt: Annotated[
+        bool, typer.Option("--attention-mask-system-prompt", help="System messages do not exist for capture.")
+    ] = False,
 ) -> None:
     """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
 
@@ -103,6 +111,8 @@ def serve(
         "attention_capture_source": attention_capture_source,
         "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
         "attention_sink_tokens": attention_sink_tokens,
+        "attention_chunk_size": attention_chunk_size,
+        "attention_mask_system_prompt": attention_mask_system_prompt,
     }
     check_attention(values)
     plan = engine.plan(

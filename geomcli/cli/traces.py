@@ -111,7 +111,8 @@ def texts_by_position(trace: Trace) -> dict[int, str]:
     """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
     texts: dict[int, str] = {}
     for step in trace.steps:
-        texts.update(enumerate(step.get("prompt_tokens") or []))
+        prompt = enumerate(step.get("prompt_tokens") or [])
+        texts.update({position: text for position, text in prompt if text is not None})
     # An entry that was lost does not know where the prompt ends; any other does.
     prompt_len = next((step["prompt_len"] for step in trace.steps if "prompt_len" in step), None)
     if prompt_len is not None:

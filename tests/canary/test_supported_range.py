@@ -19,9 +19,14 @@ ROOT = Path(__file__).parents[2]
 # What bodies read off SGLang's objects, and a file that must mention it: (attribute, module).
 ATTRIBUTES = (
     ("output_ids", "sglang.srt.managers.io_struct"),
-    ("reasoning_tokens", "sglang.srt.managers.io_struct"),
     ("prompt_tokens", "sglang.srt.managers.io_struct"),
     ("rid_to_state", "sglang.srt.managers.tokenizer_manager"),
+    ("require_reasoning", "sglang.srt.managers.io_struct"),
+    ("reasoning_parser", "sglang.srt.entrypoints.openai.serving_chat"),
+    ("template_manager", "sglang.srt.entrypoints.openai.serving_chat"),
+    ("_get_reasoning_from_request", "sglang.srt.entrypoints.openai.serving_chat"),
+    ("apply_chat_template", "sglang.srt.entrypoints.openai.serving_chat"),
+    ("force_reasoning", "sglang.srt.parser.template_manager"),
     ("origin_input_ids", "sglang.srt.managers.schedule_batch"),
     ("extend_seq_lens", "sglang.srt.model_executor.forward_batch_info"),
     ("seq_lens_cpu", "sglang.srt.model_executor.forward_batch_info"),

@@ -54,6 +54,7 @@ class Scene:
     tokens: bool = False
     seed: int = 0
     splits: int = 4
+    mean_splits: int = 0  # 0: as many
     block_n: int = 64
     scale: float = field(init=False)
 
@@ -82,7 +83,7 @@ class Scene:
         self.token_of = torch.randperm(n + 3, generator=generator)[:n] if self.tokens else torch.arange(n)
         self.buffers = Buffers(
             shape, layers=self.layers, rows=n + 1, pool_rows=n + 1, device=DEVICE, dtype=self.dtype,
-            splits=self.splits, mean_splits=self.splits, means_length=longest if self.means else 0,
+            splits=self.splits, mean_splits=self.mean_splits or self.splits, means_length=longest if self.means else 0,
             tap_length=longest if self.tapped else 0,
         )  # fmt: skip
         poison(self.buffers)

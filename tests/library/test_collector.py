@@ -80,7 +80,9 @@ def test_choices_do_not_mix() -> None:
 
 def test_an_entry_whose_text_fails_keeps_its_numbers(main_state: state.MainState) -> None:
     entries = read(Collector().new_entries(0, [value(1, -200)], 1))
-    assert entries == [{"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "token": None}]
+    assert entries == [
+        {"index": 0, "decode_step": 1, "token_id": -200, "flags": [], "think_phase": "output", "token": None}
+    ]
     assert main_state.counters.errors == 0
 
 
@@ -117,7 +119,7 @@ class Waiting:
 def batch_of(tokens: dict[str, list[int]]) -> Any:
     n = len(tokens)
     ids = [array("q", of_request) for of_request in tokens.values()]
-    return SimpleNamespace(rids=list(tokens), output_ids=ids, prompt_tokens=[3] * n, reasoning_tokens=[0] * n)
+    return SimpleNamespace(rids=list(tokens), output_ids=ids, prompt_tokens=[3] * n)
 
 
 async def arrive(manager: Any, tokens: dict[str, list[int]]) -> None:
@@ -195,7 +197,7 @@ async def test_values_outlive_their_request_for_a_while(
 
 def order(step: int, *, over: tuple[str, ...] = ()) -> Order:
     """One token of which nothing was found: its entry needs the request's options alone."""
-    return Order([("1/a", step - 1, [7], 0, msgspec.json.encode(OPTIONS).decode(), 3)], list(over))
+    return Order([("1/a", step - 1, [7], msgspec.json.encode(OPTIONS).decode(), 3)], list(over))
 
 
 async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
@@ -326,7 +328,7 @@ async def test_a_batch_that_cannot_be_read_loses_its_entries_alone(
     async def original(_manager: Any, one: Any) -> None:
         seen.append(one)
 
-    batch = SimpleNamespace(rids=["a"], output_ids=[], reasoning_tokens=[], prompt_tokens=[])
+    batch = SimpleNamespace(rids=["a"], output_ids=[], prompt_tokens=[])
     await arrivals.around_handle_batch_output(original, manager, batch)
     assert seen == [batch]
     assert "could not be read" in caplog.text

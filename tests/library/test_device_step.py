@@ -60,7 +60,7 @@ def publish(on_device: torch.Tensor, **step: Any) -> None:
 
 def order(requests: Sequence[str], first: int = 0, count: int = 1, over: Sequence[str] = ()) -> Order:
     ids = [TOKEN] * count
-    return Order([(str(n), first, ids, 0, encoded, PROMPT) for n, encoded in enumerate(requests)], list(over))
+    return Order([(str(n), first, ids, encoded, PROMPT) for n, encoded in enumerate(requests)], list(over))
 
 
 def read(builder: Builder, order: Order) -> list[list[Any]]:
@@ -158,7 +158,7 @@ def test_several_tokens_of_an_answer_move_its_compass_one_by_one(builder: Builde
         # Cut behind what a fingerprint needs now and then, as it is where nobody asks for links.
         publish(of_step[..., : layout.R_POSITIONS].contiguous() if step % 3 else of_step)
         entries[0] += read(builder, order(requests[:1], step))[0]
-    entries[1] = read(builder, Order([("1", 0, [TOKEN] * 40, 0, requests[1], PROMPT)], []))[0]
+    entries[1] = read(builder, Order([("1", 0, [TOKEN] * 40, requests[1], PROMPT)], []))[0]
     assert entries[0] == entries[1]
     assert entries[0][-1]["drift"] is not None
 

@@ -212,6 +212,13 @@ def test_several_ranks_need_memory_that_is_there(monkeypatch: pytest.MonkeyPatch
         DeviceCapture(runner_of(modules), LAYERS, "probe", ranks)
 
 
+def test_the_chunk_size_sets_how_many_parts_a_row_has() -> None:
+    modules = [RadixAttention(layer) for layer in LAYERS]
+    parts = [DeviceCapture(runner_of(modules), LAYERS, "probe", chunk=chunk).buffers.splits for chunk in (512, 2048)]
+    assert parts == [32, 8]
+    assert DeviceCapture(runner_of(modules), LAYERS, "probe").buffers.splits == 8
+
+
 def test_models_that_cannot_be_captured_are_refused() -> None:
     modules = [RadixAttention(layer) for layer in LAYERS]
     modules[1].tp_q_head_num = 8

@@ -8,6 +8,9 @@ from types import ModuleType
 
 import pytest
 
+from geomcli.kernels.probe import splits_for
+from geomcli.server_patch.options import MIN_CHUNK
+
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 
@@ -19,6 +22,15 @@ def report() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("kernel", ["partial", "mean", "finish"])
+def test_no_kernel_spills_with_the_smallest_chunks(report: ModuleType, kernel: str) -> None:
+    for shape in ("GQA 32/8/128", "MLA 128/1/576"):
+        binary = report.compiled(kernel, report.SHAPES[shape], "bf16", tapped=False, splits=splits_for(MIN_CHUNK))
+        found = report.resources(binary)
+        assert found["spill_stores"] == found["spill_loads"] == 0, shape
+        assert found["shared"] <= 48 * 1024
 
 
 @pytest.mark.parametrize("shape", ["GQA 32/8/128", "MLA 128/1/576"])

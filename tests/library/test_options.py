@@ -108,10 +108,14 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     assert flags.options_from(parser.parse_args([])) == ServerOptions()
     parsed = parser.parse_args(["--return-attention-tokens", "--attention-capture-stride", "3"])
     assert flags.options_from(parsed) == ServerOptions(enabled=True, stride=3)
+    parsed = parser.parse_args(["--attention-mask-system-prompt", "--attention-chunk-size", "512"])
+    assert flags.options_from(parsed) == ServerOptions(mask_system_prompt=True, chunk_size=512)
     for arguments, name in (
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
+        (["--attention-chunk-size", "255"], "--attention-chunk-size must be 256..16384"),
+        (["--attention-chunk-size", "16385"], "--attention-chunk-size must be 256..16384"),
         (["--attention-sketch-mode", "--attention-fingerprint-only"], "exclude each other"),
     ):
         with pytest.raises(ValueError, match=name):
