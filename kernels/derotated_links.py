@@ -1,7 +1,7 @@
 """Content and position scores of the links in a step's records; the twin is derotation.link_scores.
 
-Launched behind a step, outside its CUDA graph, for the rows that ask: nobody else's step has a launch more. It reads the
-finished records, the kept queries, and of the keys only those that a link points to. Memory is allocated, nothing waits.
+Launched behind a step, outside its CUDA graph, for the rows that ask: nobody else's step has a launch more. It reads
+the finished records, the kept queries, and of the keys only those that a link points to. Allocates, but does not wait.
 """
 
 from __future__ import annotations

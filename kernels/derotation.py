@@ -1,8 +1,8 @@
 """Undoing a model's rotary position embedding: what the logit of a link would be without it (docs/geometry.md).
 
 Plain torch: the reference of derotated_links.py, and the path itself on engines without Triton. A rotation is an
-orthogonal map, so undoing it needs nothing but the angles, which the model's own cosine and sine table holds; where that
-table carries a factor too (YaRN), the factor stays.
+orthogonal map, so undoing it needs nothing but the angles, which the model's own cosine and sine table holds; where
+that table carries a factor too (YaRN), the factor stays.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ class Rope:
 
 def derotated(vectors: torch.Tensor, positions: torch.Tensor, rope: Rope) -> torch.Tensor:
     """vectors [n, heads, D] that were rotated for positions [n], as they were before."""
-    half = rope.dim // 2
-    cos, sin = rope.table[positions].to(vectors.dtype)[:, None].split(half, dim=-1)
+    cos, sin = rope.table[positions].to(vectors.dtype)[:, None].chunk(2, dim=-1)
     length = torch.sqrt(cos * cos + sin * sin)
     cos, sin = cos / length, sin / length
     first, second = _columns(rope)

@@ -77,6 +77,14 @@ def heads_bytes(of_layers: Sequence[HeadStatistics]) -> bytes:
     return np.asarray(every, dtype=np.float32).tobytes()
 
 
+def derotated_bytes(of_layers: Sequence[torch.Tensor], count: int) -> bytes:
+    """float32 [layers, 2, count] of scores [2, k] each, 0 where there are fewer links."""
+    every = np.zeros((len(of_layers), 2, count), dtype=np.float32)
+    for made, scores in zip(every, of_layers, strict=True):
+        made[:, : scores.shape[1]] = scores.cpu().numpy()
+    return every.tobytes()
+
+
 def encode(statistics: RowStatistics, *, stamp: int, length: int) -> NDArray[np.int32]:
     """The record [RECORD_WORDS] that a kernel would have written of these statistics."""
     record = np.zeros(layout.RECORD_WORDS, dtype=np.int32)

@@ -15,6 +15,7 @@ from geomcli.server_patch import faults, flags, hooks, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.request_state import RequestState, population, state_of
+from geomcli.server_patch.ropes import NotUndone, embeddings_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
 
@@ -79,12 +80,34 @@ def _prepare(runner: Any, server_args: Any) -> None:
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)
-        capture.compile_kernels()
         scheduler.device, scheduler.source = capture, capture.source
+    _prepare_derotation(runner.model, insisted=options.derotate)
+    if scheduler.device is not None:
+        scheduler.device.compile_kernels()
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
     scheduler.cuda_graph = str(runner.device) == "cuda" and not getattr(server_args, "disable_cuda_graph", True)
+
+
+def _prepare_derotation(model: Any, *, insisted: bool) -> None:
+    """Offer the de-rotated view where it costs those nothing who do not ask for it, or where the server insists."""
+    try:
+        found = embeddings_of(model, scheduler.layers)
+    except NotUndone as reason:
+        scheduler.not_derotated = f"there is no de-rotated view of this model: {reason}"
+        if insisted:
+            raise ValueError(f"{scheduler.not_derotated}; leave --attention-derotate out") from None
+        return
+    if scheduler.source == "tap" and not insisted:
+        scheduler.not_derotated = (
+            "this server taps logits and keeps no queries; start it with --attention-derotate, "
+            "or with --attention-capture-source probe"
+        )
+        return
+    scheduler.embeddings = dict(zip(scheduler.layers, found, strict=True))
+    if scheduler.device is not None:
+        scheduler.device.derotate(found)
 
 
 def _is_latent(config: Any) -> bool:
@@ -104,6 +127,7 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
         "heads_total": scheduler.heads_total,
         "backend": scheduler.backend,
         "source": scheduler.source,
+        "not_derotated": scheduler.not_derotated,
         "cuda_graph": scheduler.cuda_graph,
         "sglang": version("sglang"),
         "hooks": {

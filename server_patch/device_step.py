@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geomcli.kernels import row_records
+from geomcli.server_patch.device_derotation import DerotatedRows
 from geomcli.server_patch.plans import first_key
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.results import Due, RowRecords
@@ -27,10 +28,14 @@ class DeviceStep:
     records: Any = None
     heads: Any = None
     error: str | None = None
+    derotated: DerotatedRows | None = None
 
     def copy_to_host(self, copy_tensor: Callable[[Any], Any]) -> DeviceStep:
         on_host, heads = (None if t is None else copy_tensor(t) for t in (self.records, self.heads))
-        return DeviceStep(self.asking, self.layers, self.windows, self.flags, on_host, heads, self.error)
+        derotated = self.derotated
+        if derotated is not None:
+            derotated = DerotatedRows(derotated.rows, copy_tensor(derotated.scores))
+        return DeviceStep(self.asking, self.layers, self.windows, self.flags, on_host, heads, self.error, derotated)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -43,13 +48,21 @@ class DeviceStep:
         data, size = every.tobytes(), every[:1].nbytes
         starts = range(0, len(due) * size, size)
         return {
-            one.row: RowRecords(data[at : at + size], None if self.heads is None else self._heads_of(one))
+            one.row: RowRecords(data[at : at + size], self._heads_of(one), self._derotated_of(one))
             for one, at in zip(due, starts, strict=True)
         }
 
+    def _derotated_of(self, due: Due) -> bytes | None:
+        options = due.state.options
+        if not options.derotate or self.derotated is None:
+            return None
+        places = [self.layers.index(layer) for layer in options.layers]
+        scores: bytes = self.derotated.of_row(due.row, places, options.top_k).tobytes()
+        return scores
+
     def _heads_of(self, due: Due) -> bytes | None:
         options = due.state.options
-        if not options.head_stats:
+        if not options.head_stats or self.heads is None:
             return None
         prompt_len = len(due.request.origin_input_ids)
         query_position = prompt_len + due.output_index - 1

@@ -70,6 +70,11 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--attention-sink-tokens", type=int, default=d.sink_tokens, metavar="N", help="first N positions are sinks"
     )
+    group.add_argument(
+        "--attention-derotate",
+        action="store_true",
+        help="insist on the de-rotated view: keep the queries of tapped layers too, and stop where it cannot be had",
+    )
 
 
 def options_from(args: Namespace) -> ServerOptions:
@@ -87,6 +92,7 @@ def options_from(args: Namespace) -> ServerOptions:
         source=args.attention_capture_source,
         max_steps=args.attention_fingerprint_max_steps,
         sink_tokens=args.attention_sink_tokens,
+        derotate=args.attention_derotate,
     )
     options.check()
     return options

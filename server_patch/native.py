@@ -6,17 +6,20 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from geomcli.kernels import layout, row_records
+from geomcli.kernels.derotation import link_scores
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
 from geomcli.server_patch.plans import RowPlan, first_key
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.results import Due, RowRecords
+from geomcli.server_patch.ropes import rope_of
 from geomcli.server_patch.scheduler_state import scheduler
 
 
@@ -50,7 +53,13 @@ class StepPlan:
             )
         heads = [plan.statistics[layer].head_statistics for layer in plan.options.layers]
         known = [of_layer for of_layer in heads if of_layer is not None]
-        return RowRecords(words.tobytes(), row_records.heads_bytes(known) if known else None)
+        scores = [plan.statistics[layer].derotated for layer in plan.options.layers]
+        turned = [of_layer for of_layer in scores if of_layer is not None]
+        return RowRecords(
+            words.tobytes(),
+            row_records.heads_bytes(known) if known else None,
+            row_records.derotated_bytes(turned, plan.options.top_k) if turned else None,
+        )
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -113,8 +122,9 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         keys = keys[:, [head // group for head in options.heads]]
     if options.heads is not None:
         query = query[list(options.heads)]
-    return row_statistics(
-        attention_logits(query, keys, layer.scaling),
+    logits = attention_logits(query, keys, layer.scaling)
+    statistics = row_statistics(
+        logits,
         query_position=plan.query_position,
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
@@ -122,3 +132,15 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         top_k=options.top_k,
         head_statistics=options.head_stats,
     )
+    if not options.derotate:
+        return statistics
+    scores = link_scores(
+        query,
+        keys[statistics.positions - first],
+        query_position=plan.query_position,
+        positions=statistics.positions,
+        rope=rope_of(scheduler.embeddings[layer.layer_id]),
+        scale=layer.scaling,
+        lse=torch.logsumexp(logits, dim=1),
+    )
+    return replace(statistics, derotated=scores)

@@ -29,6 +29,10 @@ class RowRecords(NamedTuple):
 
     records: bytes
     heads: bytes | None
+    derotated: bytes | None = None
+
+
+_NOTHING = RowRecords(b"", None)
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -127,14 +131,17 @@ def sent(token_id: int, due: Due, found: Mapping[int, RowRecords], flags: tuple[
     if not state.captures(index):
         if not state.stops_at(index):
             return index + 1, token_id
-        kind, records, heads = STOPPED, b"", None
-    elif (of_row := found.get(row)) is None:
-        kind, records, heads = FAILED, b"", None
+        kind, of_row = STOPPED, _NOTHING
+    elif (known := found.get(row)) is None:
+        kind, of_row = FAILED, _NOTHING
     else:
-        kind, (records, heads) = CAPTURED, of_row
+        kind, of_row = CAPTURED, known
     request = (state.encoded, len(req.origin_input_ids), state.stamp)
     thinking = bool(getattr(req, "require_reasoning", False)) and not getattr(req, "_is_reasoning_over", False)
     prompt_ids = list(req.origin_input_ids) if index == 0 and state.options.prompt_tokens else None
-    if heads is None and prompt_ids is None:
-        return index + 1, token_id, kind, request, thinking, flags, records
-    return index + 1, token_id, kind, request, thinking, flags, records, heads, prompt_ids
+    value = (index + 1, token_id, kind, request, thinking, flags, of_row.records)
+    if of_row.derotated is not None:
+        return *value, of_row.heads, prompt_ids, of_row.derotated
+    if of_row.heads is None and prompt_ids is None:
+        return value
+    return *value, of_row.heads, prompt_ids

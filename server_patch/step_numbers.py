@@ -31,6 +31,16 @@ class CapturedToken(NamedTuple):
     def options(self) -> CaptureOptions:
         return self.answer.options
 
+    @property
+    def derotated(self) -> NDArray[np.float32] | None:
+        """[wanted layers, 2, top_k]: content and position of each link; None where they are missing or not finite."""
+        if self.sent.derotated is None:
+            return None
+        found = np.frombuffer(self.sent.derotated, dtype=np.float32)
+        if not np.isfinite(found).all():
+            return None
+        return found.reshape(len(self.options.layers), 2, self.options.top_k)
+
 
 @dataclass
 class StepNumbers:
@@ -69,7 +79,7 @@ def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNum
     made = StepNumbers(
         layers=layers,
         wanted=wanted,
-        failed=(wanted & ~fits).any(axis=0),
+        failed=(wanted & ~fits).any(axis=0) | np.array([one.options.derotate and one.derotated is None for one in due]),
         **records.decode(found)._asdict(),
     )
     made.check()

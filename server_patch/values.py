@@ -27,6 +27,7 @@ class Sent(NamedTuple):
     records: bytes = b""  # int32 [layers, words] of kernels.layout, cut behind what the mode needs
     heads: bytes | None = None  # float32 [wanted layers, 4, heads]: entropy, sink, prev, lookback
     prompt_ids: list[int] | None = None  # with the first token of a request that asked for its prompt's texts
+    derotated: bytes | None = None  # float32 [wanted layers, 2, top_k]: content and position of each link
 
     @property
     def options(self) -> str:

@@ -29,6 +29,7 @@ _OPTIONS = {
     "attention_capture_source": "source",
     "attention_fingerprint_max_steps": "max_steps",
     "attention_sink_tokens": "sink_tokens",
+    "attention_derotate": "derotate",
 }
 
 
@@ -76,6 +77,9 @@ def serve(
         int | None, typer.Option(help="Stop fingerprints after N steps, 0 = never (256).")
     ] = None,
     attention_sink_tokens: Annotated[int | None, typer.Option(help="The first N positions are sinks (4).")] = None,
+    attention_derotate: Annotated[
+        bool, typer.Option("--attention-derotate", help="Insist on the de-rotated view, also where logits are tapped.")
+    ] = False,
 ) -> None:
     """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
 
@@ -103,6 +107,7 @@ def serve(
         "attention_capture_source": attention_capture_source,
         "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
         "attention_sink_tokens": attention_sink_tokens,
+        "attention_derotate": attention_derotate,
     }
     check_attention(values)
     plan = engine.plan(
