@@ -15,6 +15,7 @@ from geomcli.kernels.reference import row_statistics
 from geomcli.server_patch import results
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.building import build
+from geomcli.server_patch.device_derotation import DerotatedRows
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.request_state import RequestState
@@ -123,6 +124,43 @@ def test_rows_with_links_and_without_share_a_step() -> None:
     assert "token_positions" not in fingerprint
     assert sketch["layer_sketches"]["3"]["top_hubs"] == [[19, 0.5], [5, 0.25]]
     assert raw["fingerprint"] == fingerprint["fingerprint"] == sketch["fingerprint"]
+
+
+def scores_of(rows: tuple[int, ...]) -> DerotatedRows:
+    """Of row r, layer l: content 10 l + r + .5, position -content, for every link."""
+    content = torch.tensor([[10.0 * layer + row + 0.5 for row in rows] for layer in range(len(LAYERS))])
+    return DerotatedRows(rows, torch.stack([content, -content], dim=2)[..., None].expand(-1, -1, -1, layout.KEEP))
+
+
+def test_scores_of_links_reach_the_rows_that_asked() -> None:
+    asking = [
+        (0, *request(1, derotate=True)),
+        (1, *request(2)),
+        (2, *request(3, derotate=True, layers=(7,), top_k=5)),
+    ]
+    entries = entries_of(asking, records(3), derotated=scores_of((2, 0)))
+    assert entries[0]["layers"]["3"]["derotated"] == {"content": [0.5, 0.5], "position": [-0.5, -0.5]}
+    assert entries[0]["derotated"] == entries[0]["layers"]["7"]["derotated"]
+    assert entries[0]["derotated"]["content"] == [10.5, 10.5]
+    assert entries[2]["derotated"] == {"content": [12.5, 12.5], "position": [-12.5, -12.5]}
+    assert "layers" not in entries[2]
+    assert "derotated" not in str(entries[1])
+    assert entries[0]["bytes"] == entries[1]["bytes"] + 2 * 2 * 8
+    assert all(entry["flags"] == [] for entry in entries)
+
+
+def test_scores_that_are_missing_or_not_finite_are_error_entries() -> None:
+    asking = [(0, *request(1, derotate=True)), (1, *request(2))]
+    assert [e["flags"] for e in entries_of(asking, records(2))] == [["error"], []]
+    broken = scores_of((0,))
+    broken = DerotatedRows(broken.rows, broken.scores.clone().index_fill_(0, torch.tensor(1), float("nan")))
+    assert [e["flags"] for e in entries_of(asking, records(2), derotated=broken)] == [["error"], []]
+
+
+def test_recomputed_scores_are_filled_up_where_there_are_fewer_links() -> None:
+    packed = row_records.derotated_bytes([torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.zeros(2, 0)], 3)
+    found = torch.frombuffer(bytearray(packed), dtype=torch.float32).reshape(2, 2, 3)
+    assert found.tolist() == [[[1, 2, 0], [3, 4, 0]], [[0] * 3] * 2]
 
 
 def test_several_tokens_of_an_answer_move_its_compass_one_by_one() -> None:
