@@ -31,14 +31,16 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from geomcli.kernels import columns, finish, partial, probe
+    from geomcli.kernels import columns, derotated_links, finish, partial, probe
     from geomcli.kernels.buffers import Buffers, Layer, Shape
+    from geomcli.kernels.derotation import Rope
 
     kernel = {
         "partial": partial.partial_kernel,
         "mean": finish.mean_kernel,
         "finish": finish.finish_kernel,
         "column": columns.column_kernel,
+        "derotation": derotated_links.derotation_kernel,
     }[name]
     seen: dict[str, Any] = {}
 
@@ -56,12 +58,16 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     buffers.use_keys([torch.zeros(64, key_heads, dim).to(_key_dtype(key_type))] * 4)
     rows = probe.Rows(1, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
                       torch.zeros(64, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))  # fmt: skip
-    originals = {(m, n): getattr(m, n) for m, n in _launched(probe, columns)}
+    originals = {(m, n): getattr(m, n) for m, n in _launched(probe, columns, derotated_links)}
     try:
         for module, other in originals:
             setattr(module, other, Launch() if other == f"{name}_kernel" else _Ignored())
         probe.launch(buffers, rows, tapped=tapped, splits=splits)
         columns.accumulate(buffers, rows, torch.zeros(4, 2, 64))
+        derotated_links.launch(
+            buffers, buffers.records, ropes=[(Rope(torch.zeros(64, min(dim, 128)), False), rows.pool)],
+            chosen=rows.pool, pool=rows.pool, slots=torch.zeros(2, 64, dtype=torch.int32),
+        )  # fmt: skip
     finally:
         for (module, other), original in originals.items():
             setattr(module, other, original)
@@ -87,8 +93,11 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     return triton.compile(source, target=GPUTarget("cuda", TARGET, 32), options={"num_warps": warps})
 
 
-def _launched(probe: Any, columns: Any) -> list[tuple[Any, str]]:
-    return [(probe, "partial_kernel"), (probe, "mean_kernel"), (probe, "finish_kernel"), (columns, "column_kernel")]
+def _launched(probe: Any, columns: Any, derotated_links: Any) -> list[tuple[Any, str]]:
+    return [
+        (probe, "partial_kernel"), (probe, "mean_kernel"), (probe, "finish_kernel"), (columns, "column_kernel"),
+        (derotated_links, "derotation_kernel"),
+    ]  # fmt: skip
 
 
 class _Ignored:
@@ -143,10 +152,12 @@ def report() -> list[dict[str, Any]]:
     for shape_name, shape in SHAPES.items():
         for key_name, key_type in TYPES.items():
             for source in ("probe", "tap"):
-                for kernel in ("partial", "mean", "finish", "column"):
+                for kernel in ("partial", "mean", "finish", "column", "derotation"):
                     # Stored logits have one type, and the last kernels read neither.
                     last = kernel in ("finish", "column")
                     if (key_name != "bf16" and (source == "tap" or last)) or (last and source == "tap"):
+                        continue
+                    if kernel == "derotation" and (source == "tap" or shape_name.startswith("MLA")):
                         continue
                     binary = compiled(kernel, shape, key_type, tapped=source == "tap")
                     about = {"kernel": kernel, "source": source, "shape": shape_name, "keys": key_name}

@@ -67,6 +67,7 @@ class Entry(TypedDict, total=False):
     layers: dict[str, Any]
     layer_sketches: dict[str, Any]
     head_stats: dict[str, Any]
+    derotated: dict[str, list[float]]
 
 
 Record = dict[str, Any]

@@ -61,6 +61,12 @@ H_PROMPT = 5  # mass on prompt keys
 H_GENERATED = 6  # mass on generated keys
 HEAD_WORDS = 8
 
+# Scores of links, rows of KEEP floats: one set for each captured layer and batch row that asks for the de-rotated view.
+D_CONTENT = 0
+D_POSITION = 1
+D_WEIGHT = 2  # log of the link's p summed over the rank's heads
+DEROTATED_WORDS = 3
+
 # One split of one head on its way: mass is relative to the split's own maximum.
 P_MAX = 0
 P_SUM = 1

@@ -17,6 +17,7 @@ from geomcli.kernels.buffers import Buffers
 from geomcli.kernels.layout import (
     C_MASK_PREFIX,
     C_WINDOW,
+    D_WEIGHT,
     KEEP,
     L_WINDOW,
     R_HEADS,
@@ -85,6 +86,20 @@ def _first_key(buffers: Buffers, pool: torch.Tensor, length: torch.Tensor) -> to
     sliding = buffers.layer_ints[:, L_WINDOW, None]
     first = torch.where(sliding > -1, torch.maximum(first, length - 1 - sliding), first)
     return torch.minimum(first, length)
+
+
+def merge_derotated(scores: torch.Tensor, group: Any) -> torch.Tensor:
+    """Scores of links [layers, m, 3, KEEP] of every rank's heads as those of all heads; see derotated_links.launch."""
+    parts = [torch.empty_like(scores) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, scores.contiguous(), group=group)
+    every = torch.stack(parts)
+    weights = every[..., D_WEIGHT : D_WEIGHT + 1, :]
+    total = torch.logsumexp(weights, dim=0)
+    # Where no rank has a link, every weight is exp(-inf).
+    share = torch.exp(weights - total.masked_fill(total == float("-inf"), 0.0))
+    merged = (share * every).sum(dim=0)
+    merged[..., D_WEIGHT, :] = total[..., 0, :]
+    return merged
 
 
 def gather_heads(heads: torch.Tensor, group: Any) -> torch.Tensor:

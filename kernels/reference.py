@@ -42,6 +42,7 @@ class RowStatistics:
     probabilities: torch.Tensor  # [k] true head-mean probabilities
     profile: torch.Tensor  # [<= 256] non-sink mass at linear distance 0, 1, …
     head_statistics: HeadStatistics | None = None
+    derotated: torch.Tensor | None = None  # [2, k]: content and position score of each link, see derotation.py
 
 
 def attention_logits(query: torch.Tensor, keys: torch.Tensor, scale: float, logit_cap: float = 0.0) -> torch.Tensor:

@@ -97,6 +97,16 @@ def product(q, k, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def soft_capped(s, layer, layer_floats):
+    """Logits through the layer's tanh; a layer without a cap has 0."""
+    cap = tl.load(layer_floats + layer * LAYER_WORDS + L_CAP)
+    # tanh by exp(-2|x|), which cannot overflow.
+    x = s / tl.where(cap > 0, cap, 1.0)
+    e = tl.exp(-2 * tl.abs(x))
+    return tl.where(cap > 0, cap * tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e), s)
+
+
+@triton.jit
 def logits_tile(
     q_first, queries, rows, keys, stride_k_t, stride_k_h, key_head, slots, slot_base, tapped, stride_a_l, stride_a_t,
     stride_a_h, row, layer, heads, head_mask, positions, key_mask, layer_floats, layer_ints, HEADS: tl.constexpr,
@@ -124,11 +134,7 @@ def logits_tile(
             s += product(q, k, WIDEN)
         s = s * tl.load(layer_floats + layer * LAYER_WORDS + L_SCALE)
         if HAS_CAP:
-            cap = tl.load(layer_floats + layer * LAYER_WORDS + L_CAP)
-            # tanh by exp(-2|x|), which cannot overflow; a layer without a cap has 0.
-            x = s / tl.where(cap > 0, cap, 1.0)
-            e = tl.exp(-2 * tl.abs(x))
-            s = tl.where(cap > 0, cap * tl.where(x < 0, -1.0, 1.0) * (1 - e) / (1 + e), s)
+            s = soft_capped(s, layer, layer_floats)
     return tl.where(mask, s, float("-inf"))
 
 

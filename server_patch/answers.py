@@ -24,6 +24,7 @@ class Found(NamedTuple):
     records: NDArray[np.int32]
     heads: NDArray[np.float32] | None  # [layers, H, HEAD_WORDS]
     head_statistics: NDArray[np.float32] | None  # [layers, 4, heads]
+    derotated: NDArray[np.float32] | None  # [layers, 2, KEEP]: content and position of each link
 
 
 class Answer:
@@ -66,7 +67,7 @@ class Answer:
             about = (index + 1, token_id, kind, self.stamp, self.prompt_len)
             if kind == CAPTURED and found is not None:
                 heads = self._heads(found, length, layers, windows) if self.options.head_stats else None
-                made.append(Token(*about, found.flags, found.records, heads))
+                made.append(Token(*about, found.flags, found.records, heads, self._derotated(found, layers)))
             else:
                 made.append(Token(*about))
         self._tokens = first + len(ids)
@@ -74,6 +75,11 @@ class Answer:
             least = self.prompt_len + self._tokens
             self._found = {length: found for length, found in self._found.items() if length >= least}
         return made
+
+    def _derotated(self, found: Found, layers: tuple[int, ...]) -> Any:
+        if not self.options.derotate or found.derotated is None:
+            return None
+        return found.derotated[[layers.index(layer) for layer in self.options.layers], :, : self.options.top_k]
 
     def _heads(self, found: Found, length: int, layers: tuple[int, ...], windows: tuple[int, ...]) -> Any:
         made = []

@@ -17,6 +17,7 @@ from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
+from geomcli.server_patch.ropes import NotUndone, embeddings_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
 
@@ -82,8 +83,10 @@ def _prepare(runner: Any, server_args: Any) -> None:
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)
-        capture.compile_kernels()
         scheduler.device, scheduler.source, windows = capture, capture.source, capture.windows
+    _prepare_derotation(runner.model, insisted=options.derotate)
+    if scheduler.device is not None:
+        scheduler.device.compile_kernels()
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
@@ -91,10 +94,30 @@ def _prepare(runner: Any, server_args: Any) -> None:
     # The others' tokens nobody reads.
     if group is None or group.rank == 0:
         rows = runner.req_to_token_pool.req_to_token.shape[0]
-        words = layout.RECORD_WORDS + config.num_attention_heads * layout.HEAD_WORDS
+        words = layout.RECORD_WORDS + config.num_attention_heads * layout.HEAD_WORDS + layout.D_WEIGHT * layout.KEEP
         scheduler.publisher = Publisher(scheduler.layers, windows, 4 * len(scheduler.layers) * rows * words)
         if scheduler.device is not None:
             scheduler.device.pin(scheduler.publisher.ring)
+
+
+def _prepare_derotation(model: Any, *, insisted: bool) -> None:
+    """Offer the de-rotated view where it costs those nothing who do not ask for it, or where the server insists."""
+    try:
+        found = embeddings_of(model, scheduler.layers)
+    except NotUndone as reason:
+        scheduler.not_derotated = f"there is no de-rotated view of this model: {reason}"
+        if insisted:
+            raise ValueError(f"{scheduler.not_derotated}; leave --attention-derotate out") from None
+        return
+    if scheduler.source == "tap" and not insisted:
+        scheduler.not_derotated = (
+            "this server taps logits and keeps no queries; start it with --attention-derotate, "
+            "or with --attention-capture-source probe"
+        )
+        return
+    scheduler.embeddings = dict(zip(scheduler.layers, found, strict=True))
+    if scheduler.device is not None:
+        scheduler.device.derotate(found)
 
 
 def _is_latent(config: Any) -> bool:
@@ -114,6 +137,7 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
         "heads_total": scheduler.heads_total,
         "backend": scheduler.backend,
         "source": scheduler.source,
+        "not_derotated": scheduler.not_derotated,
         "cuda_graph": scheduler.cuda_graph,
         "records": None if scheduler.publisher is None else scheduler.publisher.address,
         "sglang": version("sglang"),
@@ -147,7 +171,8 @@ def _plan(forward_batch: Any, batch: Any) -> Any:
         return None
     if scheduler.device is None:
         return native.plan_step(forward_batch, _asking(batch.reqs))
-    return scheduler.device.plan_decode(() if scheduler.device.group is None else tuple(_asking(batch.reqs)))
+    named = scheduler.device.group is not None or population.derotated
+    return scheduler.device.plan_decode(tuple(_asking(batch.reqs)) if named else ())
 
 
 def _asking(requests: Any) -> list[tuple[int, Any, RequestState]]:

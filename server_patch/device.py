@@ -8,7 +8,7 @@ pads graphs and never asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from geomcli.kernels import layout, probe, ranks, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.server_patch import faults
 from geomcli.server_patch.attention_ranks import AttentionRanks
+from geomcli.server_patch.device_derotation import Derotation
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.recording import guarded, recording
@@ -81,6 +82,12 @@ class DeviceCapture:
         self._forked = False
         self._learned_sinks = False
         self._dirty: set[int] = set()
+        self._derotation: Derotation | None = None
+
+    def derotate(self, embeddings: Sequence[Any]) -> None:
+        """Offer the de-rotated view: keep queries also where logits are tapped. `embeddings`: one for each layer."""
+        group = None if self.group is None else self.group.group
+        self._derotation = Derotation(self.buffers, self._table, embeddings, group)
 
     def attach(self, backend: Any, *, decode: bool = True, extend: bool = True) -> None:
         """Wrap the attention of this backend object."""
@@ -96,6 +103,8 @@ class DeviceCapture:
         while splits:
             probe.launch(self.buffers, probe.Rows(1, zeros, zeros, self._table), splits=splits)
             splits //= 2
+        if self._derotation is not None:
+            self._derotation.compile(zeros)
 
     def pin(self, ring: Ring) -> None:
         """Let the device copy into this memory by itself. Where it cannot, copies wait; nothing else changes."""
@@ -166,6 +175,9 @@ class DeviceCapture:
             step.heads = self.buffers.heads[:, :n].clone()
         if self.group is not None:
             self._merge_ranks(step, forward_batch)
+        derotated = [row for row, _, state in step.asking if state.options.derotate]
+        if derotated and self._derotation is not None:
+            step.derotated = self._derotation.scores(step.records, derotated, forward_batch.req_pool_indices)
 
     def _merge_ranks(self, step: DeviceStep, forward_batch: Any) -> None:
         assert self.group is not None
@@ -219,7 +231,7 @@ class DeviceCapture:
     def _after_decode(self, backend: Any, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
         tapped = self.source == "tap"
         index, query = self._see(layer, q, sinks)
-        if not tapped:
+        if not tapped or self._derotation is not None:
             probe.keep_queries(self.buffers, index, query)
         if index == len(self.layers) - 1:
             slots, starts = self._key_slots(backend)

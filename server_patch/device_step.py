@@ -40,14 +40,16 @@ class HostStep:
 class DeviceStep:
     """What is captured of one forward pass, and after sampling the records of the whole batch.
 
-    records: int32 [layers, rows, words]; heads: float32 [layers, rows, H, words] where a row asks for them. `flags` are
-    raised on every entry of the step. A step with an `error` has no records that anybody may read.
+    records: int32 [layers, rows, words]. Where a row asks for them heads: float32 [layers, rows, H, words], and
+    derotated: float32 [layers, rows, 2, KEEP], content and position of each link. `flags` are raised on every entry of
+    the step. A step with an `error` has no records that anybody may read.
     """
 
     flags: tuple[str, ...] = ()
     asking: tuple[tuple[int, Any, Any], ...] = ()  # row, request, state: of several ranks, which all know them
     records: Any = None
     heads: Any = None
+    derotated: Any = None
     error: str | None = None
 
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> HostStep:
@@ -55,7 +57,7 @@ class DeviceStep:
         publisher = scheduler.publisher
         if publisher is None or self.records is None or self.error is not None:
             return HostStep(None, self.flags)
-        arrays = [("records", self.records), ("heads", self.heads)]
+        arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated)]
         parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
         at = publisher.reserve([part for part, _ in parts])
         if at is None:

@@ -152,6 +152,8 @@ class _Layers:
                 entry.update(self._raw(wanted[-1], row))
                 if len(wanted) > 1:
                     entry["layers"] = {str(layers[at]): self._raw_layer(at, row) for at in wanted}
+                if options.derotate:
+                    size += _derotate(entry, due, [self._links[at][row] for at in wanted])
         if options.head_stats:
             entry["head_stats"] = _head_statistics(due)
             size += sum(16 * int(self._numbers.heads[at, row]) for at in wanted)
@@ -185,6 +187,19 @@ class _Layers:
             "mass_captured": self._mass[at][row],
             "sink_mass": self._sink[at][row],
         }
+
+
+def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -> int:
+    """Add the scores of the links of each wanted layer; the bytes that they came in."""
+    scores = due.derotated
+    assert scores is not None  # else the token has failed
+    for of_layer, count, layer in zip(np.round(scores.astype(np.float64), 6), links, due.options.layers, strict=True):
+        content, position = of_layer[:, :count].tolist()
+        # The last layer's are the entry's own.
+        entry["derotated"] = made = {"content": content, "position": position}
+        if len(links) > 1:
+            entry["layers"][str(layer)]["derotated"] = made
+    return _BYTES_PER_LINK * sum(links)
 
 
 def _head_statistics(due: CapturedToken) -> dict[str, dict[str, list[float]]]:

@@ -80,6 +80,11 @@ def add_flags(parser: ArgumentParser) -> None:
     group.add_argument(
         "--attention-mask-system-prompt", action="store_true", help="a chat's system messages do not exist for capture"
     )
+    group.add_argument(
+        "--attention-derotate",
+        action="store_true",
+        help="insist on the de-rotated view: keep the queries of tapped layers too, and stop where it cannot be had",
+    )
 
 
 def options_from(args: Namespace) -> ServerOptions:
@@ -99,6 +104,7 @@ def options_from(args: Namespace) -> ServerOptions:
         sink_tokens=args.attention_sink_tokens,
         chunk_size=args.attention_chunk_size,
         mask_system_prompt=args.attention_mask_system_prompt,
+        derotate=args.attention_derotate,
     )
     options.check()
     return options

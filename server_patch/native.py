@@ -6,7 +6,7 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from geomcli.kernels import layout, row_records
+from geomcli.kernels.derotation import link_scores
 from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
 from geomcli.server_patch.plans import RowPlan
 from geomcli.server_patch.publisher import Part, Publisher
 from geomcli.server_patch.request_state import RequestState
+from geomcli.server_patch.ropes import rope_of
 from geomcli.server_patch.scheduler_state import scheduler
 
 
@@ -42,6 +44,7 @@ class StepPlan:
         layers = scheduler.layers
         records = np.zeros((len(layers), len(whole), layout.RECORD_WORDS), dtype=np.int32)
         heads = np.zeros((len(layers), len(whole), len(HEAD_STATISTICS), scheduler.heads_total), dtype=np.float32)
+        derotated = np.zeros((len(layers), len(whole), layout.D_WEIGHT, layout.KEEP), dtype=np.float32)
         for row, plan in enumerate(whole):
             for layer, statistics in plan.statistics.items():
                 at = layers.index(layer)
@@ -49,9 +52,14 @@ class StepPlan:
                 if statistics.head_statistics is not None:
                     found = row_records.heads_array(statistics.head_statistics)
                     heads[at, row, :, : found.shape[1]] = found
+                if statistics.derotated is not None:
+                    scores = statistics.derotated.cpu().numpy()
+                    derotated[at, row, :, : scores.shape[1]] = scores
         arrays: dict[str, NDArray[Any]] = {"records": records}
         if any(plan.options.head_stats for plan in whole):
             arrays["head_statistics"] = heads
+        if any(plan.options.derotate for plan in whole):
+            arrays["derotated"] = derotated
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
         if place is None:
             return
@@ -115,8 +123,9 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
     window = layer.sliding_window_size if layer.sliding_window_size is not None else -1
     first = options.first_key(plan.query_position, window)
     slots = token_row[first : plan.query_position + 1].long()
-    return row_statistics(
-        logits_of(query, key_buffer, slots, layer.scaling, heads=options.heads, chunk=scheduler.options.chunk_size),
+    logits = logits_of(query, key_buffer, slots, layer.scaling, heads=options.heads, chunk=scheduler.options.chunk_size)
+    statistics = row_statistics(
+        logits,
         query_position=plan.query_position,
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
@@ -124,19 +133,34 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         top_k=options.top_k,
         head_statistics=options.head_stats,
     )
+    if not options.derotate:
+        return statistics
+    query, keys = of_heads(query, key_buffer[slots[statistics.positions - first]], options.heads)
+    scores = link_scores(
+        query,
+        keys,
+        query_position=plan.query_position,
+        positions=statistics.positions,
+        rope=rope_of(scheduler.embeddings[layer.layer_id]),
+        scale=layer.scaling,
+        lse=torch.logsumexp(logits, dim=1),
+    )
+    return replace(statistics, derotated=scores)
 
 
 def logits_of(
     query: Any, key_buffer: Any, slots: Any, scale: float, *, heads: tuple[int, ...] | None, chunk: int
 ) -> Any:
     """Logits [heads, n] over the keys in `slots` [n], of which at most `chunk` are gathered at a time."""
-    kv_heads = None
-    if heads is not None:
-        n_kv = key_buffer.shape[1]
-        kv_heads = [head // (query.shape[0] // n_kv) for head in heads] if n_kv > 1 else None
-        query = query[list(heads)]
-    parts = []
-    for some in slots.split(chunk):
-        keys = key_buffer[some]
-        parts.append(attention_logits(query, keys if kv_heads is None else keys[:, kv_heads], scale))
+    parts = [attention_logits(*of_heads(query, key_buffer[some], heads), scale) for some in slots.split(chunk)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def of_heads(query: Any, keys: Any, heads: tuple[int, ...] | None) -> tuple[Any, Any]:
+    """The queries [H, D] of these heads and the keys [n, K, D] that they attend to."""
+    if heads is None:
+        return query, keys
+    n_kv = keys.shape[1]
+    if n_kv > 1:
+        keys = keys[:, [head // (query.shape[0] // n_kv) for head in heads]]
+    return query[list(heads)], keys

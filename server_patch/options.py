@@ -19,7 +19,6 @@ ASK = "return_attention_tokens"
 
 # Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
 UNAVAILABLE_FIELDS = {
-    "attention_derotate": "the de-rotated view",
     "attention_firewall": "the firewall",
     "attention_auto_sampling": "zone-based sampling",
     "return_moe_routing": "expert routing",
@@ -31,6 +30,7 @@ _BOOL_FIELDS = (
     "attention_sketch_mode",
     "attention_head_stats",
     "attention_prompt_tokens",
+    "attention_derotate",
 )
 _INT_FIELDS = (
     "top_k_attention",
@@ -61,6 +61,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     sink_tokens: int = 4
     chunk_size: int = 2048
     mask_system_prompt: bool = False
+    derotate: bool = False
 
     @property
     def default_mode(self) -> Mode:
@@ -72,6 +73,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
         """ValueError naming the flag, if a value or a combination cannot work."""
         if self.sketch_mode and (self.fingerprint_mode or self.fingerprint_only):
             raise ValueError("--attention-sketch-mode and --attention-fingerprint-mode/-only exclude each other")
+        if self.derotate and self.fingerprint_only:
+            raise ValueError("--attention-derotate and --attention-fingerprint-only exclude each other")
         ranges = {
             "--attention-tokens-top-k": (self.top_k, 1, MAX_TOP_K),
             "--attention-tokens-max": (self.max_entries, 0, _MAX_INT),
@@ -126,6 +129,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     sink_tokens: int
     head_stats: bool
     prompt_tokens: bool  # the first entry spells out the prompt
+    derotate: bool = False  # content and position scores of each link
 
     @property
     def primary_layer(self) -> int:
@@ -157,6 +161,7 @@ class ModelShape(msgspec.Struct, frozen=True):
     layers_total: int
     layers_captured: tuple[int, ...]
     heads_total: int
+    not_derotated: str = ""  # why there is no de-rotated view
 
 
 def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
@@ -179,6 +184,9 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         limit = min(limit, steps) if limit else steps
     mask_prefix = given.get("attention_mask_prefix", 0)
     _check_range("attention_mask_prefix", mask_prefix, 0, _MAX_INT)
+    derotate = given.get("attention_derotate", False)
+    if derotate and model.not_derotated:
+        raise ValueError(f"attention_derotate: {model.not_derotated}")
     return CaptureOptions(
         mode=mode,
         top_k={"raw": top_k, "sketch": SKETCH_HUBS, "fingerprint": 0}[mode],
@@ -193,6 +201,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         sink_tokens=server.sink_tokens,
         head_stats=given.get("attention_head_stats", False),
         prompt_tokens=given.get("attention_prompt_tokens", False),
+        derotate=derotate,
     )
 
 
@@ -230,22 +239,25 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
             ("top_k_attention", "top_k_attention" in given),
             ("attention_head_stats", given.get("attention_head_stats")),
             ("attention_prompt_tokens", given.get("attention_prompt_tokens")),
+            ("attention_derotate", given.get("attention_derotate")),
         ):
             if loosens:
                 raise ValueError(f"{name} asks for more than fingerprints, but {why}")
         return "fingerprint"
     if fingerprint and sketch:
         raise ValueError("attention_fingerprint_mode and attention_sketch_mode exclude each other")
+    raw = ["top_k_attention"] if "top_k_attention" in given else []
+    if given.get("attention_derotate"):
+        raw.append("attention_derotate")
+    if raw and (fingerprint or sketch):
+        other = "attention_fingerprint_mode" if fingerprint else "attention_sketch_mode"
+        raise ValueError(f"{raw[0]} asks for raw links, but {other} was asked for too")
     if fingerprint:
-        if "top_k_attention" in given:
-            raise ValueError("top_k_attention asks for raw links, but attention_fingerprint_mode was asked for too")
         return "fingerprint"
     if sketch:
-        if "top_k_attention" in given:
-            raise ValueError("top_k_attention asks for raw links, but attention_sketch_mode was asked for too")
         return "sketch"
-    # Asking for k links, or for no fingerprint mode, is asking for raw; else the server's default holds.
-    if fingerprint is False or "top_k_attention" in given:
+    # Asking for something of the links, or for no fingerprint mode, is asking for raw; else the server's default holds.
+    if fingerprint is False or raw:
         return "raw"
     if sketch is False and server.default_mode == "sketch":
         return "raw"

@@ -23,6 +23,7 @@ class _Population:
     count = 0
     linked = 0  # those that ask for links
     headed = 0  # those that ask for head statistics
+    derotated = 0  # those that ask for the de-rotated view
 
 
 population = _Population()
@@ -42,11 +43,13 @@ class RequestState:
         population.count += 1
         population.linked += options.top_k > 0
         population.headed += options.head_stats
+        population.derotated += options.derotate
 
     def __del__(self) -> None:
         population.count -= 1
         population.linked -= self.options.top_k > 0
         population.headed -= self.options.head_stats
+        population.derotated -= self.options.derotate
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)
 

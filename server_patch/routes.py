@@ -44,7 +44,7 @@ def capabilities() -> dict[str, Any]:
             "prompt_tokens": not options.fingerprint_only,
             "head_stats": not options.fingerprint_only,
             "moe_routing": False,
-            "derotation": False,
+            "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
             "firewall": False,
             "auto_sampling": False,
             "spectral_radix": False,

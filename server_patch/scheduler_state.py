@@ -16,6 +16,8 @@ class SchedulerState:
         self.backend = ""
         self.source = ""  # how logits are obtained: recompute, probe or tap
         self.cuda_graph = False
+        self.embeddings: dict[int, Any] = {}  # rotary embedding of each captured layer, empty where not undone
+        self.not_derotated = ""  # why
         self.current: Any = None  # the step's plan while its forward pass runs
         self.recording = False  # a CUDA graph with capture is being recorded
         self.device: Any = None  # the DeviceCapture of backends that run kernels

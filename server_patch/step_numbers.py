@@ -29,6 +29,12 @@ class CapturedToken(NamedTuple):
     def options(self) -> CaptureOptions:
         return self.answer.options
 
+    @property
+    def derotated(self) -> NDArray[np.float32] | None:
+        """[wanted layers, 2, top_k]: content and position of each link; None where they are missing or not finite."""
+        found = self.token.derotated
+        return found if found is not None and np.isfinite(found).all() else None
+
 
 @dataclass
 class StepNumbers:
@@ -67,7 +73,7 @@ def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNum
     made = StepNumbers(
         layers=layers,
         wanted=wanted,
-        failed=(wanted & ~fits).any(axis=0),
+        failed=(wanted & ~fits).any(axis=0) | np.array([one.options.derotate and one.derotated is None for one in due]),
         **records.decode(found)._asdict(),
     )
     made.check()

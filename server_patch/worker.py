@@ -90,7 +90,7 @@ class Builder:
         if not mine:
             return
         kept = {name: array[:, [row for row, _, _ in mine]] for name, array in step.parts.items()}
-        heads, statistics = kept.get("heads"), kept.get("head_statistics")
+        heads, statistics, scores = (kept.get(name) for name in ("heads", "head_statistics", "derotated"))
         for at, (_, (of_layers, lengths_of), answer) in enumerate(mine):
             length = max(n for stamp, n in zip(of_layers, lengths_of, strict=True) if stamp == answer.stamp)
             answer.add(
@@ -100,6 +100,7 @@ class Builder:
                     kept["records"][:, at],
                     None if heads is None else heads[:, at],
                     None if statistics is None else statistics[:, at],
+                    None if scores is None else scores[:, at],
                 ),
             )
 

@@ -43,6 +43,9 @@ def run(
     ] = None,
     top_k: Annotated[int | None, typer.Option(help="Raw links a token, 1..64.")] = None,
     layers: Annotated[str | None, typer.Option(help="Layer ids, like 7,15: some of those the server captures.")] = None,
+    derotate: Annotated[
+        bool, typer.Option("--derotate", help="With each raw link its scores by content and by position.")
+    ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
@@ -76,7 +79,7 @@ def run(
     messages.append({"role": "user", "content": text})
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers)}
+    attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
 
     with contextlib.ExitStack() as stack:
         # Before the engine: a store that cannot be used is not worth the wait for one.
@@ -259,7 +262,12 @@ class _Run:
 
 
 def attention_fields(
-    capabilities: dict[str, Any], *, capture: str | None, top_k: int | None, layers: list[int] | None
+    capabilities: dict[str, Any],
+    *,
+    capture: str | None,
+    top_k: int | None,
+    layers: list[int] | None,
+    derotate: bool = False,
 ) -> dict[str, Any]:
     """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
     if not capabilities.get("supported"):
@@ -281,6 +289,8 @@ def attention_fields(
         fields["top_k_attention"] = top_k
     if layers is not None:
         fields["attention_capture_layer_ids"] = layers
+    if derotate:
+        fields["attention_derotate"] = True
     return fields
 
 

@@ -31,6 +31,7 @@ _OPTIONS = {
     "attention_sink_tokens": "sink_tokens",
     "attention_chunk_size": "chunk_size",
     "attention_mask_system_prompt": "mask_system_prompt",
+    "attention_derotate": "derotate",
 }
 
 
@@ -84,6 +85,9 @@ def serve(
     attention_mask_system_prompt: Annotated[
         bool, typer.Option("--attention-mask-system-prompt", help="System messages do not exist for capture.")
     ] = False,
+    attention_derotate: Annotated[
+        bool, typer.Option("--attention-derotate", help="Insist on the de-rotated view, also where logits are tapped.")
+    ] = False,
 ) -> None:
     """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
 
@@ -113,6 +117,7 @@ def serve(
         "attention_sink_tokens": attention_sink_tokens,
         "attention_chunk_size": attention_chunk_size,
         "attention_mask_system_prompt": attention_mask_system_prompt,
+        "attention_derotate": attention_derotate,
     }
     check_attention(values)
     plan = engine.plan(

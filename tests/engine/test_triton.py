@@ -14,10 +14,14 @@ from tests.engine.harness import TWO_LAYERS, Server, started_directly
 ASK = {"return_attention_tokens": True}
 SHARED = "The harbour log of the northern sea lists ships and masters."
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
-    (SHARED, {**ASK, "top_k_attention": 8, "attention_head_stats": True}),
+    (SHARED, {**ASK, "top_k_attention": 8, "attention_head_stats": True, "attention_derotate": True}),
     (SHARED + " Entry", {**ASK, "attention_fingerprint_mode": True, "attention_mask_prefix": 5}),
     ("Short", {**ASK, "attention_sketch_mode": True, "attention_tokens_window": 6}),
     ("Two words", {**ASK, "attention_capture_head_ids": [1, 4, 8], "attention_capture_layer_ids": [0]}),
+    (
+        "Three more words",
+        {**ASK, "attention_capture_layer_ids": [0], "attention_tokens_stride": 2, "attention_derotate": True},
+    ),
     (SHARED[:30], {**ASK, "attention_tokens_stride": 2, "attention_tokens_max": 2}),
     (SHARED, {}),
 ]
@@ -67,6 +71,8 @@ def test_the_triton_backend_gives_the_same_entries(
     tmp_path: Path, native: list[dict[str, Any]], source: str, overlap: bool
 ) -> None:
     flags = ("--attention-capture-layers", "auto", "--attention-capture-source", source)
+    # A tap keeps queries only where it is told to.
+    flags += ("--attention-derotate",) if source == "tap" else ()
     without = ("--disable-overlap-schedule",) if overlap else ()
     # Prompts in pieces, of which only the last one's last row gives a token.
     chunks = ("--chunked-prefill-size", "8") if overlap else ()
@@ -76,13 +82,15 @@ def test_the_triton_backend_gives_the_same_entries(
         document = server.get("/v1/attention/capabilities")
         log = server.log.read_text()
     assert (document["backend"], document["source"]) == ("triton", source)
+    assert document["features"]["derotation"] is True
     assert document["counters"]["errors"] == 0, log[-3000:]
     assert "geom:" not in log
     for (prompt, fields), mine, reference in zip(REQUESTS, found, native, strict=True):
         assert mine["text"] == reference["text"], prompt
         assert ("attention_tokens" in mine) is bool(fields)
         assert_same(mine.get("attention_tokens"), reference.get("attention_tokens"), prompt)
-    steps = [e["decode_step"] for e in found[4]["attention_tokens"]]
+    assert "derotated" in found[0]["attention_tokens"][-1]["layers"]["0"]
+    steps = [e["decode_step"] for e in found[5]["attention_tokens"]]
     assert steps == [1, 3, 5]
 
 

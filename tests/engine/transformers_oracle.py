@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 import geomcli
 
+_PROJECTIONS = ("q_proj", "k_proj")
+
 
 @cache
 def load(folder: str, depth: int | None = None) -> tuple[Any, Any]:
@@ -39,3 +41,40 @@ def forward(
         out = model(torch.tensor([ids]), output_attentions=True)
     found = {n: out.attentions[n][0, :, first_row:].transpose(0, 1).double().numpy() for n in layers}
     return found, out.logits[0, first_row:].argmax(-1).tolist()
+
+
+def with_and_without_rope(
+    folder: str, ids: list[int], layers: list[int], depth: int | None = None
+) -> dict[int, dict[str, NDArray[np.float64]]]:
+    """Per layer, each [H, T, T]: the logits `s`, the logits `content` of queries and keys as their projections left
+    them, before any rotation, and the model's own probabilities `p`."""
+    import torch
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    _, model = load(folder, depth)
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, _inputs, output: seen.__setitem__(name, output)
+
+    parts = {f"{n}.{part}": getattr(model.model.layers[n].self_attn, part) for n in layers for part in _PROJECTIONS}
+    handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]
+    handles.append(model.model.rotary_emb.register_forward_hook(keep("angles")))
+    try:
+        with torch.no_grad():
+            out = model(torch.tensor([ids]), output_attentions=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for n in layers:
+        attention = model.model.layers[n].self_attn
+        q, k = (seen[f"{n}.{part}"].view(1, len(ids), -1, attention.head_dim).transpose(1, 2) for part in _PROJECTIONS)
+        turned = apply_rotary_pos_emb(q, k, *seen["angles"])
+        logits, content = (
+            (a.double() @ b.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1).mT)[0] * attention.scaling
+            for a, b in (turned, (q, k))
+        )
+        of_layer = {"s": logits, "content": content, "p": out.attentions[n][0].double()}
+        found[n] = {name: values.numpy() for name, values in of_layer.items()}
+    return found

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from geomcli.kernels import layout, probe, ranks, row_records
+from geomcli.kernels import derotated_links, layout, probe, ranks, row_records
 from geomcli.kernels.buffers import Buffers, Shape
+from geomcli.kernels.derotation import Rope, link_scores
 from tests.kernels.scenes import DEVICE, STAMP, Ask, Scene, compare, poison
 
 ASKS = [
@@ -21,8 +22,8 @@ ASKS = [
 ]
 
 
-def local_launch(scene: Scene, rank: int, size: int) -> Buffers:
-    """What this rank's server would have computed: the statistics of its own heads only."""
+def local_launch(scene: Scene, rank: int, size: int) -> tuple[Buffers, list[torch.Tensor]]:
+    """What this rank's server would have computed: the statistics of its own heads only; and its keys."""
     whole = scene.shape
     heads, key_heads = whole.heads // size, max(1, whole.key_heads // size)
     mine = slice(rank * heads, (rank + 1) * heads)
@@ -48,15 +49,14 @@ def local_launch(scene: Scene, rank: int, size: int) -> Buffers:
     for layer, query in enumerate(scene.queries):
         probe.keep_queries(buffers, layer, query[:n, mine])
     probe.launch(buffers, scene.rows, learned_sinks=scene.sinks)
-    del local_keys  # the buffers hold only the first one
-    return buffers
+    return buffers, local_keys  # the buffers hold only the first one
 
 
 def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, Any], sick: int) -> None:
     """AssertionError where the merged statistics are not those of all heads; `sick`: the rank that failed, -1 none."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     scene = Scene(Shape(*shape), ASKS, **variant)
-    buffers = local_launch(scene, rank, size)
+    buffers, keys = local_launch(scene, rank, size)
     n = len(scene.asks)
     found = buffers.records[:, :n].clone()
     linked = [row for row, ask in enumerate(scene.asks) if ask.top_k and ask.enabled]
@@ -82,4 +82,36 @@ def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, A
             )  # fmt: skip
             where = (rank, row, layer)
             compare(statistics, scene.expected(row, layer), scene.logits(row, layer), first, 1e-5, where)
+    check_derotated(scene, buffers, found, linked, sick=sick >= 0)
+    del keys
     dist.destroy_process_group()
+
+
+def check_derotated(scene: Scene, buffers: Buffers, found: torch.Tensor, rows: list[int], *, sick: bool) -> None:
+    """Scores of the merged links by this rank's heads, merged in turn, against all heads in float64."""
+    angles = torch.outer(torch.arange(200.0), 100.0 ** -(torch.arange(0, 16, 2) / 16))
+    rope = Rope(torch.cat([angles.cos(), angles.sin()], dim=1), False)
+    local = derotated_links.launch(
+        buffers, found, ropes=[(rope, torch.arange(2))], chosen=torch.tensor(rows), pool=scene.rows.pool,
+        slots=scene.table,
+    )  # fmt: skip
+    merged = ranks.merge_derotated(local, dist.group.WORLD)
+    assert merged[:, :, :2].isfinite().all()
+    for at, row in enumerate(rows):
+        ask, first = scene.asks[row], scene.first(row, 1)
+        positions = found[1, row, layout.R_POSITIONS :][: int(found[1, row, layout.R_LINKS])].long()
+        if sick:
+            assert (merged[1, at, :2] == 0).all()
+            continue
+        heads = list(range(scene.shape.heads) if ask.heads is None else ask.heads)
+        keys = scene.keys[1][scene.table[scene.pool_slots[row], positions].long()]
+        logits = scene.logits(row, 1)[heads, first:]
+        if scene.learned is not None:
+            logits = torch.cat([logits, scene.learned[1, heads, None]], dim=1)
+        expected = link_scores(
+            scene.queries[1][row, heads].double(),
+            keys[:, [head // scene.shape.group for head in heads]].double(),
+            query_position=ask.length - 1, positions=positions, rope=Rope(rope.table.double(), False),
+            scale=scene.scale, lse=torch.logsumexp(logits, dim=1),
+        )  # fmt: skip
+        assert (merged[1, at, :2, : len(positions)] - expected).abs().max() <= 2e-5, row

@@ -41,7 +41,8 @@ def options(**changes: Any) -> str:
     made = CaptureOptions(
         **{
             "mode": "raw", "top_k": 2, "layers": LAYERS, "heads": None, "heads_total": 4, "mask_prefix": 0, "stride": 1,
-            "limit": 0, "window": 0, "sink_tokens": 4, "head_stats": False, "prompt_tokens": False, **changes,
+            "limit": 0, "window": 0, "sink_tokens": 4, "head_stats": False, "prompt_tokens": False, "derotate": False,
+            **changes,
         }
     )  # fmt: skip
     return msgspec.json.encode(made).decode()
@@ -236,6 +237,36 @@ def test_before_auxiliary_outputs_a_step_rides_on_its_logits(builder: Builder, o
         setattr(logits, transport.ATTRIBUTE, getattr(logits, transport.ATTRIBUTE).copy_to_host(lambda tensor: tensor))
     results.before_process_decode(None, None, result)
     assert read(builder, order([options()]))[0][0]["flags"] == []
+
+
+def scores_of(rows: tuple[int, ...], n: int = 3) -> torch.Tensor:
+    """Of row r, layer l: content 10 l + r + .5, position -content, for every link; zero for other rows."""
+    made = torch.zeros(len(LAYERS), n, 2, layout.KEEP)
+    for layer in range(len(LAYERS)):
+        for row in rows:
+            made[layer, row, 0] = 10.0 * layer + row + 0.5
+            made[layer, row, 1] = -made[layer, row, 0]
+    return made
+
+
+def test_scores_of_links_reach_the_rows_that_asked(builder: Builder) -> None:
+    requests = [options(derotate=True), options(), options(derotate=True, layers=(7,), top_k=5)]
+    entries = entries_of(builder, requests, records(3), derotated=scores_of((0, 2)))
+    assert entries[0]["layers"]["3"]["derotated"] == {"content": [0.5, 0.5], "position": [-0.5, -0.5]}
+    assert entries[0]["derotated"] == entries[0]["layers"]["7"]["derotated"]
+    assert entries[0]["derotated"]["content"] == [10.5, 10.5]
+    assert entries[2]["derotated"] == {"content": [12.5, 12.5], "position": [-12.5, -12.5]}
+    assert "layers" not in entries[2]
+    assert "derotated" not in str(entries[1])
+    assert entries[0]["bytes"] == entries[1]["bytes"] + 2 * 2 * 8
+    assert all(entry["flags"] == [] for entry in entries)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_scores_that_are_missing_or_not_finite_are_error_entries(builder: Builder, broken: bool) -> None:
+    scores = scores_of((0,), 2).index_fill_(0, torch.tensor(1), float("nan")) if broken else None
+    entries = entries_of(builder, [options(derotate=True), options()], records(2), derotated=scores)
+    assert [e["flags"] for e in entries] == [["error"], []]
 
 
 def test_the_recomputed_row_travels_like_a_record() -> None:

@@ -15,10 +15,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from geomcli.kernels import probe, tap
+from geomcli.kernels import derotated_links, probe, tap
 from geomcli.server_patch import device, recording
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device import DeviceCapture
+from geomcli.server_patch.device_step import DeviceStep
 
 HEADS, KEY_HEADS, DIM, ROWS, LENGTH = 4, 2, 32, 9, 128
 LAYERS = (1, 3)
@@ -119,11 +120,15 @@ def runner_of(modules: list[RadixAttention]) -> Any:
     )  # fmt: skip
 
 
-def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None) -> None:
+def decode(
+    source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | None = None, derotated: bool = False
+) -> DeviceCapture:
     """One recorded decode step over all captured layers, as SGLang runs it between capture begin and end."""
     modules = [RadixAttention(layer) for layer in LAYERS]
     capture = DeviceCapture(runner_of(modules), LAYERS, source)
     assert capture.source == source
+    if derotated:
+        capture.derotate([SimpleNamespace(cos_sin_cache=zeros(LENGTH, DIM), is_neox_style=True)] * len(LAYERS))
     backend = Backend(extra)
     capture.attach(backend)
     batch = SimpleNamespace(
@@ -133,6 +138,7 @@ def decode(source: str, *, sinks: bool = False, extra: Callable[[Any], Any] | No
     with NoAllocation():
         for module in modules:
             backend.forward_decode(q, None, None, module, batch, sinks=learned)
+    return capture
 
 
 @pytest.mark.parametrize("source", ["tap", "probe"])
@@ -143,6 +149,39 @@ def test_a_recorded_step_only_launches(launches: Launches, source: str, sinks: b
     grids = [grid for grid, _, _ in launches.seen]
     assert all(isinstance(n, int) for grid in grids for n in grid)
     assert {grid[0] for grid in grids} == {8}
+
+
+@pytest.mark.parametrize(
+    ("source", "derotated", "kept"), [("probe", False, 2), ("probe", True, 2), ("tap", False, 0), ("tap", True, 2)]
+)
+def test_the_derotated_view_costs_a_step_nothing_but_the_queries_of_a_tap(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch, source: str, derotated: bool, kept: int
+) -> None:
+    original, calls = probe.keep_queries, []
+    monkeypatch.setattr(probe, "keep_queries", lambda *args: calls.append(args[1]) or original(*args))
+    monkeypatch.setattr(derotated_links, "derotation_kernel", launches)
+    decode(source, derotated=derotated)
+    assert len(launches.seen) == 3 + (source == "tap")
+    assert calls == list(range(kept))
+
+
+def test_only_the_rows_that_ask_are_derotated_behind_a_step(
+    launches: Launches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capture = decode("tap", derotated=True)
+    launched: list[Any] = []
+    monkeypatch.setattr(
+        derotated_links, "launch", lambda *_, chosen, **__: launched.append(chosen) or zeros(2, 1, 3, 64)
+    )
+    batch = SimpleNamespace(req_pool_indices=zeros(8, dtype=torch.int64))
+    for asks in ((False, False), (False, True)):
+        options = [SimpleNamespace(top_k=4, head_stats=False, derotate=derotate) for derotate in asks]
+        asking = [(row, None, SimpleNamespace(options=one)) for row, one in enumerate(options)]
+        step = DeviceStep(asking=tuple(asking))
+        capture.collect(step, batch, 8)
+        assert (step.derotated is not None) is any(asks)
+    assert len(launched) == 1
+    assert launched[0].shape == (1,)
 
 
 def _branch(batch: Any) -> None:

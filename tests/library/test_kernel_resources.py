@@ -33,14 +33,17 @@ def test_no_kernel_spills_with_the_smallest_chunks(report: ModuleType, kernel: s
         assert found["shared"] <= 48 * 1024
 
 
-@pytest.mark.parametrize("shape", ["GQA 32/8/128", "MLA 128/1/576"])
+_KERNELS = [
+    ("partial", "probe"), ("mean", "probe"), ("partial", "tap"), ("mean", "tap"), ("finish", "probe"),
+    ("column", "probe"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("kernel", "source"),
-    [
-        ("partial", "probe"), ("mean", "probe"), ("partial", "tap"), ("mean", "tap"), ("finish", "probe"),
-        ("column", "probe"),
-    ],
-)  # fmt: skip
+    ("kernel", "source", "shape"),
+    [(*kernel, shape) for shape in ("GQA 32/8/128", "MLA 128/1/576") for kernel in _KERNELS]
+    + [("derotation", "probe", "GQA 32/8/128")],
+)
 def test_no_kernel_spills_for_keys_of_16_bits(report: ModuleType, kernel: str, source: str, shape: str) -> None:
     binary = report.compiled(kernel, report.SHAPES[shape], "bf16", tapped=source == "tap")
     found = report.resources(binary)

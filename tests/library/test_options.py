@@ -48,6 +48,9 @@ def test_defaults_follow_the_server() -> None:
         ({"fingerprint_mode": True}, {"attention_fingerprint_mode": False}, "raw"),
         ({"fingerprint_mode": True}, {"attention_sketch_mode": True}, "sketch"),
         ({"sketch_mode": True}, {"attention_sketch_mode": False}, "raw"),
+        ({"fingerprint_mode": True}, {"attention_derotate": True}, "raw"),
+        ({"sketch_mode": True}, {"attention_derotate": True, "top_k_attention": 3}, "raw"),
+        ({"sketch_mode": True}, {"attention_derotate": False}, "sketch"),
         ({"fingerprint_only": True}, {}, "fingerprint"),
         ({"fingerprint_only": True}, {"attention_fingerprint_mode": True}, "fingerprint"),
     ],
@@ -72,6 +75,30 @@ def test_modes(server: dict[str, bool], fields: dict[str, Any], mode: str) -> No
 def test_a_request_can_only_tighten(server: dict[str, Any], fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         asked(ServerOptions(**{"enabled": True, **server}), **fields)
+
+
+@pytest.mark.parametrize(
+    ("server", "fields", "message"),
+    [
+        ({}, {"attention_fingerprint_mode": True}, "attention_derotate asks for raw links, but attention_fingerprint_"),
+        ({}, {"attention_sketch_mode": True}, "attention_derotate asks for raw links, but attention_sketch_mode"),
+        ({}, {"attention_fingerprint_only": True}, "attention_derotate asks for more than fingerprints"),
+        ({"fingerprint_only": True}, {}, "attention_derotate asks for more than fingerprints"),
+    ],
+)
+def test_the_derotated_view_is_one_of_raw_links(server: dict[str, Any], fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        asked(ServerOptions(**{"enabled": True, **server}), attention_derotate=True, **fields)
+
+
+def test_the_derotated_view_is_refused_with_the_reason_of_this_server() -> None:
+    model = ModelShape(30, (29,), 9, "the reason")
+    with pytest.raises(ValueError, match=r"^attention_derotate: the reason$"):
+        resolve({**ASK, "attention_derotate": True}, ON, model)
+    options = resolve({**ASK, "attention_derotate": False}, ON, model)
+    assert options is not None
+    assert not options.derotate
+    assert asked(attention_derotate=True).derotate
 
 
 def test_tightening_works() -> None:
@@ -117,6 +144,7 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
         (["--attention-chunk-size", "255"], "--attention-chunk-size must be 256..16384"),
         (["--attention-chunk-size", "16385"], "--attention-chunk-size must be 256..16384"),
         (["--attention-sketch-mode", "--attention-fingerprint-only"], "exclude each other"),
+        (["--attention-derotate", "--attention-fingerprint-only"], "--attention-derotate and .* exclude each other"),
     ):
         with pytest.raises(ValueError, match=name):
             flags.options_from(parser.parse_args(arguments))

@@ -56,6 +56,7 @@ def entries(draw: Any) -> Entry:
         }
     if entry["mode"] == "raw" and draw(st.booleans()):
         entry |= {"token_positions": [0, 3], "topk_logits": [1.5, 0.25], "logsumexp_candidates": 2.0}
+        entry["derotated"] = {"content": [1.25, -0.125], "position": [draw(six_digits), 0.0]}
     entry["from_a_newer_server"] = draw(json_values)
     return entry  # type: ignore[return-value]
 

@@ -234,7 +234,10 @@ BAD = [
     ({"attention_fingerprint_only": True, "attention_fingerprint_mode": False}, ["attention_fingerprint_mode"]),
     ({"attention_fingerprint_only": True, "top_k_attention": 5}, ["top_k_attention", "fingerprint"]),
     ({"attention_fingerprint_mode": True, "attention_sketch_mode": True}, ["attention_sketch_mode"]),
-    ({"attention_derotate": True}, ["attention_derotate", "not available"]),
+    ({"attention_derotate": 1}, ["attention_derotate", "true or false"]),
+    ({"attention_derotate": True, "attention_sketch_mode": True}, ["attention_derotate", "attention_sketch_mode"]),
+    ({"attention_derotate": True, "attention_fingerprint_only": True}, ["attention_derotate", "fingerprints"]),
+    ({"attention_auto_sampling": True}, ["attention_auto_sampling", "not available"]),
 ]
 
 
