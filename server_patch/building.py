@@ -50,7 +50,8 @@ def _value(answer: Answer | None, token: Sent, entry: dict[str, Any] | None) -> 
         without = stopped_entry if token.kind == STOPPED else error_entry
         entry = without(_context(token), answer.options)
     body = orjson.dumps(entry)[1:-1]
-    return Value(token.step, token.token_id, "error" in entry["flags"], body, token.prompt_ids)
+    failed, zone = "error" in entry["flags"], entry.get("zone", "")
+    return Value(token.step, token.token_id, failed, body, token.prompt_ids, zone, entry["bytes"])
 
 
 def _context(token: Sent) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Collector:
         if texts is None:
             texts = self._texts[index] = TokenTexts(state.main.tokenizer)
         entries: list[bytes] = []
-        errors, done = 0, self._tokens.get(index, 0)
+        zones: list[str] = []
+        size, errors, done = 0, 0, self._tokens.get(index, 0)
         for value in values:
             for step in range(done + 1, value.step):
                 entries.append(_lost(index, step))
@@ -38,11 +39,17 @@ class Collector:
             if value.body:
                 entries.append(_finish(index, value, text))
                 errors += value.failed
+                size += value.size
+                if value.zone:
+                    zones.append(value.zone)
         for step in range(done + 1, total + 1):
             entries.append(_lost(index, step))
             errors += 1
         self._tokens[index] = max(done, total)
-        state.main.counters.add(entries=len(entries), errors=errors)
+        text_size = sum(map(len, entries))
+        state.main.counters.add(
+            entries=len(entries), errors=errors, engine_bytes=size, json_bytes=text_size, zones=zones
+        )
         return entries
 
 

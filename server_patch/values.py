@@ -54,6 +54,8 @@ class Value(NamedTuple):
     failed: bool = False
     body: bytes = b""
     prompt_ids: list[int] | None = None
+    zone: str = ""
+    size: int = 0  # bytes that left the device for it
 
 
 def spliced(index: int, body: bytes, token: str | None, prompt_tokens: list[str] | None, *, prompt: bool) -> bytes:

@@ -29,6 +29,10 @@ _OPTIONS = {
     "attention_capture_source": "source",
     "attention_fingerprint_max_steps": "max_steps",
     "attention_sink_tokens": "sink_tokens",
+    "attention_api_key": "api_key",
+    "attention_cors_origins": "cors_origins",
+    "attention_max_concurrent_capture": "max_concurrent",
+    "attention_disable_in_production": "disable_in_production",
 }
 
 
@@ -76,6 +80,18 @@ def serve(
         int | None, typer.Option(help="Stop fingerprints after N steps, 0 = never (256).")
     ] = None,
     attention_sink_tokens: Annotated[int | None, typer.Option(help="The first N positions are sinks (4).")] = None,
+    attention_api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key that is needed to ask for attention.")
+    ] = None,
+    attention_cors_origins: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Origins that may read /v1/attention/* (*).")
+    ] = None,
+    attention_max_concurrent_capture: Annotated[
+        int | None, typer.Option(help="Captures at once, 0 = no limit (0).")
+    ] = None,
+    attention_disable_in_production: Annotated[
+        bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
+    ] = False,
 ) -> None:
     """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
 
@@ -103,6 +119,10 @@ def serve(
         "attention_capture_source": attention_capture_source,
         "attention_fingerprint_max_steps": attention_fingerprint_max_steps,
         "attention_sink_tokens": attention_sink_tokens,
+        "attention_api_key": attention_api_key,
+        "attention_cors_origins": attention_cors_origins,
+        "attention_max_concurrent_capture": attention_max_concurrent_capture,
+        "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
     plan = engine.plan(
@@ -171,7 +191,8 @@ def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> 
 
 def describe(document: dict[str, Any]) -> str:
     if not document.get("supported"):
-        return "attention capture is off"
+        in_production = document.get("guardrails", {}).get("disabled_in_production")
+        return "attention capture is off" + (" (GEOM_DEBUG=1 is not set)" if in_production else "")
     heads, layers = document["heads"], document["layers_captured"]
     return (
         f"{document['default_mode']} by default, layers {', '.join(map(str, layers))} of {document['layers_total']}, "
