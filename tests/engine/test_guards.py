@@ -13,13 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.conftest import GEOM
-from tests.engine.harness import TWO_LAYERS, Server, chat_body, served, sse
+from tests.engine.harness import TWO_LAYERS, Server, chat_body, served, sse, started_directly
 
 KEY = "only-those-who-know"
 RUNNING = 8
@@ -399,3 +400,30 @@ def test_the_key_is_nowhere_to_be_read(server: Server) -> None:
     )  # fmt: skip
     assert KEY not in dry.stdout + dry.stderr
     assert "--attention-api-key" in dry.stdout
+
+
+def test_in_production_nothing_is_captured(tmp_path: Path) -> None:
+    """Started by `sglang serve`, with every other flag accepted."""
+    arguments = (
+        "--attention-disable-in-production", "--attention-fingerprint-only", "--attention-max-concurrent-capture", "2",
+        "--", *TWO_LAYERS,
+    )  # fmt: skip
+    program = f"{GEOM.parent / 'sglang'} serve"
+    with started_directly(tmp_path / "e", *arguments, program=program) as server:
+        found = server.get(CAPABILITIES)
+        assert found["supported"] is False
+        assert found["modes"] == []
+        assert found["max_top_k"] == 0
+        assert found["guardrails"]["disabled_in_production"] is True
+        assert not any(found["features"].values())
+        for path, body in bodies(**ASK).items():
+            for stream in (False, True):
+                refused = server.post(path, {**body, "stream": stream})
+                assert refused.status_code == 403, refused.text
+                assert "--attention-disable-in-production" in refused.text
+                assert "GEOM_DEBUG=1" in refused.text
+            assert server.post(path, bodies()[path]).status_code == 200
+        run = subprocess.run([GEOM, "run", "Hi", "--base-url", server.url, "--no-save"], capture_output=True, text=True)
+        assert run.returncode == 3
+        assert "--attention-disable-in-production" in run.stderr
+        assert "geom_" not in httpx.get(server.url + "/metrics").text

@@ -108,6 +108,9 @@ def test_an_entry_that_failed_counts_as_an_error(main_state: state.MainState) ->
 class Waiting:
     """Stands in for SGLang's state of a request."""
 
+    def __init__(self, obj: Any = None) -> None:
+        self.obj = obj
+
 
 @pytest.fixture
 def sglang_pickles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +267,53 @@ async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
     await asyncio.sleep(0.2)
     assert passed == [1, 2, 3, 4, 5]
     assert "does not answer" in caplog.text
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_an_abort_waits_for_the_outputs_that_came_before_it(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+    slow: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    main_state.worker = SimpleNamespace(build=lambda _order: slow)  # type: ignore[assignment]
+    manager, passed = SimpleNamespace(rid_to_state={}), list[str]()
+
+    def abort(name: str) -> None:
+        arrivals.around_handle_abort(lambda _manager, one: passed.append(one), manager, name)
+
+    async def outputs(_manager: Any, _batch: Any) -> None:
+        passed.append("outputs")
+
+    abort("at once")
+    assert passed == ["at once"]
+    batch = SimpleNamespace(rids=[], customized_info={INFO_KEY: []})
+    await arrivals.around_handle_batch_output(outputs, manager, batch)
+    for _ in range(2 * arrivals._LINE_LENGTH):  # they take no place in the line
+        abort("behind")
+    await asyncio.sleep(0.01)
+    assert passed == ["at once"]
+    slow.set_result(None)
+    await asyncio.sleep(0.01)
+    assert passed == ["at once", "outputs", *["behind"] * 2 * arrivals._LINE_LENGTH]
+    assert arrivals._line.empty
+
+
+@pytest.mark.usefixtures("sglang_pickles")
+async def test_nothing_is_kept_for_an_answer_that_nobody_reads(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+    left, other = SimpleNamespace(rid="a"), SimpleNamespace(rid="b")
+    states = {"a": Waiting(left), "b": Waiting(other)}
+    manager = SimpleNamespace(rid_to_state=states)
+    await arrive(manager, ["a", "b"], {INFO_KEY: [[(1, 7)], [(1, 8)]]})
+    assert arrivals.waiting() == 2
+    arrivals.leave(manager, left, {"a"})
+    assert arrivals.waiting() == 1
+    await arrive(manager, ["a", "b"], {INFO_KEY: [[(2, 7)], [(2, 8)]]})
+    assert arrivals.take("a", 9) == []
+    assert [v.step for v in arrivals.take("b", 9)] == [1, 2]
+    # A request that was never heard of, and one that took over its name.
+    arrivals.leave(manager, SimpleNamespace(rid="never"), set())
+    arrivals.leave(manager, SimpleNamespace(rid="b"), set())
+    await arrive(manager, ["b"], {INFO_KEY: [[(3, 8)]]})
+    assert [v.step for v in arrivals.take("b", 9)] == [3]
 
 
 async def test_a_batch_that_cannot_be_handled_ends_the_server_as_without_us(main_state: state.MainState) -> None:
