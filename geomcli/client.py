@@ -16,7 +16,7 @@ from httpx_sse import SSEError, aconnect_sse
 from geomcli.config import is_loopback
 from geomcli.errors import RequestRefused, ServerUnreachable, UsageError
 from geomcli.fingerprint import FINGERPRINT_SIZE
-from geomcli.schema import CAPABILITIES_PATH, Entry, Message
+from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, Entry, Message
 
 _CONNECT_SECONDS = 5.0
 _SILENCE_SECONDS = 300.0  # a long prompt on a CPU says nothing for minutes
@@ -104,11 +104,23 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """`async with Client(base_url) as client:`; every failure is a GeomError with one sentence."""
+    """`async with Client(base_url) as client:`; every failure is a GeomError with one sentence.
 
-    def __init__(self, base_url: str, *, api_key: str = "", transport: httpx.AsyncBaseTransport | None = None) -> None:
+    `api_key` is the server's own (`--api-key`), `attention_key` the one that attention needs (`--attention-api-key`).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str = "",
+        attention_key: str = "",
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        if attention_key:
+            headers[ATTENTION_KEY_HEADER] = attention_key
         try:
             self._http = httpx.AsyncClient(
                 base_url=self.base_url,
@@ -204,8 +216,11 @@ class Client:
         if response.is_success:
             return response
         message = _error_message(response)
-        if response.status_code in (401, 403):
-            raise RequestRefused(f"{self.base_url} wants a key: {message}", "GEOM_API_KEY=… geom …")
+        if response.status_code == 401:
+            variable = "GEOM_ATTENTION_KEY" if ATTENTION_KEY_HEADER in message else "GEOM_API_KEY"
+            raise RequestRefused(f"{self.base_url} wants a key: {message}", f"{variable}=… geom …")
+        if response.status_code == 429:
+            raise ServerUnreachable(f"{self.base_url} is busy: {message}", "the same again in a moment")
         if response.is_client_error:
             raise RequestRefused(f"the server refused the request: {message}")
         raise ServerUnreachable(f"{self.base_url} failed with HTTP {response.status_code}: {message}")

@@ -22,6 +22,7 @@ DEFAULT_PORT = 30000
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_url: str = f"http://127.0.0.1:{DEFAULT_PORT}"
     api_key: str = ""
+    attention_key: str = ""
     db: str = ""
 
     @property
@@ -29,7 +30,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return _db_path(self.db)
 
 
-_ENVIRONMENT = {"base_url": ("GEOM_BASE_URL", "OPENAI_BASE_URL"), "api_key": ("GEOM_API_KEY",), "db": ("GEOM_DB",)}
+ATTENTION_KEY_VARIABLE = "GEOM_ATTENTION_KEY"
+_ENVIRONMENT = {
+    "base_url": ("GEOM_BASE_URL", "OPENAI_BASE_URL"),
+    "api_key": ("GEOM_API_KEY",),
+    "attention_key": (ATTENTION_KEY_VARIABLE,),
+    "db": ("GEOM_DB",),
+}
 
 
 def _db_path(text: str) -> Path:
@@ -64,12 +71,14 @@ def load(environment: Mapping[str, str] = os.environ, **flags: str | None) -> Se
     values, in_file, path = _merged(environment, flags)
     settings = msgspec.convert(values, Settings)
     base = _checked_url(settings.base_url)
-    if not settings.api_key.isascii():
-        raise UsageError("the API key has characters that no key can have.", "GEOM_API_KEY=… with plain letters")
     of_file = path if in_file.get("base_url") == values.get("base_url") is not None else None
-    if settings.api_key and "api_key" not in in_file and of_file is not None and not is_loopback(base):
-        # A file that came with a folder must not be able to send the user's key to a server of its own choice.
-        raise UsageError(f"{of_file} names the server {base}, but the key is yours.", f"geom … --base-url {base}")
+    for name in ("api_key", "attention_key"):
+        key, (variable,) = getattr(settings, name), _ENVIRONMENT[name]
+        if not key.isascii():
+            raise UsageError("the API key has characters that no key can have.", f"{variable}=… with plain letters")
+        if key and name not in in_file and of_file is not None and not is_loopback(base):
+            # A file that came with a folder must not be able to send the user's key to a server of its own choice.
+            raise UsageError(f"{of_file} names the server {base}, but the key is yours.", f"geom … --base-url {base}")
     return msgspec.structs.replace(settings, base_url=base)
 
 

@@ -29,12 +29,13 @@ import msgspec
 from geomcli import config, machine
 from geomcli.errors import GeomError, ServerUnreachable, UsageError
 from geomcli.models import Resolved
-from geomcli.schema import CAPABILITIES_PATH
+from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH
 
 BOOT_SECONDS = 600
 _CPU_RUNTIME_BYTES = 2_500_000_000  # three Python processes with torch, KV cache of the default size
 _REASON_BYTES = 1 << 20  # the end of a log in which the reason of an end is looked for
 _PDEATHSIG = 1
+_KEY_FLAGS = ("--api-key", "--admin-api-key", "--attention-api-key")
 
 
 class EngineState(msgspec.Struct):
@@ -68,10 +69,16 @@ class Plan(NamedTuple):
         """The key that the server will ask for, if it was given one."""
         return _value_of("--api-key", self.command) or ""
 
+    @property
+    def attention_key(self) -> str:
+        """The key that the server will ask for where attention is concerned; one in a --config file is the user's."""
+        given = _value_of("--attention-api-key", self.command)
+        return os.environ.get(config.ATTENTION_KEY_VARIABLE, "") if given is None else given
+
     def shown(self) -> str:
-        """The command as one would type it."""
+        """The command as one would type it, but for keys."""
         pairs = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*pairs, shlex.join(self.command)])
+        return " ".join([*pairs, shlex.join(_without_keys(self.command))])
 
 
 def plan(
@@ -142,6 +149,17 @@ def _value_of(name: str, arguments: Sequence[str]) -> str | None:
         if argument.startswith(name + "="):
             return argument.split("=", 1)[1]
     return None
+
+
+def _without_keys(arguments: Sequence[str]) -> list[str]:
+    shown: list[str] = []
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if shown and shown[-1] in _KEY_FLAGS:
+            shown.append("***")
+        else:
+            shown.append(f"{name}=***" if equals and name in _KEY_FLAGS else argument)
+    return shown
 
 
 def _port_of(arguments: Sequence[str]) -> int | None:
@@ -268,6 +286,8 @@ class Engine:
         began = time.monotonic()
         key = self.plan.api_key
         headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if self.plan.attention_key:
+            headers[ATTENTION_KEY_HEADER] = self.plan.attention_key
         # No proxy of the environment between this process and its own child.
         with httpx.Client(base_url=self.plan.base_url, timeout=10, headers=headers, trust_env=False) as client:
             while True:
@@ -352,7 +372,9 @@ def check_capabilities(client: httpx.Client) -> dict[str, Any]:
     if response.status_code == 404:
         raise ServerUnreachable("the server runs without geom's plugin.", "pip install geomcli where SGLang is")
     if response.status_code in (401, 403):
-        raise ServerUnreachable("the server wants a key to say what it captures.", "geom serve -- --api-key KEY")
+        ours = ATTENTION_KEY_HEADER in response.text
+        mend = f"{config.ATTENTION_KEY_VARIABLE}=… geom serve …" if ours else "geom serve -- --api-key KEY"
+        raise ServerUnreachable("the server wants a key to say what it captures.", mend)
     if not isinstance(document, dict):
         raise ServerUnreachable(f"the engine did not say what it captures (HTTP {response.status_code}).")
     missing = document.get("hooks", {}).get("missing", [])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-CAPABILITIES_PATH = "/v1/attention/capabilities"
+ATTENTION_PATH = "/v1/attention/"
+CAPABILITIES_PATH = f"{ATTENTION_PATH}capabilities"
+ATTENTION_KEY_HEADER = "X-Attention-Key"
 SCHEMA_VERSION = 1
 CAPTURE_MODES = ("raw", "sketch", "fingerprint")
 TRACE_VERSION = "1.0"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import weakref
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, state
@@ -14,10 +15,11 @@ from geomcli.server_patch.worker import Built, Order, Tokens
 
 PROMPT_ATTRIBUTE = "_geom_prompt_ids"  # on the request's object, where its prompt's texts were asked for
 
-_GRACE_SECONDS = 60.0
+_GRACE_SECONDS = 20.0
 _LINE_LENGTH = 32
 # A build may have to wait while the machine is busy with something else.
 _PATIENCE_SECONDS = 60.0
+_LEFT = "_geom_left"  # on SGLang's state of a request whose answer nobody reads any more
 
 
 class _Waiting:
@@ -40,13 +42,21 @@ class _Ordered(NamedTuple):
     waiting: list[_Waiting]  # whose tokens they are
 
 
+class _Message(NamedTuple):
+    """On its way to SGLang; what is no batch of outputs takes no place in the line."""
+
+    handle: Callable[[], Awaitable[Any]]
+    placed: bool = False
+    waiting: list[_Waiting] | None = None
+    built: asyncio.Future[Built | None] | None = None
+
+
 class _Line:
     """Batches of outputs on their way to SGLang, in their order, while the entries of later ones are being built."""
 
     def __init__(self) -> None:
-        self._batches: asyncio.Queue[tuple[Callable[[], Awaitable[Any]], _Ordered | None, Any]] = asyncio.Queue(
-            _LINE_LENGTH
-        )
+        self._messages: deque[_Message] = deque()
+        self._places = asyncio.Semaphore(_LINE_LENGTH)
         self._passing: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
@@ -58,28 +68,44 @@ class _Line:
         """Returns before `handle` has run; what it raises is raised here with a later batch, as SGLang would see it."""
         if self._failure is not None:
             raise self._failure
-        built = None if ordered is None else state.main.worker.build(ordered.order)
-        await self._batches.put((handle, ordered, built))
+        waiting = built = None
+        if ordered is not None:
+            waiting, built = ordered.waiting, state.main.worker.build(ordered.order)
+        await self._places.acquire()
+        self._append(_Message(handle, True, waiting, built))
+
+    def follow(self, call: Callable[[], Any]) -> None:
+        """Run `call` behind the batches that are in the line."""
+
+        async def handle() -> None:
+            call()
+
+        self._append(_Message(handle))
+
+    def _append(self, message: _Message) -> None:
         if self._failure is not None:
             raise self._failure
+        self._messages.append(message)
         if self._passing is None:
             self._passing = asyncio.create_task(self._pass_on())
 
     async def _pass_on(self) -> None:
         try:
-            while not self._batches.empty():
-                handle, ordered, built = self._batches.get_nowait()
-                if ordered is not None:
+            while self._messages:
+                handle, placed, waiting, built = self._messages.popleft()
+                if placed:
+                    self._places.release()
+                if waiting is not None and built is not None:
                     try:
-                        _keep(ordered.waiting, await _built(built))
+                        _keep(waiting, await _built(built))
                     except Exception:
                         faults.report("a batch of entries could not be read")
                 await handle()
         except Exception as error:
             self._failure = error
             # Whoever waits for a place is to see it.
-            while not self._batches.empty():
-                self._batches.get_nowait()
+            self._messages.clear()
+            self._places.release()
         finally:
             self._passing = None
 
@@ -108,6 +134,13 @@ def around_handle_batch_output(
     if ordered is None and _line.empty:
         return original(manager, batch, *args, **kwargs)
     return _line.put(lambda: original(manager, batch, *args, **kwargs), ordered)
+
+
+def around_handle_abort(original: Callable[..., Any], manager: Any, *args: Any, **kwargs: Any) -> Any:
+    """An abort ends its request: outputs that are still in the line come first, as they came from the scheduler."""
+    if _line.empty:
+        return original(manager, *args, **kwargs)
+    return _line.follow(lambda: original(manager, *args, **kwargs))
 
 
 def _ordered(manager: Any, batch: Any) -> _Ordered | None:
@@ -153,7 +186,7 @@ def _waiting_of(rid: str, of_request: Any) -> _Waiting | None:
             return known
         # A client that names its requests itself may use a name again.
         _forget(rid, known)
-    if of_request is None:
+    if of_request is None or hasattr(of_request, _LEFT):
         return None
     params = getattr(of_request.obj, "sampling_params", None)
     custom = params.get("custom_params") if isinstance(params, dict) else None
@@ -176,6 +209,27 @@ def _forget(rid: str, known: _Waiting) -> None:
     if _waiting.get(rid) is known:
         del _waiting[rid]
         _over.append(known.key)
+
+
+def waiting() -> int:
+    """Requests of which something is kept."""
+    return len(_waiting)
+
+
+def leave(manager: Any, obj: Any, rids: Iterable[str]) -> None:
+    """Nobody reads the answers of `obj` any more: what is kept for `rids` goes, and nothing more is kept.
+
+    Choices that said nothing so far are not known by name; what comes for them goes when SGLang forgets them.
+    """
+    single = isinstance(obj.rid, str)
+    for rid in {*rids, obj.rid} if single else set(rids):
+        of_request = manager.rid_to_state.get(rid)
+        if single and of_request is not None and of_request.obj is not obj:
+            continue  # another request of the same name
+        if of_request is not None:
+            setattr(of_request, _LEFT, True)
+        if (known := _waiting.get(rid)) is not None:
+            _forget(rid, known)
 
 
 def take(rid: str, total: int) -> list[Value]:

@@ -47,7 +47,8 @@ def _value(answer: Answer, token: Token, entry: dict[str, Any] | None) -> Value:
         without = stopped_entry if token.kind == STOPPED else error_entry
         entry = without(_context(token), answer.options)
     body = orjson.dumps(entry)[1:-1]
-    return Value(token.step, token.token_id, "error" in entry["flags"], body)
+    failed, zone = "error" in entry["flags"], entry.get("zone", "")
+    return Value(token.step, token.token_id, failed, body, None, zone, entry["bytes"])
 
 
 def _context(token: Token) -> dict[str, Any]:

@@ -61,7 +61,13 @@ class Collector:
                 errors += _finish(index, choice.waiting.popleft(), thinking, entries)
         for thinking in choice.phases.finish() if over else ():
             errors += _finish(index, choice.waiting.popleft(), thinking, entries)
-        state.main.counters.add(entries=len(entries), errors=errors)
+        state.main.counters.add(
+            entries=len(entries),
+            errors=errors,
+            engine_bytes=sum(value.size for value in values),
+            json_bytes=sum(map(len, entries)),
+            zones=[value.zone for value in values if value.zone],
+        )
         return entries
 
     def _thinking_of(self, index: int) -> Thinking | None:

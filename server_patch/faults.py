@@ -27,6 +27,11 @@ def note(what: str) -> None:
         logger.error("geom: %s (%s. time)", what, count)
 
 
+def total() -> int:
+    """Faults of this process so far, logged or not."""
+    return sum(_seen.values())
+
+
 def _count(what: str) -> int | None:
     """How often this was seen, None when it need not be said again."""
     _seen[what] += 1

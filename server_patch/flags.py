@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
+DEBUG_VARIABLE = "GEOM_DEBUG"
 # SGLang's backend class -> the name of its flag. Others have no hook point that sees every key.
 BACKENDS = {
     "TorchNativeAttnBackend": "torch_native",
@@ -85,12 +87,34 @@ def add_flags(parser: ArgumentParser) -> None:
         action="store_true",
         help="insist on the de-rotated view: keep the queries of tapped layers too, and stop where it cannot be had",
     )
+    group.add_argument(
+        "--attention-api-key", default=d.api_key, metavar="KEY", help="needed to ask for attention; a bearer token too"
+    )
+    # A list in a --config file becomes several words.
+    group.add_argument(
+        "--attention-cors-origins",
+        nargs="+",
+        default=[d.cors_origins],
+        metavar="LIST",
+        help="origins that may read /v1/attention/*, with commas between them; * = all",
+    )
+    group.add_argument(
+        "--attention-max-concurrent-capture",
+        type=int,
+        default=d.max_concurrent,
+        metavar="N",
+        help="captures at once, 0 = no limit; more are answered 429",
+    )
+    group.add_argument(
+        "--attention-disable-in-production", action="store_true", help=f"no capture unless {DEBUG_VARIABLE}=1 is set"
+    )
 
 
 def options_from(args: Namespace) -> ServerOptions:
     """The checked ServerOptions of a parsed command line; ValueError names the flag."""
+    in_production = args.attention_disable_in_production and os.environ.get(DEBUG_VARIABLE) != "1"
     options = ServerOptions(
-        enabled=args.return_attention_tokens,
+        enabled=args.return_attention_tokens and not in_production,
         fingerprint_mode=args.attention_fingerprint_mode,
         fingerprint_only=args.attention_fingerprint_only,
         sketch_mode=args.attention_sketch_mode,
@@ -105,9 +129,18 @@ def options_from(args: Namespace) -> ServerOptions:
         chunk_size=args.attention_chunk_size,
         mask_system_prompt=args.attention_mask_system_prompt,
         derotate=args.attention_derotate,
+        api_key=args.attention_api_key,
+        cors_origins=",".join(args.attention_cors_origins),
+        max_concurrent=args.attention_max_concurrent_capture,
+        disable_in_production=in_production,
     )
     options.check()
     return options
+
+
+def without_key(command: str) -> str:
+    """The command line without the value of --attention-api-key, also where that name is cut short."""
+    return re.sub(r"(--attention-a(?:p[\w-]*)?[\s=])\S+", r"\1***", command)
 
 
 def refusal(server_args: Any) -> str | None:

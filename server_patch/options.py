@@ -5,6 +5,7 @@ Pure: no SGLang, no torch. A value out of range is a ValueError whose text names
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ SKETCH_HUBS = 32
 SOURCES = ("auto", "tap", "probe")
 MIN_CHUNK, MAX_CHUNK = 256, 16384
 ASK = "return_attention_tokens"
+# Fields by which a request asks for something that is captured; the others only say how.
+ASKING = (ASK, "attention_firewall", "attention_auto_sampling", "return_moe_routing")
 
 # Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
 UNAVAILABLE_FIELDS = {
@@ -42,6 +45,7 @@ _INT_FIELDS = (
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
 FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS)
 _MAX_INT = 2**31 - 1
+_ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,6 +66,10 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     chunk_size: int = 2048
     mask_system_prompt: bool = False
     derotate: bool = False
+    api_key: str = ""
+    cors_origins: str = "*"
+    max_concurrent: int = 0
+    disable_in_production: bool = False
 
     @property
     def default_mode(self) -> Mode:
@@ -83,11 +91,29 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
             "--attention-fingerprint-max-steps": (self.max_steps, 0, _MAX_INT),
             "--attention-sink-tokens": (self.sink_tokens, 0, 1024),
             "--attention-chunk-size": (self.chunk_size, MIN_CHUNK, MAX_CHUNK),
+            "--attention-max-concurrent-capture": (self.max_concurrent, 0, _MAX_INT),
         }
         for flag, (value, low, high) in ranges.items():
             if not low <= value <= high:
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
         parse_layers(self.layers, None)
+        parse_origins(self.cors_origins)
+        if any(not 32 < ord(letter) < 127 for letter in self.api_key):
+            raise ValueError("--attention-api-key must be printable ASCII without spaces, as a header can carry it")
+
+
+def parse_origins(spec: str) -> frozenset[str] | None:
+    """The origins that `--attention-cors-origins` allows, as browsers send them; None: every one (`*`)."""
+    parts = [part.strip() for part in spec.split(",")]
+    if parts == ["*"]:
+        return None
+    for part in parts:
+        if not _ORIGIN.fullmatch(part):
+            raise ValueError(
+                "--attention-cors-origins must be * or origins like https://example.com:8080, with commas between "
+                f"them, got {part!r}"
+            )
+    return frozenset(part.lower() for part in parts)
 
 
 def parse_layers(spec: str, total: int | None) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from geomcli.server_patch import arrivals, faults, reasoning, state, system_prompt
+from geomcli.server_patch import arrivals, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
 from geomcli.server_patch.values import PARAMS_KEY, key_and_options
@@ -28,7 +28,14 @@ _serials = itertools.count(1)
 def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw_request: Any = None) -> Any:
     """Chat and completions: check the fields before anything is generated; ValueError becomes HTTP 400."""
     body = getattr(raw_request, "_json", None)
-    options = _options_of_body(body)
+    options = None
+    if body is not None:
+        try:
+            options = options_of_body(body, raw_request.scope)
+        except guards.Refused as refused:
+            from fastapi import HTTPException
+
+            raise HTTPException(refused.status_code, str(refused)) from None
     if options is None:
         return original(serving, request, raw_request)
     chat = hasattr(request, "messages")
@@ -44,10 +51,23 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
     return adapted, processed
 
 
-def _options_of_body(body: Any) -> CaptureOptions | None:
+def options_of_body(body: Any, scope: guards.Scope) -> CaptureOptions | None:
+    """The capture that a request asks for, which may be asked of the same request again; None if it does not ask.
+
+    Refused, or ValueError for a bad field.
+    """
     if not isinstance(body, dict) or not any(name in body for name in (*FIELDS, *UNAVAILABLE_FIELDS)):
         return None
-    return resolve(body, state.main.options, state.main.shape)
+    try:
+        if guards.asks(body):
+            guards.check(scope)
+        options = resolve(body, state.main.options, state.main.shape)
+        if options is not None:
+            guards.enter(scope, guards.width_of(body))
+        return options
+    except ValueError as error:
+        state.main.counters.refuse(error.reason if isinstance(error, guards.Refused) else "invalid")
+        raise
 
 
 def around_generate_request(
@@ -59,10 +79,10 @@ def around_generate_request(
     """
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
     if options is None and request is not None and request.url.path == "/generate":
-        options = _options_of_body(getattr(request, "_json", None))
+        options = options_of_body(getattr(request, "_json", None), request.scope)
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
-    return outputs if options is None else _with_entries(outputs, obj, _collector(manager, obj))
+    return outputs if options is None else _with_entries(outputs, manager, obj, request, options)
 
 
 def _collector(manager: Any, obj: Any) -> Collector:
@@ -74,27 +94,37 @@ def _collector(manager: Any, obj: Any) -> Collector:
     return Collector(reasoning.of_prompt(manager, obj), choices if isinstance(choices, int) and choices > 0 else 1)
 
 
-async def _with_entries(outputs: Any, obj: Any, collector: Collector) -> AsyncIterator[Any]:
-    state.main.counters.add(requests=1)
+async def _with_entries(
+    outputs: Any, manager: Any, obj: Any, request: Any, options: CaptureOptions
+) -> AsyncIterator[Any]:
+    state.main.counters.ask(options.mode)
     pending = getattr(obj, PENDING_ATTRIBUTE, None)
-    async with aclosing(outputs):
-        async for output in outputs:
-            items = output if isinstance(output, list) else [output]
-            for position, item in enumerate(items):
-                try:
-                    found = _entries_of(item, position, collector)
-                except Exception:
-                    faults.report("an answer leaves without its entries")
-                    state.main.counters.add(errors=1)
-                    continue
-                if found is None:
-                    continue
-                index, entries = found
-                if pending is None or not obj.stream:
-                    item[ENTRIES_KEY] = [orjson.Fragment(entry) for entry in entries]
-                else:
-                    pending.setdefault(index, []).extend(orjson.Fragment(entry) for entry in entries)
-            yield output
+    collector, rids = _collector(manager, obj), set[str]()
+    if request is not None and (capture := guards.capture_of(request.scope)) is not None:
+        capture.watch(manager, rids)
+    try:
+        async with aclosing(outputs):
+            async for output in outputs:
+                items = output if isinstance(output, list) else [output]
+                for position, item in enumerate(items):
+                    try:
+                        found = _entries_of(item, position, collector, rids)
+                    except Exception:
+                        faults.report("an answer leaves without its entries")
+                        state.main.counters.add(errors=1)
+                        continue
+                    if found is None:
+                        continue
+                    index, entries = found
+                    if pending is None or not obj.stream:
+                        item[ENTRIES_KEY] = [orjson.Fragment(entry) for entry in entries]
+                    else:
+                        pending.setdefault(index, []).extend(orjson.Fragment(entry) for entry in entries)
+                yield output
+    finally:
+        if request is not None:
+            guards.leave(request.scope)
+        arrivals.leave(manager, obj, rids)
 
 
 def after_create_tokenized(tokenized: Any, _manager: Any, obj: Any, *_: Any, **__: Any) -> None:
@@ -111,13 +141,14 @@ def after_create_tokenized(tokenized: Any, _manager: Any, obj: Any, *_: Any, **_
         setattr(obj, arrivals.PROMPT_ATTRIBUTE, [*[None] * masked, *ids[masked:]])
 
 
-def _entries_of(item: Any, position: int, collector: Collector) -> tuple[int, list[bytes]] | None:
+def _entries_of(item: Any, position: int, collector: Collector, rids: set[str]) -> tuple[int, list[bytes]] | None:
     """Choice and new entries of one output; None for one that is no answer."""
     meta = item.get("meta_info") if isinstance(item, dict) else None
     total = meta.get("completion_tokens") if isinstance(meta, dict) else None
     if meta is None or not isinstance(total, int):
         return None
     index = item.get("index", position)
+    rids.add(meta["id"])
     over = meta.get("finish_reason") is not None
     return index, collector.new_entries(index, arrivals.take(meta["id"], total), total, over=over)
 

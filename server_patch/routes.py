@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
+from fastapi import APIRouter, Depends, HTTPException, Request
+
 from geomcli import __version__
-from geomcli.schema import CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
-from geomcli.server_patch import hooks, state
+from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
+from geomcli.server_patch import arrivals, guards, hooks, state
+from geomcli.server_patch.exchange import Exchange
+from geomcli.server_patch.metrics import Metrics
 from geomcli.server_patch.options import MAX_TOP_K
 from geomcli.zones import ZONES_V1
 
@@ -20,12 +25,13 @@ def capabilities() -> dict[str, Any]:
     applied = sorted({h.target for h in hooks.hooks_for(hooks.MAIN)} & HookRegistry._patched)
     missing = sorted({h.target for h in hooks.hooks_for(hooks.MAIN)} - HookRegistry._patched)
     modes = ["fingerprint"] if options.fingerprint_only else list(CAPTURE_MODES)
+    more_than_fingerprints = options.enabled and not options.fingerprint_only
     return {
         "supported": options.enabled and not missing and not info.get("hooks", {}).get("missing"),
         "schema": SCHEMA_VERSION,
         "modes": modes if options.enabled else [],
         "default_mode": options.default_mode,
-        "max_top_k": MAX_TOP_K,
+        "max_top_k": MAX_TOP_K if more_than_fingerprints else 0,
         "max_layers": len(main.shape.layers_captured),
         "layers_captured": list(main.shape.layers_captured),
         "layers_total": main.shape.layers_total,
@@ -33,16 +39,16 @@ def capabilities() -> dict[str, Any]:
         "backend": info.get("backend"),
         "source": info.get("source"),
         "cuda_graph": info.get("cuda_graph", False),
-        "sglang": info.get("sglang"),
+        "sglang": version("sglang"),
         "plugin": __version__,
         "ruleset": ZONES_V1.name,
         "sink_tokens": options.sink_tokens,
         "chunk_size": options.chunk_size,
         "features": {
-            "include_prompt_attention": True,
-            "head_filtering": True,
-            "prompt_tokens": not options.fingerprint_only,
-            "head_stats": not options.fingerprint_only,
+            "include_prompt_attention": options.enabled,
+            "head_filtering": options.enabled,
+            "prompt_tokens": more_than_fingerprints,
+            "head_stats": more_than_fingerprints,
             "moe_routing": False,
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
             "firewall": False,
@@ -52,8 +58,11 @@ def capabilities() -> dict[str, Any]:
             "logit_lens": False,
         },
         "guardrails": {
-            "max_concurrent_capture": 0,
-            "requires_api_key": main.requires_api_key,
+            "max_concurrent_capture": options.max_concurrent,
+            "requires_api_key": bool(main.key) or main.bearer_taken,
+            "attention_key_header": ATTENTION_KEY_HEADER if main.key else None,
+            "disabled_in_production": options.disable_in_production,
+            "cors_origins": options.cors_origins.split(","),
             "system_prompt_masked": options.mask_system_prompt,
             "fingerprint_only": options.fingerprint_only,
             "max_entries": options.max_entries,
@@ -65,12 +74,32 @@ def capabilities() -> dict[str, Any]:
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),
         },
-        "counters": main.counters.as_dict(),
+        "counters": {
+            **main.counters.as_dict(),
+            "refused": dict(main.counters.refused),
+            "active_captures": guards.active(),
+            "waiting_requests": arrivals.waiting(),
+        },
     }
 
 
-def install() -> None:
-    """Add the route; SGLang's own --api-key protects it like every other."""
+async def require_key(request: Request) -> None:
+    """HTTP 401 without the key of --attention-api-key."""
+    try:
+        guards.require_key(request.scope)
+    except guards.Refused as refused:
+        state.main.counters.refuse(refused.reason)
+        raise HTTPException(refused.status_code, str(refused)) from None
+
+
+def install(*, metrics: bool) -> None:
+    """Add the routes and what goes on around them; SGLang's own --api-key protects them like every other.
+
+    `metrics`: whether /metrics is served.
+    """
     from sglang.srt.entrypoints.http_server import app
 
-    app.add_api_route(CAPABILITIES_PATH, capabilities, methods=["GET"])
+    router = APIRouter(dependencies=[Depends(require_key)])
+    router.add_api_route(CAPABILITIES_PATH, capabilities, methods=["GET"])
+    app.include_router(router)
+    app.add_middleware(Exchange, metrics=Metrics() if metrics else None)

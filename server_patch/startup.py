@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, Namespace
 from typing import Any
+
+import msgspec
 
 from geomcli.server_patch import flags, routes, state, system_prompt
 from geomcli.server_patch.options import ServerOptions
 
 INIT_INFO_KEY = "geom"
+_COMMAND_ATTRIBUTE = "_launch_command"  # what /server_info shows, from SGLang 0.5.20 on
 
 
 def after_add_cli_args(_result: Any, parser: ArgumentParser) -> None:
@@ -20,7 +24,10 @@ def after_from_cli_args(server_args: Any, _cls: type, args: Namespace) -> None:
         options = flags.options_from(args)
     except ValueError as error:
         raise SystemExit(f"geom: {error}.") from None
-    setattr(server_args, flags.CONFIG_ATTRIBUTE, options)
+    # The key stays in this process, where nothing that SGLang shows, dumps or hands on has it.
+    state.main.key = options.api_key
+    sys.argv[:] = flags.without_key("\n".join(sys.argv)).split("\n")
+    setattr(server_args, flags.CONFIG_ATTRIBUTE, msgspec.structs.replace(options, api_key=""))
 
 
 def options_of(server_args: Any) -> ServerOptions:
@@ -44,15 +51,17 @@ def before_run_http_server(
     **__: Any,
 ) -> None:
     options = options_of(server_args)
+    if isinstance(command := getattr(server_args, _COMMAND_ATTRIBUTE, None), str):
+        setattr(server_args, _COMMAND_ATTRIBUTE, flags.without_key(command))
     infos = [info.get(INIT_INFO_KEY) for info in scheduler_infos or [] if isinstance(info, dict)]
     if options.enabled and (not infos or not all(infos)):
         raise SystemExit(
             "geom: the plugin did not load in the scheduler process; its reason is further up in this log."
         )
-    state.main.requires_api_key = bool(getattr(server_args, "api_key", None))
+    state.main.bearer_taken = bool(getattr(server_args, "api_key", None))
     state.main.configure(options, infos[0] if infos else None, tokenizer_manager)
     if options.enabled and options.mask_system_prompt:
         system_prompt.watch(state.main.tokenizer)
-    routes.install()
+    routes.install(metrics=bool(getattr(server_args, "enable_metrics", False)))
     if options.enabled:
         state.main.worker.start(next(address for info in infos if info and (address := info["records"])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -17,13 +19,33 @@ class Counters:
     requests: int = 0
     entries: int = 0
     errors: int = 0
+    engine_bytes: int = 0  # left the device
+    json_bytes: int = 0
+    modes: Counter[str] = field(default_factory=Counter)  # requests by mode
+    zones: Counter[str] = field(default_factory=Counter)  # entries by zone
+    refused: Counter[str] = field(default_factory=Counter)  # requests by reason
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def add(self, *, requests: int = 0, entries: int = 0, errors: int = 0) -> None:
+    def add(
+        self, *, requests: int = 0, entries: int = 0, errors: int = 0, engine_bytes: int = 0, json_bytes: int = 0,
+        zones: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         with self._lock:
             self.requests += requests
             self.entries += entries
             self.errors += errors
+            self.engine_bytes += engine_bytes
+            self.json_bytes += json_bytes
+            self.zones.update(zones)
+
+    def ask(self, mode: str) -> None:
+        with self._lock:
+            self.requests += 1
+            self.modes[mode] += 1
+
+    def refuse(self, reason: str) -> None:
+        with self._lock:
+            self.refused[reason] += 1
 
     def as_dict(self) -> dict[str, int]:
         return {"requests": self.requests, "entries": self.entries, "errors": self.errors}
@@ -35,7 +57,8 @@ class MainState:
         self.shape = ModelShape(0, (), 0)
         self.info: dict[str, Any] = {}
         self.tokenizer: Any = None
-        self.requires_api_key = False
+        self.key = ""  # of --attention-api-key
+        self.bearer_taken = False  # by SGLang's own --api-key
         self.counters = Counters()
         self.worker = EntryWorker()
 

@@ -48,6 +48,8 @@ class Value(NamedTuple):
     failed: bool = False
     body: bytes = b""
     prompt_ids: list[int | None] | None = None
+    zone: str = ""
+    size: int = 0  # bytes that left the device for it
 
 
 def spliced(

@@ -55,6 +55,9 @@ def run(
     stdin: Annotated[bool, typer.Option("--stdin/--no-stdin", help="Read a prompt that is piped in.")] = True,
     base_url: Annotated[str | None, typer.Option(help="Server; GEOM_BASE_URL.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key of the server; GEOM_API_KEY.")] = None,
+    attention_key: Annotated[
+        str | None, typer.Option(help="Key of its --attention-api-key; GEOM_ATTENTION_KEY.")
+    ] = None,
     db: Annotated[Path | None, typer.Option(help="Trace store; GEOM_DB.", dir_okay=False)] = None,
 ) -> None:
     """Send PROMPT, stream the answer coloured by attention zone, then say what was seen.
@@ -72,7 +75,9 @@ def run(
         raise UsageError("--temp must be a number that is not infinite.")
     if port is not None and not serve:
         raise UsageError("--port is the port of --serve.", f"geom run --base-url http://127.0.0.1:{port} …")
-    settings = config.load(base_url=base_url, api_key=api_key, db=None if db is None else str(db))
+    settings = config.load(
+        base_url=base_url, api_key=api_key, attention_key=attention_key, db=None if db is None else str(db)
+    )
     if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
@@ -197,7 +202,8 @@ class _Run:
     async def run(
         self, messages: list[Message], model: str | None, sampling: dict[str, Any], attention: dict[str, Any]
     ) -> ExitCode:
-        async with Client(self._settings.base_url, api_key=self._settings.api_key) as client:
+        settings = self._settings
+        async with Client(settings.base_url, api_key=settings.api_key, attention_key=settings.attention_key) as client:
             capabilities = await client.capabilities()
             fields = attention_fields(capabilities, **attention)
             name = model or await client.model()
@@ -271,6 +277,11 @@ def attention_fields(
 ) -> dict[str, Any]:
     """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
     if not capabilities.get("supported"):
+        guardrails = capabilities.get("guardrails")
+        if isinstance(guardrails, dict) and guardrails.get("disabled_in_production"):
+            raise ServerUnreachable(
+                "this server was started with --attention-disable-in-production.", "GEOM_DEBUG=1 geom serve …"
+            )
         raise ServerUnreachable(
             "this server does not capture attention.", "geom serve, without --no-return-attention-tokens"
         )

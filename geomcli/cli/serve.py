@@ -32,6 +32,10 @@ _OPTIONS = {
     "attention_chunk_size": "chunk_size",
     "attention_mask_system_prompt": "mask_system_prompt",
     "attention_derotate": "derotate",
+    "attention_api_key": "api_key",
+    "attention_cors_origins": "cors_origins",
+    "attention_max_concurrent_capture": "max_concurrent",
+    "attention_disable_in_production": "disable_in_production",
 }
 
 
@@ -88,6 +92,18 @@ def serve(
     attention_derotate: Annotated[
         bool, typer.Option("--attention-derotate", help="Insist on the de-rotated view, also where logits are tapped.")
     ] = False,
+    attention_api_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Key that is needed to ask for attention.")
+    ] = None,
+    attention_cors_origins: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Origins that may read /v1/attention/* (*).")
+    ] = None,
+    attention_max_concurrent_capture: Annotated[
+        int | None, typer.Option(help="Captures at once, 0 = no limit (0).")
+    ] = None,
+    attention_disable_in_production: Annotated[
+        bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
+    ] = False,
 ) -> None:
     """Serve MODEL with SGLang and the plugin; everything after `--` goes to SGLang as it is.
 
@@ -118,6 +134,10 @@ def serve(
         "attention_chunk_size": attention_chunk_size,
         "attention_mask_system_prompt": attention_mask_system_prompt,
         "attention_derotate": attention_derotate,
+        "attention_api_key": attention_api_key,
+        "attention_cors_origins": attention_cors_origins,
+        "attention_max_concurrent_capture": attention_max_concurrent_capture,
+        "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
     plan = engine.plan(
@@ -186,7 +206,8 @@ def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> 
 
 def describe(document: dict[str, Any]) -> str:
     if not document.get("supported"):
-        return "attention capture is off"
+        in_production = document.get("guardrails", {}).get("disabled_in_production")
+        return "attention capture is off" + (" (GEOM_DEBUG=1 is not set)" if in_production else "")
     heads, layers = document["heads"], document["layers_captured"]
     return (
         f"{document['default_mode']} by default, layers {', '.join(map(str, layers))} of {document['layers_total']}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -118,9 +119,16 @@ def sse(response: httpx.Response) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def started_directly(
-    folder: Path, *arguments: str, without: tuple[str, ...] = (), environment: dict[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    without: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
+    program: str | None = None,
 ) -> Iterator[Server]:
-    """SGLang by the command that `geom serve` would run, less some of its words, with further environment."""
+    """SGLang by the command that `geom serve` would run, less some of its words, with further environment.
+
+    `program`: what to run in place of `python -m sglang.launch_server`.
+    """
     folder.mkdir(parents=True)
     port, log = free_port(), folder / "engine.log"
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -133,6 +141,9 @@ def started_directly(
     for word in without:
         assert f" {word} " in shown
         shown = shown.replace(f" {word} ", " ")
+    if program is not None:
+        shown, count = re.subn(r"\S+ -P -m sglang\.launch_server", program, shown)
+        assert count == 1
     with log.open("w") as stream:
         process = subprocess.Popen(
             ["sh", "-c", f"exec env {shown}"],

@@ -44,7 +44,9 @@ async def test_a_sound_stream() -> None:
         (stream('data: {"attention_tokens": [1]}\n\n'), ServerUnreachable, "cannot read: .*attention_tokens"),
         (stream("<html>", content_type="text/html"), ServerUnreachable, "connection to http://server:1 was lost"),
         (stream('{"error": {"message": "top_k"}}', 400, "application/json"), RequestRefused, "refused .*: top_k"),
-        (stream('{"message": "who"}', 401, "application/json"), RequestRefused, "wants a key: who"),
+        (stream('{"message": "who"}', 401, "application/json"), RequestRefused, "wants a key: who.*GEOM_API_KEY"),
+        (stream('{"message": "X-Attention-Key"}', 401, "application/json"), RequestRefused, "GEOM_ATTENTION_KEY"),
+        (stream('{"message": "3 at once"}', 429, "application/json"), ServerUnreachable, "is busy: 3 at once"),
         (stream("upstream", 502, "text/plain"), ServerUnreachable, "HTTP 502: upstream"),
     ],
     ids=[
@@ -57,6 +59,8 @@ async def test_a_sound_stream() -> None:
         "no-stream",
         "refused",
         "unauthorized",
+        "no-attention-key",
+        "too-many",
         "bad-gateway",
     ],
 )
@@ -99,6 +103,10 @@ async def test_fields_of_a_newer_server_survive() -> None:
 
 async def test_the_key_is_sent() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json={"key": request.headers["Authorization"]})
+        return httpx.Response(
+            200, json={name: request.headers.get(name) for name in ("Authorization", "X-Attention-Key")}
+        )
 
-    assert await client(answer).capabilities() == {"key": "Bearer k"}
+    assert await client(answer).capabilities() == {"Authorization": "Bearer k", "X-Attention-Key": None}
+    both = Client("http://server:1", attention_key="a", transport=httpx.MockTransport(answer))
+    assert await both.capabilities() == {"Authorization": None, "X-Attention-Key": "a"}

@@ -287,6 +287,51 @@ async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
     assert "does not answer" in caplog.text
 
 
+async def test_an_abort_waits_for_the_outputs_that_came_before_it(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+    slow: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    main_state.worker = SimpleNamespace(build=lambda _order: slow)  # type: ignore[assignment]
+    manager, passed = SimpleNamespace(rid_to_state={"a": Waiting(1)}), list[str]()
+
+    def abort(name: str) -> None:
+        arrivals.around_handle_abort(lambda _manager, one: passed.append(one), manager, name)
+
+    async def outputs(_manager: Any, _batch: Any) -> None:
+        passed.append("outputs")
+
+    abort("at once")
+    assert passed == ["at once"]
+    await arrivals.around_handle_batch_output(outputs, manager, batch_of({"a": [7]}))
+    for _ in range(2 * arrivals._LINE_LENGTH):  # they take no place in the line
+        abort("behind")
+    await asyncio.sleep(0.01)
+    assert passed == ["at once"]
+    slow.set_result(None)
+    await asyncio.sleep(0.01)
+    assert passed == ["at once", "outputs", *["behind"] * 2 * arrivals._LINE_LENGTH]
+    assert arrivals._line.empty
+
+
+async def test_nothing_is_kept_for_an_answer_that_nobody_reads(main_state: state.MainState) -> None:
+    main_state.counters.add(requests=1)
+    states = {"a": Waiting(1), "b": Waiting(2)}
+    for rid, one in states.items():
+        one.obj.rid = rid
+    manager = SimpleNamespace(rid_to_state=states)
+    await arrive(manager, {"a": [7], "b": [8]})
+    assert arrivals.waiting() == 2
+    arrivals.leave(manager, states["a"].obj, {"a"})
+    assert arrivals.waiting() == 1
+    await arrive(manager, {"a": [7], "b": [8]})
+    assert arrivals.take("a", 9) == []
+    assert [v.step for v in arrivals.take("b", 9)] == [1, 2]
+    # A request that was never heard of, and one that took over its name.
+    arrivals.leave(manager, SimpleNamespace(rid="never"), set())
+    arrivals.leave(manager, SimpleNamespace(rid="b"), set())
+    await arrive(manager, {"b": [8]})
+    assert [v.step for v in arrivals.take("b", 9)] == [3]
+
+
 async def test_a_batch_that_cannot_be_handled_ends_the_server_as_without_us(main_state: state.MainState) -> None:
     main_state.counters.add(requests=1)
     manager = SimpleNamespace(rid_to_state={"a": Waiting(1)})

@@ -58,20 +58,29 @@ def test_a_base_url_that_cannot_be_one(url: str) -> None:
         config.load({}, base_url=url)
 
 
-def test_a_key_that_cannot_be_one() -> None:
-    with pytest.raises(UsageError, match="API key"):
-        config.load({"GEOM_API_KEY": "schlüssel"})
+KEYS = pytest.mark.parametrize(
+    ("variable", "name"), [("GEOM_API_KEY", "api_key"), ("GEOM_ATTENTION_KEY", "attention_key")]
+)
 
 
-def test_a_file_of_a_folder_does_not_get_the_users_key(tmp_path: Path) -> None:
+@KEYS
+def test_a_key_that_cannot_be_one(variable: str, name: str) -> None:
+    with pytest.raises(UsageError, match="API key") as refused:
+        config.load({variable: "schlüssel"})
+    assert variable in str(refused.value)
+    assert getattr(config.load({variable: "environment"}, **{name: "flag"}), name) == "flag"
+
+
+@KEYS
+def test_a_file_of_a_folder_does_not_get_the_users_key(tmp_path: Path, variable: str, name: str) -> None:
     (tmp_path / "geom.toml").write_text('base_url = "http://elsewhere:1"\n')
     with pytest.raises(UsageError, match="the key is yours"):
-        config.load({"GEOM_API_KEY": "secret"})
-    assert config.load({"GEOM_API_KEY": "secret"}, base_url="http://mine:1").api_key == "secret"
+        config.load({variable: "secret"})
+    assert getattr(config.load({variable: "secret"}, base_url="http://mine:1"), name) == "secret"
     (tmp_path / "geom.toml").write_text('base_url = "http://127.0.0.1:1"\n')
-    assert config.load({"GEOM_API_KEY": "secret"}).api_key == "secret"
-    (tmp_path / "geom.toml").write_text('base_url = "http://elsewhere:1"\napi_key = "its own"\n')
-    assert config.load({}).api_key == "its own"
+    assert getattr(config.load({variable: "secret"}), name) == "secret"
+    (tmp_path / "geom.toml").write_text(f'base_url = "http://elsewhere:1"\n{name} = "its own"\n')
+    assert getattr(config.load({}), name) == "its own"
 
 
 @pytest.mark.parametrize(

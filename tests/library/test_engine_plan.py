@@ -69,11 +69,23 @@ def test_the_key_of_the_server_is_known() -> None:
     assert engine.plan(MODEL).api_key == ""
 
 
+def test_the_key_of_attention_is_known_and_no_key_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEOM_ATTENTION_KEY", "from outside")
+    assert engine.plan(MODEL).attention_key == "from outside"
+    given = engine.plan(MODEL, flags=["--attention-api-key", "secret"], extra=["--api-key=hidden", "--port", "7"])
+    assert given.attention_key == "secret"
+    shown = given.shown()
+    assert "secret" not in shown
+    assert "hidden" not in shown
+    assert shown.endswith("--attention-api-key '***' '--api-key=***' --port 7")
+
+
 @pytest.mark.parametrize(
     ("response", "said"),
     [
         (httpx.Response(404), "without geom's plugin"),
-        (httpx.Response(401, json={}), "wants a key"),
+        (httpx.Response(401, json={}), "wants a key .* --api-key"),
+        (httpx.Response(401, json={"message": "X-Attention-Key"}), "wants a key .* GEOM_ATTENTION_KEY"),
         (httpx.Response(500, text="x"), "HTTP 500"),
         (httpx.Response(200, text="x"), "did not say what it captures"),
         (httpx.Response(200, json=[1]), "did not say what it captures"),

@@ -137,7 +137,16 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     assert flags.options_from(parsed) == ServerOptions(enabled=True, stride=3)
     parsed = parser.parse_args(["--attention-mask-system-prompt", "--attention-chunk-size", "512"])
     assert flags.options_from(parsed) == ServerOptions(mask_system_prompt=True, chunk_size=512)
+    guarded = parser.parse_args(
+        ["--attention-api-key", "k", "--attention-max-concurrent-capture", "2", "--attention-cors-origins", "http://a",
+         "http://b,http://c"]
+    )  # fmt: skip
+    assert flags.options_from(guarded) == ServerOptions(
+        api_key="k", max_concurrent=2, cors_origins="http://a,http://b,http://c"
+    )
     for arguments, name in (
+        (["--attention-max-concurrent-capture", "-1"], "--attention-max-concurrent-capture must be 0.."),
+        (["--attention-cors-origins", "a"], "--attention-cors-origins must be"),
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
@@ -148,6 +157,17 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             flags.options_from(parser.parse_args(arguments))
+
+
+@pytest.mark.parametrize(("debug", "on"), [(None, False), ("1", True), ("true", False), ("0", False)])
+def test_in_production_capture_is_off(monkeypatch: pytest.MonkeyPatch, debug: str | None, on: bool) -> None:
+    parser = ArgumentParser()
+    flags.add_flags(parser)
+    monkeypatch.delenv("GEOM_DEBUG", raising=False)
+    if debug is not None:
+        monkeypatch.setenv("GEOM_DEBUG", debug)
+    found = flags.options_from(parser.parse_args(["--return-attention-tokens", "--attention-disable-in-production"]))
+    assert found == ServerOptions(enabled=on, disable_in_production=not on)
 
 
 def test_stride_and_limit_decide_which_tokens_are_captured() -> None:
