@@ -20,6 +20,7 @@ from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.server_patch import faults
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_step import DeviceStep
+from geomcli.server_patch.latent import prefill_attentions
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.recording import guarded, recording
 from geomcli.server_patch.request_state import RequestState
@@ -45,6 +46,7 @@ class DeviceCapture:
         pool = runner.token_to_kv_pool
         modules = [_attention_of(runner.model, layer, pool) for layer in layers]
         self._places = {id(module): place for place, module in enumerate(modules)}
+        self._prefills = prefill_attentions(runner.model, self._places)
         keys = [pool.get_key_buffer(layer) for layer in layers]
         shapes = {Shape(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in modules}
         if len(shapes) > 1:
@@ -194,7 +196,7 @@ class DeviceCapture:
     def _wrapped_extend(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward_extend(q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(q, k, v, layer, forward_batch, *args, **kwargs)
-            if scheduler.current is not None and self._wanted(layer):
+            if scheduler.current is not None and (id(layer) in self._places or id(layer) in self._prefills):
                 guarded(lambda: self._after_extend(layer, q, forward_batch, kwargs.get("sinks")))
             return output
 
@@ -214,8 +216,14 @@ class DeviceCapture:
             self._launch(forward_batch, query.shape[0], slots, starts, tapped=tapped)
 
     def _after_extend(self, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
-        index, query = self._see(layer, q, sinks)
-        probe.keep_queries(self.buffers, index, query, forward_batch.extend_seq_lens.cumsum(0) - 1)
+        ends = forward_batch.extend_seq_lens.cumsum(0) - 1
+        if (latent := self._prefills.get(id(layer))) is not None:
+            index = latent.place
+            queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[ends]
+            probe.keep_queries(self.buffers, index, latent.latent_queries(queries))
+        else:
+            index, query = self._see(layer, q, sinks)
+            probe.keep_queries(self.buffers, index, query, ends)
         if index == len(self.layers) - 1:
             self._launch(forward_batch, forward_batch.seq_lens.shape[0], self._table, None, tapped=False)
 
