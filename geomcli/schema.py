@@ -67,6 +67,7 @@ class Entry(TypedDict, total=False):
     layers: dict[str, Any]
     layer_sketches: dict[str, Any]
     head_stats: dict[str, Any]
+    moe: dict[str, Any] | None
 
 
 Record = dict[str, Any]

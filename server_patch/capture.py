@@ -7,16 +7,20 @@ failed; the model's text goes on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from geomcli.server_patch import faults, flags, hooks, native, transport
+from geomcli.server_patch import faults, flags, hooks, moe, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
+from geomcli.server_patch.deviations import deviations
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
+
+logger = logging.getLogger("geom")
 
 STEP_ATTRIBUTE = "_geom_step"
 
@@ -81,6 +85,10 @@ def _prepare(runner: Any, server_args: Any) -> None:
             capture.attach(extend, decode=False)
         capture.compile_kernels()
         scheduler.device, scheduler.source = capture, capture.source
+    scheduler.deviations = deviations(runner.model, config.hf_text_config, list(map(str, kinds)), config.context_len)
+    for sentence in scheduler.deviations:
+        logger.warning("geom: %s. Entries say what the engine computed.", sentence)
+    scheduler.routing, scheduler.routing_missing = moe.of_model(runner, server_args)
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
@@ -105,6 +113,9 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
         "backend": scheduler.backend,
         "source": scheduler.source,
         "cuda_graph": scheduler.cuda_graph,
+        "deviations": scheduler.deviations,
+        "moe_layers": [] if scheduler.routing is None else list(scheduler.routing.layers),
+        "moe_missing": scheduler.routing_missing,
         "sglang": version("sglang"),
         "hooks": {
             "applied": sorted(mine & HookRegistry._patched),
@@ -167,6 +178,7 @@ def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: A
             return
         if scheduler.device is not None:
             scheduler.device.collect(step, forward_batch, tokens.shape[0])
+        moe.collect(scheduler.routing, step, forward_batch, tokens.shape[0])
         transport.attach(logits_output, step)
     except Exception:
         faults.report("a step's statistics could not be sent along; its tokens carry error entries")

@@ -69,6 +69,9 @@ def build_entries(
             "ripple": None if np.isnan(ripple[i]) else shown["ripple"][i],
         }
         of_layers.add_to(entry, i, one)
+        if options.moe_layers:
+            entry["moe"] = _routing(one)
+            entry["bytes"] += len(one.sent.routing or b"")
         entries.append(entry)
     return entries
 
@@ -185,6 +188,19 @@ class _Layers:
             "mass_captured": self._mass[at][row],
             "sink_mass": self._sink[at][row],
         }
+
+
+def _routing(due: CapturedToken) -> dict[str, dict[str, list[Any]]] | None:
+    """Experts and weights by layer, the heaviest first; None where the token came without them."""
+    if due.sent.routing is None:
+        return None
+    layers = due.options.moe_layers
+    words = np.frombuffer(due.sent.routing, dtype=np.int32).reshape(len(layers), 2, -1)
+    weights = words[:, 1].copy().view(np.float32)
+    order = np.argsort(-weights, axis=1, kind="stable")
+    experts = np.take_along_axis(words[:, 0], order, axis=1).tolist()
+    pairs = zip(layers, experts, rounded(np.take_along_axis(weights, order, axis=1)), strict=True)
+    return {str(layer): {"experts": of_layer, "weights": shares} for layer, of_layer, shares in pairs}
 
 
 def _head_statistics(due: CapturedToken) -> dict[str, dict[str, list[float]]]:

@@ -94,6 +94,7 @@ REQUIRED_NAMES = (
     "sglang.srt.managers.io_struct.wrap_as_pickle",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
+    "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",
 )
 
 

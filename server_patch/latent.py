@@ -23,7 +23,7 @@ class PrefillAttention(NamedTuple):
         factor = self.parent.w_kc  # [H, nope, lora]
         if factor.dtype != queries.dtype:
             raise TypeError(f"the factor of latent attention is {factor.dtype}, the queries are {queries.dtype}")
-        without, rotated = queries.split([factor.shape[1], queries.shape[-1] - factor.shape[1]], dim=-1)
+        without, rotated = queries[..., : factor.shape[1]], queries[..., factor.shape[1] :]
         latent = torch.bmm(without.transpose(0, 1), factor).transpose(0, 1)
         return torch.cat([latent, rotated], dim=-1)
 

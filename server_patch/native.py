@@ -16,7 +16,7 @@ from geomcli.kernels.reference import RowStatistics, attention_logits, row_stati
 from geomcli.server_patch import faults
 from geomcli.server_patch.plans import RowPlan, first_key
 from geomcli.server_patch.request_state import RequestState
-from geomcli.server_patch.results import Due, RowRecords
+from geomcli.server_patch.results import Due, RowRecords, routing_of
 from geomcli.server_patch.scheduler_state import scheduler
 
 
@@ -27,8 +27,14 @@ class StepPlan:
     rows: list[RowPlan]
     layers: frozenset[int]
     extend: bool
+    routing: Any = None  # of moe.Routing.rows
 
-    def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> StepPlan:
+    @property
+    def wants_routing(self) -> bool:
+        return any(plan.options.moe_layers for plan in self.rows)
+
+    def copy_to_host(self, copy_tensor: Callable[[Any], Any]) -> StepPlan:
+        self.routing = None if self.routing is None else copy_tensor(self.routing)
         return self
 
     def rows_of(self, due: Sequence[Due]) -> Mapping[int, RowRecords]:
@@ -37,8 +43,7 @@ class StepPlan:
         found = {one.row: self._records(plans.get(one.row), one) for one in due}
         return {row: records for row, records in found.items() if records is not None}
 
-    @staticmethod
-    def _records(plan: RowPlan | None, due: Due) -> RowRecords | None:
+    def _records(self, plan: RowPlan | None, due: Due) -> RowRecords | None:
         if plan is None or plan.error is not None or plan.statistics.keys() != set(plan.options.layers):
             return None
         if plan.request is not due.request or plan.output_index != due.output_index:
@@ -50,7 +55,7 @@ class StepPlan:
             )
         heads = [plan.statistics[layer].head_statistics for layer in plan.options.layers]
         known = [of_layer for of_layer in heads if of_layer is not None]
-        return RowRecords(words.tobytes(), row_records.heads_bytes(known) if known else None)
+        return RowRecords(words.tobytes(), row_records.heads_bytes(known) if known else None, routing_of(self, due))
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Values are read before the tokens are committed (results.py); nothing is left to do afterwards."""

@@ -29,6 +29,18 @@ class RowRecords(NamedTuple):
 
     records: bytes
     heads: bytes | None
+    routing: bytes | None
+
+
+_NOTHING = RowRecords(b"", None, None)
+
+
+def routing_of(step: Any, due: Due) -> bytes | None:
+    """Of the experts of its row; None unless it asks for them and the step has them."""
+    if step.routing is None or not due.state.options.moe_layers:
+        return None
+    data: bytes = step.routing[due.row].numpy().tobytes()
+    return data
 
 
 def before_process_prefill(_processor: Any, batch: Any, result: Any) -> None:
@@ -127,14 +139,14 @@ def sent(token_id: int, due: Due, found: Mapping[int, RowRecords], flags: tuple[
     if not state.captures(index):
         if not state.stops_at(index):
             return index + 1, token_id
-        kind, records, heads = STOPPED, b"", None
+        kind, (records, heads, routing) = STOPPED, _NOTHING
     elif (of_row := found.get(row)) is None:
-        kind, records, heads = FAILED, b"", None
+        kind, (records, heads, routing) = FAILED, _NOTHING
     else:
-        kind, (records, heads) = CAPTURED, of_row
+        kind, (records, heads, routing) = CAPTURED, of_row
     request = (state.encoded, len(req.origin_input_ids), state.stamp)
     thinking = bool(getattr(req, "require_reasoning", False)) and not getattr(req, "_is_reasoning_over", False)
     prompt_ids = list(req.origin_input_ids) if index == 0 and state.options.prompt_tokens else None
-    if heads is None and prompt_ids is None:
+    if heads is None and prompt_ids is None and routing is None:
         return index + 1, token_id, kind, request, thinking, flags, records
-    return index + 1, token_id, kind, request, thinking, flags, records, heads, prompt_ids
+    return index + 1, token_id, kind, request, thinking, flags, records, heads, prompt_ids, routing

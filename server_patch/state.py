@@ -44,7 +44,13 @@ class MainState:
         self.info = info or {}
         self.tokenizer = getattr(tokenizer_manager, "tokenizer", None)
         if info:
-            self.shape = ModelShape(info["layers_total"], tuple(info["layers_captured"]), info["heads_total"])
+            self.shape = ModelShape(
+                info["layers_total"],
+                tuple(info["layers_captured"]),
+                info["heads_total"],
+                tuple(info["moe_layers"]),
+                info["moe_missing"],
+            )
 
 
 main = MainState()

@@ -27,6 +27,7 @@ class Sent(NamedTuple):
     records: bytes = b""  # int32 [layers, words] of kernels.layout, cut behind what the mode needs
     heads: bytes | None = None  # float32 [wanted layers, 4, heads]: entropy, sink, prev, lookback
     prompt_ids: list[int] | None = None  # with the first token of a request that asked for its prompt's texts
+    routing: bytes | None = None  # int32 [layers with experts, 2, k]: experts, bits of their float32 weights
 
     @property
     def options(self) -> str:

@@ -34,14 +34,36 @@ def load(folder: str, depth: int | None = None, **configuration: Any) -> tuple[A
 
 
 def forward(
-    folder: str, ids: list[int], layers: list[int], first_row: int, depth: int | None = None, **configuration: Any
+    folder: str,
+    ids: list[int],
+    layers: list[int],
+    first_row: int,
+    depth: int | None = None,
+    masks: Any = None,
+    **configuration: Any,
 ) -> tuple[dict[int, NDArray[np.float64]], list[int]]:
     """One causal pass over `ids`: per layer the probabilities [rows, H, T] of the rows first_row .. T - 1, and the
-    likeliest next token after each of these rows."""
+    likeliest next token after each of these rows. `masks` takes the place of the model's own attention mask."""
     import torch
 
-    _, model = load(folder, depth, **configuration)
+    model = load(folder, depth, **configuration)[1]
     with torch.no_grad():
-        out = model(torch.tensor([ids]), output_attentions=True)
+        out = model(torch.tensor([ids]), attention_mask=masks, output_attentions=True)
     found = {n: out.attentions[n][0, :, first_row:].transpose(0, 1).double().numpy() for n in layers}
     return found, out.logits[0, first_row:].argmax(-1).tolist()
+
+
+def routing(folder: str, ids: list[int], first_row: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
+    """By layer with experts and row from first_row on: the experts that the model's router chooses, the heaviest
+    first, and their renormalised weights. For routers of softmax alone."""
+    import torch
+
+    model = load(folder)[1]
+    with torch.no_grad():
+        out = model(torch.tensor([ids]), output_router_logits=True)
+    found = []
+    for logits in out.router_logits:
+        weights, experts = logits[first_row:].double().softmax(-1).topk(top_k, dim=-1)
+        weights /= weights.sum(-1, keepdim=True)
+        found.append(list(zip(experts.tolist(), weights.tolist(), strict=True)))
+    return found

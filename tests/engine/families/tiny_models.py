@@ -12,7 +12,7 @@ from tests.engine.transformers_oracle import importable
 
 VOCABULARY = 260
 LAYERS = 3
-WINDOW = 24
+WINDOW = 12
 # Wide enough that scores differ, and near enough to the caps that soft-capping shows.
 _SPREAD = 0.15
 
@@ -43,9 +43,16 @@ _LATENT: dict[str, Any] = {
     "v_head_dim": 16,
     "head_dim": 64,
     # SGLang's CPU engine knows this kind of scaling only.
-    "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "mscale": 1.0,
-                     "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1},
-    "first_k_dense_replace": LAYERS,
+    "rope_scaling": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+    "first_k_dense_replace": 1,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "moe_intermediate_size": 32,
@@ -106,4 +113,10 @@ def _tokenizer() -> Any:
     tokenizer = Tokenizer(BPE({letter: n for n, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        chat_template="{% for message in messages %}{{ message.content }}\n{% endfor %}",
+    )
