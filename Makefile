@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo test test-kernels check install model kernel-report gpu-payload clean
+.PHONY: demo test test-kernels check compatibility install model kernel-report gpu-payload clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +44,10 @@ check: install $(VENV)/dev
 	$(BIN)/ruff format --check .
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p geomcli
 	cd $(VENV) && bin/lint-imports --config ../pyproject.toml
+
+# Runs every family on the engine and writes what was compared into docs/compatibility.md.
+compatibility: install model $(VENV)/dev
+	GEOM_WRITE_TABLE=1 $(BIN)/pytest tests/engine/families
 
 install: $(VENV)/installed
 

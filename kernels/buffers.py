@@ -50,7 +50,8 @@ class Layer:
 
     scale: float
     logit_cap: float = 0.0
-    sliding_window: int = -1
+    sliding_window: int = -1  # keys before the query's own that count, -1: all
+    decode_window: int | None = None  # where the engine's decode has another one than its prefill
 
 
 class Buffers:
@@ -99,10 +100,14 @@ class Buffers:
         self.learned_sinks = zeros(n, shape.heads).fill_(float("-inf"))
         self.keys: torch.Tensor | None = None
         floats, ints = zeros(n, LAYER_WORDS), zeros(n, LAYER_WORDS, dtype=torch.int64)
+        prefill = zeros(n, LAYER_WORDS, dtype=torch.int64)
         floats[:, L_SCALE] = torch.tensor([layer.scale for layer in layers])
         floats[:, L_CAP] = torch.tensor([layer.logit_cap for layer in layers])
-        ints[:, L_WINDOW] = torch.tensor([layer.sliding_window for layer in layers])
-        self.layer_floats, self.layer_ints = floats, ints
+        prefill[:, L_WINDOW] = torch.tensor([layer.sliding_window for layer in layers])
+        ints[:, L_WINDOW] = torch.tensor(
+            [layer.sliding_window if layer.decode_window is None else layer.decode_window for layer in layers]
+        )
+        self.layer_floats, self.layer_ints, self.prefill_layer_ints = floats, ints, prefill
 
     @property
     def bytes(self) -> int:
@@ -127,7 +132,7 @@ class Buffers:
             if distance % (size * _KEY_ALIGNMENT):
                 raise ValueError("the key pools of the captured layers are not aligned to each other")
         offsets = [(key.data_ptr() - first.data_ptr()) // size for key in keys]
-        self.layer_ints[:, L_KEYS] = torch.tensor(offsets)
+        self.layer_ints[:, L_KEYS] = self.prefill_layer_ints[:, L_KEYS] = torch.tensor(offsets)
         self.keys = first
 
     def write_control(self, slots: Sequence[int], rows: Sequence[Sequence[int]]) -> None:

@@ -43,8 +43,9 @@ def accumulate(buffers: Buffers, rows: Rows, sums: torch.Tensor) -> None:
     means = buffers.means
     if means is None:
         raise ValueError("column sums need buffers with a means_length")
+    layer_ints = buffers.prefill_layer_ints if rows.prefill else buffers.layer_ints
     column_kernel[(rows.n, len(buffers.layers), buffers.mean_splits)](
-        means, means.stride(0), means.stride(1), rows.pool, rows.lengths, buffers.control, buffers.layer_ints, sums,
+        means, means.stride(0), means.stride(1), rows.pool, rows.lengths, buffers.control, layer_ints, sums,
         sums.stride(0), sums.stride(1), SPLITS=buffers.mean_splits, BLOCK=_BLOCK,
     )  # fmt: skip
 

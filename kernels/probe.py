@@ -36,7 +36,7 @@ class Rows:
 
     pool: slot of each row's request, int32 or int64. lengths: keys of each row. `slots` holds the key slot of every
     position: flat with `starts` [n], where row i begins (kv_indices and kv_indptr), or [pool_rows, max_length] indexed
-    by `pool` when `starts` is None (req_to_token).
+    by `pool` when `starts` is None (req_to_token). `prefill`: the layers' windows are those of a prefill.
     """
 
     n: int
@@ -44,6 +44,7 @@ class Rows:
     lengths: torch.Tensor
     slots: torch.Tensor
     starts: torch.Tensor | None = None
+    prefill: bool = False
 
 
 def keep_queries(buffers: Buffers, index: int, query: torch.Tensor, tokens: torch.Tensor | None = None) -> None:
@@ -96,10 +97,11 @@ def launch(
     warps = _TAP_WARPS if tapped else warps
     splits = splits or _splits(buffers.splits, rows.n * n_layers * key_heads * blocks_h)
     mean_splits = buffers.mean_splits
+    layer_ints = buffers.prefill_layer_ints if rows.prefill else buffers.layer_ints
     source = (
         buffers.queries, keys, keys.stride(0), keys.stride(1), rows.slots,
         rows.pool if rows.starts is None else rows.starts, rows.slots.stride(0), tap, tap.stride(0), tap.stride(1),
-        tap.stride(2), rows.pool, rows.lengths, buffers.control, buffers.layer_floats, buffers.layer_ints,
+        tap.stride(2), rows.pool, rows.lengths, buffers.control, buffers.layer_floats, layer_ints,
         buffers.partial, buffers.rows,
     )  # fmt: skip
     how = {
@@ -122,7 +124,7 @@ def launch(
         num_warps=4 if tapped else 8, **how,
     )  # fmt: skip
     finish_kernel[(rows.n, n_layers)](
-        rows.pool, rows.lengths, buffers.control, buffers.layer_ints, buffers.partial, buffers.rows,
+        rows.pool, rows.lengths, buffers.control, layer_ints, buffers.partial, buffers.rows,
         buffers.learned_sinks, buffers.candidates, buffers.records, blank if buffers.heads is None else buffers.heads,
         HEADS=shape.heads, HAS_SINKS=learned_sinks, HAS_HEADS=buffers.heads is not None, SPLITS=splits,
         MEAN_SPLITS=mean_splits,

@@ -49,12 +49,19 @@ def merge_sums(records: torch.Tensor, *, healthy: bool, group: Any) -> None:
 
 
 def merge_links(
-    buffers: Buffers, records: torch.Tensor, rows: torch.Tensor, pool: torch.Tensor, width: int, group: Any
+    buffers: Buffers,
+    records: torch.Tensor,
+    rows: torch.Tensor,
+    pool: torch.Tensor,
+    width: int,
+    group: Any,
+    *,
+    prefill: bool = False,
 ) -> None:
     """Links of all heads into records [layers, n, words], for the rows [m] that ask; before merge_sums.
 
-    pool [m] holds the slots of those rows' requests, `width` is at least the length of each of them. ValueError for
-    buffers without means.
+    pool [m] holds the slots of those rows' requests, `width` is at least the length of each of them; `prefill`
+    as in probe.Rows. ValueError for buffers without means.
     """
     if buffers.means is None:
         raise ValueError("links over several ranks need buffers with a means_length")
@@ -62,7 +69,7 @@ def merge_links(
     length = found[..., R_LENGTH].long()
     count = found[..., R_HEADS].float()
     positions = torch.arange(width, device=records.device)
-    seen = (positions >= _first_key(buffers, pool, length)[..., None]) & (positions < length[..., None])
+    seen = (positions >= _first_key(buffers, pool, length, prefill)[..., None]) & (positions < length[..., None])
     packed = torch.cat(
         [torch.where(seen, buffers.means[:, rows, :width], 0.0) * count[..., None], count[..., None]], -1
     )
@@ -77,13 +84,14 @@ def merge_links(
     records[:, rows] = found
 
 
-def _first_key(buffers: Buffers, pool: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+def _first_key(buffers: Buffers, pool: torch.Tensor, length: torch.Tensor, prefill: bool) -> torch.Tensor:
     """The twin of rows.first_key: int64 [layers, m] for lengths [layers, m]."""
     control = buffers.control[pool]
     first = control[:, C_MASK_PREFIX].long().expand_as(length)
     window = control[:, C_WINDOW].long()
     first = torch.where(window > 0, torch.maximum(first, length - window), first)
-    sliding = buffers.layer_ints[:, L_WINDOW, None]
+    ints = buffers.prefill_layer_ints if prefill else buffers.layer_ints
+    sliding = ints[:, L_WINDOW, None]
     first = torch.where(sliding > -1, torch.maximum(first, length - 1 - sliding), first)
     return torch.minimum(first, length)
 

@@ -21,10 +21,12 @@ class Found(NamedTuple):
     """A row of a step: records [layers, words], of heads either their sums or their finished statistics."""
 
     flags: tuple[str, ...]
+    windows: tuple[int, ...]  # of the captured layers in this kind of step
     records: NDArray[np.int32]
     heads: NDArray[np.float32] | None  # [layers, H, HEAD_WORDS]
     head_statistics: NDArray[np.float32] | None  # [layers, 4, heads]
     derotated: NDArray[np.float32] | None  # [layers, 2, KEEP]: content and position of each link
+    routing: NDArray[np.int32] | None  # [layers with experts, 2, k]: experts, bits of their float32 weights
 
 
 class Answer:
@@ -54,7 +56,7 @@ class Answer:
         if length >= self.prompt_len + self._tokens:
             self._found.setdefault(length, found)
 
-    def tokens(self, first: int, ids: list[int], layers: tuple[int, ...], windows: tuple[int, ...]) -> list[Token]:
+    def tokens(self, first: int, ids: list[int], layers: tuple[int, ...]) -> list[Token]:
         """The output tokens from the `first` (0-based) on, with what was found for them."""
         made = []
         for index, token_id in enumerate(ids, first):
@@ -66,8 +68,9 @@ class Answer:
                 kind = FAILED
             about = (index + 1, token_id, kind, self.stamp, self.prompt_len)
             if kind == CAPTURED and found is not None:
-                heads = self._heads(found, length, layers, windows) if self.options.head_stats else None
-                made.append(Token(*about, found.flags, found.records, heads, self._derotated(found, layers)))
+                heads = self._heads(found, length, layers) if self.options.head_stats else None
+                routing = found.routing if self.options.moe_layers else None
+                made.append(Token(*about, found.flags, found.records, heads, self._derotated(found, layers), routing))
             else:
                 made.append(Token(*about))
         self._tokens = first + len(ids)
@@ -81,7 +84,7 @@ class Answer:
             return None
         return found.derotated[[layers.index(layer) for layer in self.options.layers], :, : self.options.top_k]
 
-    def _heads(self, found: Found, length: int, layers: tuple[int, ...], windows: tuple[int, ...]) -> Any:
+    def _heads(self, found: Found, length: int, layers: tuple[int, ...]) -> Any:
         made = []
         for layer in self.options.layers:
             at = layers.index(layer)
@@ -89,7 +92,7 @@ class Answer:
                 count = self.options.heads_total if self.options.heads is None else len(self.options.heads)
                 made.append(found.head_statistics[at, :, :count])
             elif found.heads is not None:
-                first = self.options.first_key(length - 1, windows[at])
+                first = self.options.first_key(length - 1, found.windows[at])
                 made.append(
                     records.head_statistics(found.heads[at], self.options.heads, first, self.prompt_len, length)
                 )

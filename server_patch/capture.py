@@ -7,19 +7,23 @@ failed; the model's text goes on.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 from geomcli.kernels import layout
-from geomcli.server_patch import faults, flags, hooks, native, transport
+from geomcli.server_patch import faults, flags, hooks, moe, native, transport
 from geomcli.server_patch.attention_ranks import attention_ranks
+from geomcli.server_patch.deviations import deviations
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.ropes import NotUndone, embeddings_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
+
+logger = logging.getLogger("geom")
 
 STEP_ATTRIBUTE = "_geom_step"
 
@@ -68,7 +72,6 @@ def _prepare(runner: Any, server_args: Any) -> None:
                 "triton, or leave --tp-size out"
             )
         scheduler.source = "recompute"
-        windows = (-1,) * len(scheduler.layers)
     else:
         from geomcli.server_patch.device import DeviceCapture, has_kernels
 
@@ -83,10 +86,14 @@ def _prepare(runner: Any, server_args: Any) -> None:
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)
-        scheduler.device, scheduler.source, windows = capture, capture.source, capture.windows
+        scheduler.device, scheduler.source = capture, capture.source
     _prepare_derotation(runner.model, insisted=options.derotate)
     if scheduler.device is not None:
         scheduler.device.compile_kernels()
+    scheduler.deviations = deviations(runner.model, config.hf_text_config, list(map(str, kinds)), config.context_len)
+    for sentence in scheduler.deviations:
+        logger.warning("geom: %s. Entries say what the engine computed.", sentence)
+    scheduler.routing, scheduler.routing_missing = moe.of_model(runner, server_args)
     scheduler.options = options
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
@@ -95,7 +102,10 @@ def _prepare(runner: Any, server_args: Any) -> None:
     if group is None or group.rank == 0:
         rows = runner.req_to_token_pool.req_to_token.shape[0]
         words = layout.RECORD_WORDS + config.num_attention_heads * layout.HEAD_WORDS + layout.D_WEIGHT * layout.KEEP
-        scheduler.publisher = Publisher(scheduler.layers, windows, 4 * len(scheduler.layers) * rows * words)
+        words *= len(scheduler.layers)
+        if scheduler.routing is not None:
+            words += scheduler.routing.words
+        scheduler.publisher = Publisher(scheduler.layers, 4 * rows * words)
         if scheduler.device is not None:
             scheduler.device.pin(scheduler.publisher.ring)
 
@@ -140,6 +150,9 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
         "not_derotated": scheduler.not_derotated,
         "cuda_graph": scheduler.cuda_graph,
         "records": None if scheduler.publisher is None else scheduler.publisher.address,
+        "deviations": scheduler.deviations,
+        "moe_layers": [] if scheduler.routing is None else list(scheduler.routing.layers),
+        "moe_missing": scheduler.routing_missing,
         "sglang": version("sglang"),
         "hooks": {
             "applied": sorted(mine & HookRegistry._patched),
@@ -216,6 +229,7 @@ def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: A
             return
         if scheduler.device is not None:
             scheduler.device.collect(step, forward_batch, tokens.shape[0])
+        moe.collect(scheduler.routing, step, forward_batch, tokens.shape[0])
         transport.attach(logits_output, step)
     except Exception:
         faults.report("a step's statistics could not be sent along; its tokens carry error entries")

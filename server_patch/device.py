@@ -20,6 +20,7 @@ from geomcli.server_patch import faults
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_derotation import Derotation
 from geomcli.server_patch.device_step import DeviceStep
+from geomcli.server_patch.latent import prefill_attentions
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.recording import guarded, recording
 from geomcli.server_patch.request_state import RequestState, population
@@ -46,6 +47,7 @@ class DeviceCapture:
         pool = runner.token_to_kv_pool
         modules = [_attention_of(runner.model, layer, pool) for layer in layers]
         self._places = {id(module): place for place, module in enumerate(modules)}
+        self._prefills = prefill_attentions(runner.model, self._places)
         keys = [pool.get_key_buffer(layer) for layer in layers]
         shapes = {Shape(m.tp_q_head_num, m.tp_k_head_num, m.qk_head_dim) for m in modules}
         if len(shapes) > 1:
@@ -55,8 +57,12 @@ class DeviceCapture:
         if any(getattr(m, "xai_temperature_len", -1) > 0 for m in modules):
             raise ValueError("attention whose temperature depends on the position cannot be captured")
         self._eight_bit = keys[0].element_size() == 1
-        of_layers = [_layer_of(module, self._eight_bit) for module in modules]
+        decode_window = triton_decode_window(runner) if scheduler.backend == "triton" else None
+        of_layers = [_layer_of(module, self._eight_bit, decode_window) for module in modules]
         self.windows = tuple(layer.sliding_window for layer in of_layers)
+        self._decode_windows = tuple(
+            layer.sliding_window if layer.decode_window is None else layer.decode_window for layer in of_layers
+        )
         self._table = runner.req_to_token_pool.req_to_token
         rows, length = self._table.shape[0], min(self._table.shape[1], pool.size + 1)
         if group is not None and (needed := 4 * len(layers) * rows * length) > _budget(runner.device):
@@ -117,14 +123,15 @@ class DeviceCapture:
 
     def plan_decode(self, asking: tuple[tuple[int, Any, RequestState], ...] = ()) -> DeviceStep:
         """Before a decode step of which a row is due."""
-        return DeviceStep((EIGHT_BIT_KEYS,) if self._eight_bit and self.source == "probe" else (), asking)
+        rounded = self._eight_bit and self.source == "probe"
+        return DeviceStep((EIGHT_BIT_KEYS,) if rounded else (), self._decode_windows, asking)
 
     def plan_extend(
         self, requests: Iterable[Any], asking: tuple[tuple[int, Any, RequestState], ...]
     ) -> DeviceStep | None:
         """Before a prefill: bring the control table up to date; the step, or None when no row asks."""
         # The engine's own prefill attends to keys that were not rounded yet.
-        step = DeviceStep((EIGHT_BIT_KEYS,) if self._eight_bit else (), asking)
+        step = DeviceStep((EIGHT_BIT_KEYS,) if self._eight_bit else (), self.windows, asking, prefill=True)
         try:
             self._write_control(requests, {id(req): state for _, req, state in asking})
         except Exception as error:
@@ -188,7 +195,8 @@ class DeviceCapture:
             rows = torch.tensor([row for row, _ in linked], pin_memory=device.type == "cuda")
             rows = rows.to(device, non_blocking=True)
             width = min(self._length, max(_longest(req) for _, req in linked))
-            ranks.merge_links(self.buffers, step.records, rows, forward_batch.req_pool_indices[rows], width, group)
+            pool = forward_batch.req_pool_indices[rows]
+            ranks.merge_links(self.buffers, step.records, rows, pool, width, group, prefill=step.prefill)
         ranks.merge_sums(step.records, healthy=step.error is None, group=group)
         if step.heads is not None:
             step.heads = ranks.gather_heads(step.heads, group)
@@ -218,7 +226,7 @@ class DeviceCapture:
     def _wrapped_extend(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def forward_extend(q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
             output = original(q, k, v, layer, forward_batch, *args, **kwargs)
-            if scheduler.current is not None and self._wanted(layer):
+            if scheduler.current is not None and (id(layer) in self._places or id(layer) in self._prefills):
                 guarded(lambda: self._after_extend(layer, q, forward_batch, kwargs.get("sinks")))
             return output
 
@@ -238,10 +246,16 @@ class DeviceCapture:
             self._launch(forward_batch, query.shape[0], slots, starts, tapped=tapped)
 
     def _after_extend(self, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
-        index, query = self._see(layer, q, sinks)
-        probe.keep_queries(self.buffers, index, query, forward_batch.extend_seq_lens.cumsum(0) - 1)
+        ends = forward_batch.extend_seq_lens.cumsum(0) - 1
+        if (latent := self._prefills.get(id(layer))) is not None:
+            index = latent.place
+            queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)[ends]
+            probe.keep_queries(self.buffers, index, latent.latent_queries(queries))
+        else:
+            index, query = self._see(layer, q, sinks)
+            probe.keep_queries(self.buffers, index, query, ends)
         if index == len(self.layers) - 1:
-            self._launch(forward_batch, forward_batch.seq_lens.shape[0], self._table, None, tapped=False)
+            self._launch(forward_batch, forward_batch.seq_lens.shape[0], self._table, None, tapped=False, prefill=True)
 
     def _see(self, layer: Any, q: Any, sinks: Any) -> tuple[int, Any]:
         """The layer's place among the captured ones, and its queries [tokens, H, D]."""
@@ -251,8 +265,11 @@ class DeviceCapture:
             self._learned_sinks = True
         return index, q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
 
-    def _launch(self, forward_batch: Any, n: int, slots: Any, starts: Any, *, tapped: bool) -> None:
-        rows = probe.Rows(n, forward_batch.req_pool_indices[:n], forward_batch.seq_lens[:n], slots, starts)
+    def _launch(
+        self, forward_batch: Any, n: int, slots: Any, starts: Any, *, tapped: bool, prefill: bool = False
+    ) -> None:
+        pool, lengths = forward_batch.req_pool_indices[:n], forward_batch.seq_lens[:n]
+        rows = probe.Rows(n, pool, lengths, slots, starts, prefill)
         if self._beside is None:
             probe.launch(self.buffers, rows, tapped=tapped, learned_sinks=self._learned_sinks)
             return
@@ -279,6 +296,16 @@ class DeviceCapture:
         if metadata is None or not isinstance(indices, torch.Tensor) or indices.dim() != 1:
             return self._table, None
         return indices, metadata.kv_indptr
+
+
+def triton_decode_window(runner: Any) -> int | None:
+    """Keys before the query's own that SGLang's Triton decode attends to in layers with a sliding window.
+
+    Its list of a window's keys has `sliding_window_size` of them, the query's own included, where its prefill and
+    every other backend count that one extra.
+    """
+    size = getattr(runner, "sliding_window_size", None)
+    return None if size is None else size - 1
 
 
 def has_kernels(device: Any) -> bool:
@@ -323,13 +350,13 @@ def _source(asked: str, shape: Shape, *, rows: int, length: int, windows: tuple[
     return "probe"
 
 
-def _layer_of(module: Any, eight_bit: bool) -> Layer:
+def _layer_of(module: Any, eight_bit: bool, decode_window: int | None) -> Layer:
     """What the logits of this attention module depend on; keys of eight bits are stored divided by a scale."""
     scale = module.scaling
     if eight_bit and getattr(module, "k_scale_float", None) is not None:
         scale *= module.k_scale_float
     window = -1 if module.sliding_window_size is None else module.sliding_window_size
-    return Layer(scale, module.logit_cap or 0.0, window)
+    return Layer(scale, module.logit_cap or 0.0, window, decode_window if window > -1 else None)
 
 
 def _attention_of(model: Any, layer: int, pool: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
+from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
 
 
@@ -21,6 +22,7 @@ class HostStep:
 
     at: Reservation | None
     flags: tuple[str, ...]
+    windows: tuple[int, ...]
     copied: Any = None
     source: tuple[Any, ...] = ()
 
@@ -30,7 +32,7 @@ class HostStep:
         if self.copied is not None:
             self.copied.synchronize()
         self.source = ()
-        publisher.publish(self.at, self.flags)
+        publisher.publish(self.at, self.flags, self.windows)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -41,34 +43,44 @@ class DeviceStep:
     """What is captured of one forward pass, and after sampling the records of the whole batch.
 
     records: int32 [layers, rows, words]. Where a row asks for them heads: float32 [layers, rows, H, words], and
-    derotated: float32 [layers, rows, 2, KEEP], content and position of each link. `flags` are raised on every entry of
-    the step. A step with an `error` has no records that anybody may read.
+    derotated: float32 [layers, rows, 2, KEEP], content and position of each link; routing: of moe.Routing.rows. `flags`
+    are raised on every entry of the step, `windows` are the captured layers' sliding windows in this kind of step. A
+    step with an `error` has no records that anybody may read.
     """
 
     flags: tuple[str, ...] = ()
+    windows: tuple[int, ...] = ()
     asking: tuple[tuple[int, Any, Any], ...] = ()  # row, request, state: of several ranks, which all know them
     records: Any = None
     heads: Any = None
     derotated: Any = None
+    routing: Any = None
+    prefill: bool = False
     error: str | None = None
+
+    @property
+    def wants_routing(self) -> bool:
+        return population.routed > 0
 
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> HostStep:
         """Start the copy on the current stream."""
         publisher = scheduler.publisher
         if publisher is None or self.records is None or self.error is not None:
-            return HostStep(None, self.flags)
+            return HostStep(None, self.flags, self.windows)
         arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated)]
+        if self.routing is not None:
+            arrays.append(("routing", self.routing.transpose(0, 1).contiguous()))
         parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
         at = publisher.reserve([part for part, _ in parts])
         if at is None:
-            return HostStep(None, self.flags)
+            return HostStep(None, self.flags, self.windows)
         for view, (_, array) in zip(publisher.views(at), parts, strict=True):
             torch.from_numpy(view).copy_(array, non_blocking=True)
         copied = None
         if self.records.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        return HostStep(at, self.flags, copied, tuple(array for _, array in parts))
+        return HostStep(at, self.flags, self.windows, copied, tuple(array for _, array in parts))
 
 
 def _kind(tensor: torch.Tensor) -> str:

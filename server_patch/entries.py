@@ -69,6 +69,9 @@ def build_entries(
             "ripple": None if np.isnan(ripple[i]) else shown["ripple"][i],
         }
         of_layers.add_to(entry, i, one)
+        if options.moe_layers:
+            entry["moe"] = _routing(one)
+            entry["bytes"] += 0 if one.token.routing is None else one.token.routing.nbytes
         entries.append(entry)
     return entries
 
@@ -200,6 +203,19 @@ def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -
         if len(links) > 1:
             entry["layers"][str(layer)]["derotated"] = made
     return _BYTES_PER_LINK * sum(links)
+
+
+def _routing(due: CapturedToken) -> dict[str, dict[str, list[Any]]] | None:
+    """Experts and weights by layer, the heaviest first; None where the token came without them."""
+    words = due.token.routing
+    if words is None:
+        return None
+    layers = due.options.moe_layers
+    weights = words[:, 1].copy().view(np.float32)
+    order = np.argsort(-weights, axis=1, kind="stable")
+    experts = np.take_along_axis(words[:, 0], order, axis=1).tolist()
+    pairs = zip(layers, experts, rounded(np.take_along_axis(weights, order, axis=1)), strict=True)
+    return {str(layer): {"experts": of_layer, "weights": shares} for layer, of_layer, shares in pairs}
 
 
 def _head_statistics(due: CapturedToken) -> dict[str, dict[str, list[float]]]:

@@ -97,6 +97,7 @@ HOOKS = (
 REQUIRED_NAMES = (
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
+    "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",
 )
 
 

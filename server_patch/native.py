@@ -32,8 +32,14 @@ class StepPlan:
     rows: list[RowPlan]
     layers: frozenset[int]
     extend: bool
+    routing: Any = None  # of moe.Routing.rows
 
-    def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> StepPlan:
+    @property
+    def wants_routing(self) -> bool:
+        return any(plan.options.moe_layers for plan in self.rows)
+
+    def copy_to_host(self, copy_tensor: Callable[[Any], Any]) -> StepPlan:
+        self.routing = None if self.routing is None else copy_tensor(self.routing)
         return self
 
     def publish(self, publisher: Publisher) -> None:
@@ -60,12 +66,15 @@ class StepPlan:
             arrays["head_statistics"] = heads
         if any(plan.options.derotate for plan in whole):
             arrays["derotated"] = derotated
+        if self.routing is not None:
+            arrays["routing"] = self.routing[[plan.row for plan in whole]].transpose(0, 1).contiguous().numpy()
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
         if place is None:
             return
         for view, array in zip(publisher.views(place), arrays.values(), strict=True):
             view[...] = array
-        publisher.publish(place, ())
+        # Head statistics are finished: no window is needed to read them.
+        publisher.publish(place, (), ())
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""

@@ -24,7 +24,6 @@ ASKING = (ASK, "attention_firewall", "attention_auto_sampling", "return_moe_rout
 UNAVAILABLE_FIELDS = {
     "attention_firewall": "the firewall",
     "attention_auto_sampling": "zone-based sampling",
-    "return_moe_routing": "expert routing",
 }
 _BOOL_FIELDS = (
     ASK,
@@ -34,6 +33,7 @@ _BOOL_FIELDS = (
     "attention_head_stats",
     "attention_prompt_tokens",
     "attention_derotate",
+    "return_moe_routing",
 )
 _INT_FIELDS = (
     "top_k_attention",
@@ -156,6 +156,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     head_stats: bool
     prompt_tokens: bool  # the first entry spells out the prompt
     derotate: bool = False  # content and position scores of each link
+    moe_layers: tuple[int, ...] = ()  # layers whose experts each entry names; none: not asked for
 
     @property
     def primary_layer(self) -> int:
@@ -188,6 +189,8 @@ class ModelShape(msgspec.Struct, frozen=True):
     layers_captured: tuple[int, ...]
     heads_total: int
     not_derotated: str = ""  # why there is no de-rotated view
+    moe_layers: tuple[int, ...] = ()  # layers whose routing can be had
+    moe_missing: str = ""  # half a sentence why there are none
 
 
 def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
@@ -196,6 +199,8 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     _refuse_unavailable(body)
     _check_types(given)
     if not given.get(ASK, False):
+        if given.get("return_moe_routing"):
+            raise ValueError(f"return_moe_routing: routing comes with attention entries, ask for {ASK} too")
         return None
     if not server.enabled:
         raise ValueError(f"{ASK}: this server was started without --return-attention-tokens")
@@ -228,7 +233,16 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         head_stats=given.get("attention_head_stats", False),
         prompt_tokens=given.get("attention_prompt_tokens", False),
         derotate=derotate,
+        moe_layers=_moe_layers(given, model),
     )
+
+
+def _moe_layers(given: Mapping[str, Any], model: ModelShape) -> tuple[int, ...]:
+    if not given.get("return_moe_routing", False):
+        return ()
+    if not model.moe_layers:
+        raise ValueError(f"return_moe_routing: {model.moe_missing}")
+    return model.moe_layers
 
 
 def _refuse_unavailable(body: Mapping[str, Any]) -> None:
@@ -266,6 +280,7 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
             ("attention_head_stats", given.get("attention_head_stats")),
             ("attention_prompt_tokens", given.get("attention_prompt_tokens")),
             ("attention_derotate", given.get("attention_derotate")),
+            ("return_moe_routing", given.get("return_moe_routing")),
         ):
             if loosens:
                 raise ValueError(f"{name} asks for more than fingerprints, but {why}")

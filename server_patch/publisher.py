@@ -56,14 +56,14 @@ class Reservation(NamedTuple):
 class Publisher:
     """Waits for a reader at `address`; a new one takes the place of the last. Nothing here blocks or raises.
 
-    largest: bytes of the largest step. layers, windows: what the reader has to know of the captured layers.
+    largest: bytes of the largest step. layers: those that are captured.
     """
 
-    def __init__(self, layers: tuple[int, ...], windows: tuple[int, ...], largest: int) -> None:
+    def __init__(self, layers: tuple[int, ...], largest: int) -> None:
         self.ring = Ring.create(max(2 * largest, min(_MOST_BYTES, max(_LEAST_BYTES, _STEPS_HELD * largest))))
         # In Linux's abstract namespace: no file is left behind.
         self.address = f"\0geom-{os.getpid()}-{secrets.token_hex(8)}"
-        self._hello = pickle.dumps((self.ring.size, layers, windows))
+        self._hello = pickle.dumps((self.ring.size, layers))
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(self.address)
         self._listener.listen(1)
@@ -122,8 +122,8 @@ class Publisher:
             start += part.n_bytes
         return views
 
-    def publish(self, at: Reservation, flags: tuple[str, ...]) -> None:
-        """The parts are in their place."""
+    def publish(self, at: Reservation, flags: tuple[str, ...], windows: tuple[int, ...]) -> None:
+        """The parts are in their place; flags, windows: see receiver.Step."""
         self._greet()
         if self._connection is None or at.reader != self._reader:
             return
@@ -132,7 +132,7 @@ class Publisher:
             faults.note("records are lost: the process that builds entries does not listen")
             return
         parts = tuple(tuple(part) for part in at.parts)
-        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, parts)))
+        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, windows, parts)))
         self._flush()
 
     def _greet(self) -> None:

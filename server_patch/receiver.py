@@ -33,6 +33,7 @@ class Step(NamedTuple):
     """Arrays of one step; they are overwritten once the next message was asked for."""
 
     flags: tuple[str, ...]  # raised on every entry of the step
+    windows: tuple[int, ...]  # sliding windows of the captured layers in this kind of step, -1: none
     parts: dict[str, NDArray[Any]]
 
 
@@ -46,7 +47,7 @@ class Receiver:
             hello, files, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
             if not files:
                 raise ConnectionError("the scheduler has closed the channel of records")
-            size, self.layers, self.windows = pickle.loads(hello)
+            size, self.layers = pickle.loads(hello)
             self._ring = Ring(files[0], size)
         except BaseException:
             self._socket.close()
@@ -78,9 +79,9 @@ class Receiver:
             elif kind == GONE:
                 yield Gone(*fields)
             else:
-                start, end, flags, parts = fields
+                start, end, flags, windows, parts = fields
                 try:
-                    yield Step(flags, self._parts(start, parts))
+                    yield Step(flags, windows, self._parts(start, parts))
                 finally:
                     self._ring.release(end)
 

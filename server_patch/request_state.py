@@ -24,6 +24,7 @@ class _Population:
     linked = 0  # those that ask for links
     headed = 0  # those that ask for head statistics
     derotated = 0  # those that ask for the de-rotated view
+    routed = 0  # those that ask for the routing of experts
 
 
 population = _Population()
@@ -44,12 +45,14 @@ class RequestState:
         population.linked += options.top_k > 0
         population.headed += options.head_stats
         population.derotated += options.derotate
+        population.routed += bool(options.moe_layers)
 
     def __del__(self) -> None:
         population.count -= 1
         population.linked -= self.options.top_k > 0
         population.headed -= self.options.head_stats
         population.derotated -= self.options.derotate
+        population.routed -= bool(self.options.moe_layers)
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)
 

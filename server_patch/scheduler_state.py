@@ -20,6 +20,9 @@ class SchedulerState:
         self.not_derotated = ""  # why
         self.current: Any = None  # the step's plan while its forward pass runs
         self.recording = False  # a CUDA graph with capture is being recorded
+        self.deviations: list[str] = []  # where the engine's attention is not the model's
+        self.routing: Any = None  # the moe.Routing of a model with experts, where the server captures it
+        self.routing_missing = ""  # why there is none
         self.device: Any = None  # the DeviceCapture of backends that run kernels
         self.publisher: Any = None  # where records go; None on ranks that send no tokens
 

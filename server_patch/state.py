@@ -68,7 +68,12 @@ class MainState:
         self.tokenizer = getattr(tokenizer_manager, "tokenizer", None)
         if info:
             self.shape = ModelShape(
-                info["layers_total"], tuple(info["layers_captured"]), info["heads_total"], info["not_derotated"]
+                info["layers_total"],
+                tuple(info["layers_captured"]),
+                info["heads_total"],
+                info["not_derotated"],
+                tuple(info["moe_layers"]),
+                info["moe_missing"],
             )
 
 

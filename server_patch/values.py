@@ -34,6 +34,7 @@ class Token(NamedTuple):
     records: NDArray[np.int32] | None = None  # [layers, words] of kernels.layout, cut behind what the mode needs
     heads: NDArray[Any] | None = None  # float [wanted layers, 4, heads]: entropy, sink, prev, lookback
     derotated: NDArray[np.float32] | None = None  # [wanted layers, 2, top_k]: content and position of each link
+    routing: NDArray[np.int32] | None = None  # [layers with experts, 2, k]: experts, bits of their float32 weights
 
     @property
     def query_position(self) -> int:

@@ -90,17 +90,20 @@ class Builder:
         if not mine:
             return
         kept = {name: array[:, [row for row, _, _ in mine]] for name, array in step.parts.items()}
-        heads, statistics, scores = (kept.get(name) for name in ("heads", "head_statistics", "derotated"))
+        names = ("heads", "head_statistics", "derotated", "routing")
+        heads, statistics, scores, routing = (kept.get(name) for name in names)
         for at, (_, (of_layers, lengths_of), answer) in enumerate(mine):
             length = max(n for stamp, n in zip(of_layers, lengths_of, strict=True) if stamp == answer.stamp)
             answer.add(
                 length,
                 Found(
                     step.flags,
+                    step.windows,
                     kept["records"][:, at],
                     None if heads is None else heads[:, at],
                     None if statistics is None else statistics[:, at],
                     None if scores is None else scores[:, at],
+                    None if routing is None else routing[:, at],
                 ),
             )
 
@@ -110,13 +113,12 @@ class Builder:
         for key in order.over:
             self._forget(key)
         layers = () if self._receiver is None else self._receiver.layers
-        windows = () if self._receiver is None else self._receiver.windows
         keys, answers = [], []
         for one in order.tokens:
             tokens = Tokens(*one)
             answer = self._answer(tokens.key, tokens.options, tokens.prompt_len)
             keys.append(tokens.key)
-            answers.append((answer, answer.tokens(tokens.first, tokens.ids, layers, windows)))
+            answers.append((answer, answer.tokens(tokens.first, tokens.ids, layers)))
         built = build(answers, layers)
         return {key: [tuple(value) for value in values] for key, values in zip(keys, built, strict=True)}
 

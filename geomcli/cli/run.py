@@ -296,6 +296,8 @@ def attention_fields(
         fields["attention_fingerprint_mode"] = False
         if (capabilities.get("features") or {}).get("prompt_tokens"):
             fields["attention_prompt_tokens"] = True
+    if (capabilities.get("features") or {}).get("moe_routing"):
+        fields["return_moe_routing"] = True
     if top_k is not None:
         fields["top_k_attention"] = top_k
     if layers is not None:

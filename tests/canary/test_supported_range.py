@@ -51,6 +51,15 @@ ATTRIBUTES = (
     ("attn_tp_group", "sglang.srt.runtime_context"),
     ("attn_tp_rank", "sglang.srt.runtime_context"),
     ("attn_tp_size", "sglang.srt.runtime_context"),
+    ("sliding_window_size", "sglang.srt.model_executor.model_runner"),
+    ("context_len", "sglang.srt.configs.model_config"),
+    ("hf_text_config", "sglang.srt.configs.model_config"),
+    ("device_cache", "sglang.srt.state_capturer.base"),
+    ("topk_size", "sglang.srt.state_capturer.base"),
+    ("topk_weights", "sglang.srt.layers.moe.topk"),
+    ("attn_mqa", "sglang.srt.models.deepseek_v2"),
+    ("attn_mha", "sglang.srt.models.deepseek_v2"),
+    ("w_kc", "sglang.srt.models.deepseek_v2"),
 )
 
 
@@ -120,6 +129,31 @@ def _names(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             found.add(node.value)
     return found
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_triton_backend_lists_as_many_keys_as_its_window_has_before_the_query(version: str) -> None:
+    """One less than its prefill sees: what device.triton_decode_window and deviations.py say."""
+    made = definition(version, "sglang.srt.layers.attention.triton_backend.update_sliding_window_buffer")
+    assert made is not None
+    assert "torch.minimum(seq_lens, torch.tensor(sliding_window_size))" in ast.unparse(made)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_torch_native_knows_no_soft_cap(version: str) -> None:
+    backend = module(version, "sglang.srt.layers.attention.torch_native_backend")
+    assert backend is not None
+    assert "logit_cap" not in ast.unparse(backend)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_experts_are_stored_by_token_and_layer(version: str) -> None:
+    capture = definition(version, "sglang.srt.state_capturer.base.BaseDeviceCache.capture")
+    assert capture is not None
+    assert "self.buffer[:batch, layer_id, :] = topk_indices" in ast.unparse(capture)
+    router = definition(version, "sglang.srt.layers.moe.topk.TopK.__init__")
+    assert router is not None
+    assert "self.layer_id = layer_id" in ast.unparse(router)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

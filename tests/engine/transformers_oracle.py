@@ -15,30 +15,42 @@ import geomcli
 _PROJECTIONS = ("q_proj", "k_proj")
 
 
-@cache
-def load(folder: str, depth: int | None = None) -> tuple[Any, Any]:
-    """Tokenizer and model; `depth` cuts it to its first layers, as --json-model-override-args does in the engine."""
+def importable() -> None:
+    """Let transformers be imported beside a CPU build of torch."""
     shim = str(Path(geomcli.__file__).parent / "server_patch" / "cpu_shim")
     if shim not in sys.path:
         sys.path.insert(0, shim)
+
+
+@cache
+def load(folder: str, depth: int | None = None, **configuration: Any) -> tuple[Any, Any]:
+    """Tokenizer and model; `depth` cuts it to its first layers, as --json-model-override-args does in the engine, and
+    `configuration` replaces values of the model's own."""
+    importable()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options = {} if depth is None else {"num_hidden_layers": depth}
+    options = configuration if depth is None else {**configuration, "num_hidden_layers": depth}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **options)
     return AutoTokenizer.from_pretrained(folder), model.eval()
 
 
 def forward(
-    folder: str, ids: list[int], layers: list[int], first_row: int, depth: int | None = None
+    folder: str,
+    ids: list[int],
+    layers: list[int],
+    first_row: int,
+    depth: int | None = None,
+    masks: Any = None,
+    **configuration: Any,
 ) -> tuple[dict[int, NDArray[np.float64]], list[int]]:
     """One causal pass over `ids`: per layer the probabilities [rows, H, T] of the rows first_row .. T - 1, and the
-    likeliest next token after each of these rows."""
+    likeliest next token after each of these rows. `masks` takes the place of the model's own attention mask."""
     import torch
 
-    _, model = load(folder, depth)
+    model = load(folder, depth, **configuration)[1]
     with torch.no_grad():
-        out = model(torch.tensor([ids]), output_attentions=True)
+        out = model(torch.tensor([ids]), attention_mask=masks, output_attentions=True)
     found = {n: out.attentions[n][0, :, first_row:].transpose(0, 1).double().numpy() for n in layers}
     return found, out.logits[0, first_row:].argmax(-1).tolist()
 
@@ -77,4 +89,20 @@ def with_and_without_rope(
         )
         of_layer = {"s": logits, "content": content, "p": out.attentions[n][0].double()}
         found[n] = {name: values.numpy() for name, values in of_layer.items()}
+    return found
+
+
+def routing(folder: str, ids: list[int], first_row: int, top_k: int) -> list[list[tuple[list[int], list[float]]]]:
+    """By layer with experts and row from first_row on: the experts that the model's router chooses, the heaviest
+    first, and their renormalised weights. For routers of softmax alone."""
+    import torch
+
+    model = load(folder)[1]
+    with torch.no_grad():
+        out = model(torch.tensor([ids]), output_router_logits=True)
+    found = []
+    for logits in out.router_logits:
+        weights, experts = logits[first_row:].double().softmax(-1).topk(top_k, dim=-1)
+        weights /= weights.sum(-1, keepdim=True)
+        found.append(list(zip(experts.tolist(), weights.tolist(), strict=True)))
     return found

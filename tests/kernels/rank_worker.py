@@ -61,7 +61,8 @@ def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, A
     found = buffers.records[:, :n].clone()
     linked = [row for row, ask in enumerate(scene.asks) if ask.top_k and ask.enabled]
     pool = torch.tensor(scene.pool_slots)[linked]
-    ranks.merge_links(buffers, found, torch.tensor(linked), pool, max(a.length for a in scene.asks), dist.group.WORLD)
+    longest = max(ask.length for ask in scene.asks)
+    ranks.merge_links(buffers, found, torch.tensor(linked), pool, longest, dist.group.WORLD, prefill=scene.prefill)
     ranks.merge_sums(found, healthy=rank != sick, group=dist.group.WORLD)
     assert buffers.heads is not None
     heads = ranks.gather_heads(buffers.heads[:, :n].clone(), dist.group.WORLD)

@@ -47,6 +47,8 @@ class Scene:
     key_dtype: torch.dtype | None = None
     cap: float = 0.0
     sliding_window: int = -1
+    narrow: bool = False  # decode sees one key less of it
+    prefill: bool = False
     sinks: bool = False
     flat: bool = False
     tapped: bool = False
@@ -66,9 +68,11 @@ class Scene:
 
         n, shape = len(self.asks), self.shape
         self.scale = shape.dim**-0.5
+        windows = (-1 if self.sliding_window < 0 else self.sliding_window + 5, self.sliding_window)
+        decode = [window - 1 if self.narrow else None for window in windows]
         self.layers = (
-            Layer(0.7 * self.scale, 0.5 * self.cap, -1 if self.sliding_window < 0 else self.sliding_window + 5),
-            Layer(self.scale, self.cap, self.sliding_window),
+            Layer(0.7 * self.scale, 0.5 * self.cap, windows[0], decode[0]),
+            Layer(self.scale, self.cap, windows[1], decode[1]),
         )
         longest = max(ask.length for ask in self.asks)
         slots = longest + 64
@@ -108,10 +112,10 @@ class Scene:
         pool = torch.tensor(self.pool_slots, device=DEVICE)
         size = torch.tensor(lengths, dtype=torch.int32, device=DEVICE)
         if not self.flat:
-            return probe.Rows(len(lengths), pool, size, self.table)
+            return probe.Rows(len(lengths), pool, size, self.table, prefill=self.prefill)
         flat = torch.cat([self.table[s, :n] for s, n in zip(self.pool_slots, lengths, strict=True)]).long()
         starts = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=DEVICE)
-        return probe.Rows(len(lengths), pool, size, flat, starts)
+        return probe.Rows(len(lengths), pool, size, flat, starts, self.prefill)
 
     def logits(self, row: int, layer: int = 1, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """[H, length]: every key of the row."""
@@ -145,7 +149,7 @@ class Scene:
         ask, sliding = self.asks[row], self.layers[layer].sliding_window
         first = max(ask.mask_prefix, ask.length - ask.window if ask.window else 0)
         if sliding > -1:
-            first = max(first, ask.length - 1 - sliding)
+            first = max(first, ask.length - 1 - sliding + (self.narrow and not self.prefill))
         return min(first, ask.length)
 
     def expected(self, row: int, layer: int = 1) -> RowStatistics:

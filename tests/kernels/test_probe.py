@@ -42,6 +42,11 @@ def test_sliding_window_of_a_layer() -> None:
     Scene(SHAPES["GQA"], LENGTHS, sliding_window=40).check()
 
 
+@pytest.mark.parametrize("prefill", [False, True])
+def test_a_window_that_is_narrower_in_decode_than_in_prefill(prefill: bool) -> None:
+    Scene(SHAPES["GQA"], LENGTHS, sliding_window=40, narrow=True, prefill=prefill).check()
+
+
 @pytest.mark.parametrize("variant", [{}, {"cap": 4.0, "sinks": True}, {"sliding_window": 9}, {"tapped": True}])
 def test_layers_have_keys_and_parameters_of_their_own(variant: dict[str, Any]) -> None:
     asks = [Ask(80, layers=0b11), Ask(50, layers=0b01), Ask(60, layers=0b10)]

@@ -20,7 +20,7 @@ _WORKER = f"import sys; sys.path.append({str(_ROOT)!r})\nimport json\nfrom tests
     [
         ([8, 4, 32], 2, {}, -1),
         ([6, 1, 16], 3, {"sinks": True}, -1),  # one key head, a copy of it on each rank
-        ([8, 4, 32], 2, {"sliding_window": 30}, -1),
+        ([8, 4, 32], 2, {"sliding_window": 30, "narrow": True, "prefill": True}, -1),
         ([8, 4, 32], 2, {}, 1),
     ],
     ids=["GQA", "MQA", "sliding-window", "one-rank-failed"],

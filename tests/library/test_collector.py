@@ -202,7 +202,7 @@ def order(step: int, *, over: tuple[str, ...] = ()) -> Order:
 
 async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
     worker, alone = EntryWorker(), EntryWorker()
-    publisher = Publisher((3,), (-1,), 1 << 16)
+    publisher = Publisher((3,), 1 << 16)
     worker.start(publisher.address)
     assert worker.process is not None
     try:
@@ -231,7 +231,7 @@ async def test_a_process_that_cannot_start_is_done_without(caplog: pytest.LogCap
 
 async def test_the_process_ends_with_the_one_that_started_it() -> None:
     worker = EntryWorker()
-    publisher = Publisher((3,), (-1,), 1 << 16)
+    publisher = Publisher((3,), 1 << 16)
     worker.start(publisher.address)
     assert worker.process is not None
     assert worker._socket is not None

@@ -30,7 +30,7 @@ TOKEN = 7
 @pytest.fixture
 def builder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Builder]:
     """Reads what this test's scheduler publishes."""
-    publisher = Publisher(LAYERS, (-1, -1), 1 << 16)
+    publisher = Publisher(LAYERS, 1 << 16)
     monkeypatch.setattr(scheduler, "publisher", publisher)
     receiver = Receiver(publisher.address)
     yield Builder(receiver)
@@ -55,7 +55,7 @@ def announce(*requests: str) -> None:
 
 
 def publish(on_device: torch.Tensor, **step: Any) -> None:
-    made = DeviceStep(records=on_device, **step)
+    made = DeviceStep(windows=(-1, -1), records=on_device, **step)
     made.copy_to_host(lambda tensor: tensor).publish(scheduler.publisher)
 
 
@@ -231,7 +231,7 @@ def test_a_request_that_is_over_leaves_nothing_behind(builder: Builder, monkeypa
 def test_before_auxiliary_outputs_a_step_rides_on_its_logits(builder: Builder, overlapped: bool) -> None:
     logits = SimpleNamespace()
     announce(options())
-    transport.attach(logits, DeviceStep(records=records(1)))
+    transport.attach(logits, DeviceStep(windows=(-1, -1), records=records(1)))
     result = SimpleNamespace(logits_output=logits)
     if overlapped:
         setattr(logits, transport.ATTRIBUTE, getattr(logits, transport.ATTRIBUTE).copy_to_host(lambda tensor: tensor))

@@ -69,6 +69,7 @@ def test_modes(server: dict[str, bool], fields: dict[str, Any], mode: str) -> No
         ({"max_entries": 10}, {"attention_tokens_max": 0}, r"attention_tokens_max must be 1\.\.10"),
         ({"fingerprint_only": True}, {"attention_head_stats": True}, "attention_head_stats asks for more"),
         ({"fingerprint_only": True}, {"attention_prompt_tokens": True}, "attention_prompt_tokens asks for more"),
+        ({"fingerprint_only": True}, {"return_moe_routing": True}, "return_moe_routing asks for more"),
         ({"fingerprint_only": True}, {"attention_fingerprint_mode": False}, "lets only fingerprints out"),
     ],
 )

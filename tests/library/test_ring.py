@@ -56,7 +56,7 @@ def test_steps_arrive_whole_and_in_order_or_not_at_all(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(publishing, "_LEAST_BYTES", 0)
-    publisher = Publisher((0,), (-1,), 1 << 12)
+    publisher = Publisher((0,), 1 << 12)
     part = Part("records", "int32", (1, 4, 100))
     assert publisher.reserve([part]) is None
     assert "nobody reads them" in caplog.text
@@ -66,13 +66,13 @@ def test_steps_arrive_whole_and_in_order_or_not_at_all(
         place = publisher.reserve([part])
         if place is not None:
             publisher.views(place)[0][...] = number
-            publisher.publish(place, ("flag",))
+            publisher.publish(place, ("flag",), (5,))
             sent.append(number)
     assert len(sent) < 1000
     found = []
     for message in receiver.messages():
         assert isinstance(message, Step)
-        assert message.flags == ("flag",)
+        assert (message.flags, message.windows) == (("flag",), (5,))
         array = message.parts["records"]
         assert array.shape == part.shape
         assert np.ptp(array) == 0
