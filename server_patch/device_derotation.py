@@ -39,7 +39,7 @@ class Derotation:
         return [(rope_of(embedding), places) for embedding, places in self._embeddings]
 
     def scores(self, records: torch.Tensor, rows: Sequence[int], pool: torch.Tensor) -> torch.Tensor:
-        """Content and position [layers, n, 2, KEEP] of the links in records [layers, n, words], zero in other rows.
+        """Content and position [layers, n, 2, KEEP] of the links in records [layers, n, words], NaN in other rows.
 
         pool [n] holds the slots of the batch's requests.
         """
@@ -54,5 +54,5 @@ class Derotation:
             found = torch.full(size, float("nan"), device=pool.device)
         if self._group is not None:
             found = ranks.merge_derotated(found, self._group)
-        made = torch.zeros(*records.shape[:2], layout.D_WEIGHT, layout.KEEP, device=pool.device)
+        made = torch.full((*records.shape[:2], layout.D_WEIGHT, layout.KEEP), float("nan"), device=pool.device)
         return made.index_copy_(1, chosen, found[:, :, : layout.D_WEIGHT])

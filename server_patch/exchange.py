@@ -36,7 +36,7 @@ class Exchange:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = _path(scope)
+        path = guards.path_of(scope)
         if self._metrics is not None and path.startswith("/metrics"):
             self._metrics.publish()
         sending = _with_headers(scope, send, cors=path.startswith(ATTENTION_PATH))
@@ -75,10 +75,6 @@ async def _body(receive: Receive) -> list[Message]:
     while messages[-1]["type"] == "http.request" and messages[-1].get("more_body"):
         messages.append(await receive())
     return messages
-
-
-def _path(scope: guards.Scope) -> str:
-    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
 
 
 def _header(scope: guards.Scope, name: bytes) -> bytes:

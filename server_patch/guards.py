@@ -68,6 +68,11 @@ def _active() -> int:
     return sum(capture.width for capture in _running)
 
 
+def path_of(scope: Scope) -> str:
+    """The path that routes are matched with, behind the one that --fastapi-root-path puts in front."""
+    return str(scope["path"]).removeprefix(scope.get("root_path", ""))
+
+
 def asks(body: Mapping[str, Any]) -> bool:
     """Whether any field asks for something that is captured; a wrong type asks too."""
     return any(body.get(name) not in (None, False) for name in ASKING)

@@ -78,7 +78,7 @@ def around_generate_request(
     ValueError for a bad field, before anything is read.
     """
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
-    if options is None and request is not None and request.url.path == "/generate":
+    if options is None and request is not None and guards.path_of(request.scope) == "/generate":
         options = options_of_body(getattr(request, "_json", None), request.scope)
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
