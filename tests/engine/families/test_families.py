@@ -19,7 +19,7 @@ from tests.engine.families.comparison import TOLERANCE, TOP_K, ask, largest_diff
 from tests.engine.families.tiny_models import FAMILIES, LAYERS, WINDOW, make
 from tests.engine.harness import Server, started_directly
 
-COLD = list(b"The harbour log lists ships.")
+COLD = list(b"The harbour log lists ships and masters.")
 # Begins like the first: its keys come from the prefix cache, but for the last tokens'.
 SHARED = COLD + list(b" Entry")
 RAW = {"top_k_attention": TOP_K, "attention_head_stats": True}

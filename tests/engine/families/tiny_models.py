@@ -12,7 +12,7 @@ from tests.engine.transformers_oracle import importable
 
 VOCABULARY = 260
 LAYERS = 3
-WINDOW = 12
+WINDOW = 18
 # Wide enough that scores differ, and near enough to the caps that soft-capping shows.
 _SPREAD = 0.15
 
