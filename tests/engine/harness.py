@@ -137,6 +137,7 @@ def started_directly(
         capture_output=True,
         text=True,
         check=True,
+        env={**os.environ, **(environment or {})},
     ).stdout.strip()
     for word in without:
         assert f" {word} " in shown

@@ -52,7 +52,7 @@ _LATENT: dict[str, Any] = {
         "beta_fast": 32,
         "beta_slow": 1,
     },
-    "first_k_dense_replace": 1,
+    "first_k_dense_replace": LAYERS,
     "n_routed_experts": 4,
     "n_shared_experts": 1,
     "moe_intermediate_size": 32,
