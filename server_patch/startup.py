@@ -53,7 +53,8 @@ def before_run_http_server(
     options = options_of(server_args)
     if isinstance(command := getattr(server_args, _COMMAND_ATTRIBUTE, None), str):
         setattr(server_args, _COMMAND_ATTRIBUTE, flags.without_key(command))
-    infos = [info.get(INIT_INFO_KEY) for info in scheduler_infos or [] if isinstance(info, dict)]
+    # Taken off: /server_info shows what is left.
+    infos = [info.pop(INIT_INFO_KEY, None) for info in scheduler_infos or [] if isinstance(info, dict)]
     if options.enabled and (not infos or not all(infos)):
         raise SystemExit(
             "geom: the plugin did not load in the scheduler process; its reason is further up in this log."

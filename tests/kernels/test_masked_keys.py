@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from geomcli.kernels import layout, row_records
 from geomcli.kernels.buffers import Shape
@@ -20,12 +21,13 @@ from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.building import build
 from geomcli.server_patch.native import logits_of
 from geomcli.server_patch.options import CaptureOptions, Mode
-from geomcli.server_patch.values import CAPTURED, Sent
+from geomcli.server_patch.values import CAPTURED, Token
 from tests.kernels.scenes import SINK_TOKENS, STAMP, Ask, Scene
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 
 SHAPE = Shape(6, 2, 16)
+Made = tuple[NDArray[np.int32], NDArray[np.float32]]  # records [2 layers, words], head statistics [1, 4, H]
 MODES: tuple[Mode, ...] = ("raw", "sketch", "fingerprint")
 
 
@@ -37,7 +39,7 @@ def options(ask: Ask, mode: Mode) -> CaptureOptions:
     )  # fmt: skip
 
 
-def computed_again(scene: Scene, chunk: int) -> tuple[bytes, bytes]:
+def computed_again(scene: Scene, chunk: int) -> Made:
     """Records [2 layers] and statistics of heads as the torch_native backend makes them."""
     ask, first = scene.asks[0], scene.first(0)
     slots = scene.table[scene.pool_slots[0], first : ask.length].long()
@@ -50,15 +52,15 @@ def computed_again(scene: Scene, chunk: int) -> tuple[bytes, bytes]:
     words = np.zeros((2, layout.RECORD_WORDS), dtype=np.int32)
     words[1] = row_records.encode(statistics, stamp=STAMP, length=ask.length)
     assert statistics.head_statistics is not None
-    return words.tobytes(), row_records.heads_bytes([statistics.head_statistics])
+    return words, row_records.heads_array(statistics.head_statistics)[None]
 
 
-def by_kernels(scene: Scene) -> tuple[bytes, bytes]:
+def by_kernels(scene: Scene) -> Made:
     scene.buffers.records.zero_()
     scene.launch()
     found = scene.found(0)
     assert found.head_statistics is not None
-    return scene.buffers.records[:, 0].cpu().numpy().tobytes(), row_records.heads_bytes([found.head_statistics])
+    return scene.buffers.records[:, 0].cpu().numpy(), row_records.heads_array(found.head_statistics)[None]
 
 
 def published(scene: Scene, source: str) -> list[dict[str, Any]]:
@@ -68,8 +70,8 @@ def published(scene: Scene, source: str) -> list[dict[str, Any]]:
     for mode in MODES:
         encoded = msgspec.json.encode(options(ask, mode)).decode()
         step = ask.length - ask.prompt_len + 1
-        token = Sent(step, 7, CAPTURED, (encoded, ask.prompt_len, STAMP), (), records, heads)
-        ((value,),) = build([(Answer(encoded), [token])], (0, 1))
+        token = Token(step, 7, CAPTURED, STAMP, ask.prompt_len, (), records, heads)
+        ((value,),) = build([(Answer(encoded, ask.prompt_len), [token])], (0, 1))
         entries.append(orjson.loads(b"{" + value.body + b"}"))
         assert not value.failed
     return entries
