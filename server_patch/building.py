@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -14,8 +14,15 @@ from geomcli.server_patch.step_numbers import CapturedToken, numbers_of
 from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Token, Value
 
 
-def build(answers: Sequence[tuple[Answer, Sequence[Token]]], layers: tuple[int, ...]) -> list[list[Value]]:
-    """Values of each answer's tokens, in order; `layers` are those that the server captures."""
+def build(
+    answers: Sequence[tuple[Answer, Sequence[Token]]],
+    layers: tuple[int, ...],
+    between: Callable[[], None] = lambda: None,
+) -> list[list[Value]]:
+    """Values of each answer's tokens, in order; `layers` are those that the server captures.
+
+    `between` is called now and then: many tokens take a while.
+    """
     entries: list[dict[int, dict[str, Any]]] = [{} for _ in answers]
     captured = [[n for n, token in enumerate(tokens) if token.kind == CAPTURED] for _, tokens in answers]
     # Compass and ripple move token by token: each pass takes one token of every answer.
@@ -24,6 +31,7 @@ def build(answers: Sequence[tuple[Answer, Sequence[Token]]], layers: tuple[int, 
         due = [CapturedToken(answers[i][0], answers[i][1][n]) for i, n in at]
         for (i, n), entry in zip(at, _entries(due, layers), strict=True):
             entries[i][n] = entry
+        between()
     return [
         [_value(answer, token, of_answer.get(n)) for n, token in enumerate(tokens)]
         for (answer, tokens), of_answer in zip(answers, entries, strict=True)

@@ -178,6 +178,8 @@ class DeviceCapture:
         headed = population.headed > 0 if asking is None else any(options.head_stats for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
+        # Each record is sent once: what a later step finds of it belongs to none of that step's numbers.
+        self.buffers.records[:, :n, layout.R_STAMP].zero_()
         if self.buffers.heads is not None and headed:
             step.heads = self.buffers.heads[:, :n].clone()
         if self.group is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from geomcli.server_patch import faults
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
@@ -63,7 +64,14 @@ class DeviceStep:
         return population.routed > 0
 
     def copy_to_host(self, _copy_tensor: Callable[[Any], Any]) -> HostStep:
-        """Start the copy on the current stream."""
+        """Start the copy on the current stream. Never raises: nobody above would catch it."""
+        try:
+            return self._copied()
+        except Exception:
+            faults.report("a step's records could not be copied; its tokens carry error entries")
+            return HostStep(None, self.flags, self.windows)
+
+    def _copied(self) -> HostStep:
         publisher = scheduler.publisher
         if publisher is None or self.records is None or self.error is not None:
             return HostStep(None, self.flags, self.windows)

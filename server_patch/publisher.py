@@ -6,12 +6,14 @@ record, which the GPU waits for. Here a step costs it one small message, whateve
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import secrets
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,6 +27,8 @@ from geomcli.server_patch.ring import Ring
 REQUEST, GONE, STEP = range(3)  # first item of a message
 _PEER = struct.Struct("3i")
 _SEND_BUFFER_BYTES = 1 << 22
+_MESSAGES_HELD = 256
+_PAUSE_SECONDS = 0.1
 _STEPS_HELD = 48  # of the largest kind
 _LEAST_BYTES, _MOST_BYTES = 16 << 20, 256 << 20
 
@@ -77,8 +81,8 @@ class Publisher:
 
     def _accept(self) -> None:
         while True:
-            connection, _ = self._listener.accept()
             try:
+                connection, _ = self._listener.accept()
                 peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
                 if _PEER.unpack(peer)[1] != os.getuid():
                     connection.close()
@@ -91,15 +95,17 @@ class Publisher:
                     self._incoming = connection
             except OSError:
                 faults.report("a reader of records could not be served")
+                time.sleep(_PAUSE_SECONDS)
 
     def announce(self, stamp: int, description: tuple[Any, ...]) -> None:
         """A request whose records will follow; description: the rest of the fields of receiver.Request."""
         self._requests[stamp] = message = pickle.dumps((REQUEST, stamp, *description))
-        self._outbox.append(message)
+        if self._connection is not None:
+            self._outbox.append(message)
 
     def forget(self, stamp: int) -> None:
         """The request is over. May be called while any other method runs."""
-        if self._requests.pop(stamp, None) is not None:
+        if self._requests.pop(stamp, None) is not None and self._connection is not None:
             self._outbox.append(pickle.dumps((GONE, stamp)))
 
     def reserve(self, parts: Sequence[Part]) -> Reservation | None:
@@ -128,7 +134,7 @@ class Publisher:
         if self._connection is None or at.reader != self._reader:
             return
         self._flush()
-        if self._outbox:
+        if len(self._outbox) > _MESSAGES_HELD:
             faults.note("records are lost: the process that builds entries does not listen")
             return
         parts = tuple(tuple(part) for part in at.parts)
@@ -145,7 +151,8 @@ class Publisher:
             self._connection.close()
         self._connection, self._reader = connection, self._reader + 1
         self.ring.forget()
-        self._outbox = deque(self._requests.copy().values())
+        self._outbox.clear()
+        self._outbox.extend(self._requests.copy().values())
 
     def _flush(self) -> None:
         while self._outbox and self._connection is not None:
@@ -153,7 +160,11 @@ class Publisher:
                 self._connection.send(self._outbox[0])
             except BlockingIOError:
                 return
-            except OSError:
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    faults.report("a message to the process that builds entries is too long")
+                    self._outbox.popleft()
+                    continue
                 self._connection.close()
                 self._connection = None
                 self._outbox.clear()

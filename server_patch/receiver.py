@@ -14,6 +14,7 @@ from geomcli.server_patch.publisher import GONE, REQUEST, Part
 from geomcli.server_patch.ring import Ring
 
 _MESSAGE_BYTES = 1 << 18
+_GREETING_SECONDS = 5.0
 
 
 class Request(NamedTuple):
@@ -43,12 +44,14 @@ class Receiver:
     def __init__(self, address: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            self._socket.settimeout(_GREETING_SECONDS)
             self._socket.connect(address)
             hello, files, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
             if not files:
                 raise ConnectionError("the scheduler has closed the channel of records")
             size, self.layers = pickle.loads(hello)
             self._ring = Ring(files[0], size)
+            self._socket.setblocking(False)
         except BaseException:
             self._socket.close()
             raise
@@ -65,15 +68,17 @@ class Receiver:
         """Those that have come."""
         while self.open:
             try:
-                data = self._socket.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+                data = self._socket.recv(_MESSAGE_BYTES)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
-            if not data:
+            try:
+                kind, *fields = pickle.loads(data)
+            except Exception:
+                # The end, or what nobody can go on behind.
                 self.close()
                 return
-            kind, *fields = pickle.loads(data)
             if kind == REQUEST:
                 yield Request(*fields)
             elif kind == GONE:

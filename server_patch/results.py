@@ -21,6 +21,8 @@ def _publish(result: Any) -> None:
     if scheduler.publisher is None:
         return
     try:
+        if result.copy_done is not None:
+            result.copy_done.synchronize()
         step = _step(transport.output_of(result))
         if step is not None:
             step.publish(scheduler.publisher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from typing import Any, NamedTuple
 
@@ -10,16 +11,19 @@ import orjson
 from numpy.typing import NDArray
 
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
+_NAME_LETTERS = 64
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
 
 
 def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
     """From a request's parameter: what the request is called between the processes, and its CaptureOptions as JSON.
 
-    Clients may use a request id again, and one parameter may belong to many requests; together they name one.
+    Clients may use a request id again, and one parameter may belong to many requests; together they name one. An id of
+    any length has a name of at most 64 letters behind the number.
     """
     serial, options = encoded.split(":", 1)
-    return f"{serial}/{rid}", sys.intern(options)
+    name = rid if len(rid) <= _NAME_LETTERS else hashlib.sha256(rid.encode(errors="replace")).hexdigest()
+    return f"{serial}/{name}", sys.intern(options)
 
 
 class Token(NamedTuple):

@@ -1,8 +1,8 @@
 """A process of its own for building entries, so that the main process, which writes every stream, has only to splice.
 
 Started by the main process (worker_client.py) with one end of a socket as its standard input. Each message and each
-answer is its length in 8 bytes and a pickle. The records come from the scheduler itself (receiver.py). Ends when the
-other end closes. Imports neither torch nor SGLang.
+answer is its length in 8 bytes and a pickle. The records come from the scheduler itself (receiver.py). Ends when
+either of them does. Imports neither torch nor SGLang.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Builder:
             answer = self._answer(tokens.key, tokens.options, tokens.prompt_len)
             keys.append(tokens.key)
             answers.append((answer, answer.tokens(tokens.first, tokens.ids, layers)))
-        built = build(answers, layers)
+        built = build(answers, layers, between=self.take_in)
         return {key: [tuple(value) for value in values] for key, values in zip(keys, built, strict=True)}
 
     def _answer(self, key: str, options: str, prompt_len: int) -> Answer:
@@ -147,8 +147,9 @@ def serve(connection: socket.socket) -> None:
                 ready = {key.fileobj for key, _ in selector.select()}
                 if receiver in ready:
                     builder.take_in()
-                    if not receiver.open:
-                        selector.unregister(receiver)
+                if not receiver.open:
+                    # Whoever ordered is told by the end of this process, and reads the records itself.
+                    return
                 if connection in ready:
                     if not (data := _read(stream)):
                         return

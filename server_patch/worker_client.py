@@ -79,13 +79,32 @@ class EntryWorker:
     def _here(self) -> Builder:
         """Of this process, which then reads the records itself."""
         if self._builder is None:
-            receiver = None
+            if self._address is None:
+                self._builder = Builder(None)
+                return self._builder
             try:
-                receiver = None if self._address is None else Receiver(self._address)
+                receiver = Receiver(self._address)
             except OSError:
-                faults.report("the scheduler publishes no records; every captured token's entry is an error")
+                faults.report("the scheduler publishes no records; captured tokens' entries are errors")
+                return Builder(None)
             self._builder = Builder(receiver)
+            self._watch(receiver, self._builder)
         return self._builder
+
+    @staticmethod
+    def _watch(receiver: Receiver, builder: Builder) -> None:
+        """Read what comes between two orders, too."""
+        try:
+            loop, file = asyncio.get_running_loop(), receiver.fileno()
+        except RuntimeError:
+            return
+
+        def read() -> None:
+            builder.take_in()
+            if not receiver.open:
+                loop.remove_reader(file)
+
+        loop.add_reader(file, read)
 
     async def _connected(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)

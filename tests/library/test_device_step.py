@@ -232,7 +232,7 @@ def test_before_auxiliary_outputs_a_step_rides_on_its_logits(builder: Builder, o
     logits = SimpleNamespace()
     announce(options())
     transport.attach(logits, DeviceStep(windows=(-1, -1), records=records(1)))
-    result = SimpleNamespace(logits_output=logits)
+    result = SimpleNamespace(logits_output=logits, copy_done=None)
     if overlapped:
         setattr(logits, transport.ATTRIBUTE, getattr(logits, transport.ATTRIBUTE).copy_to_host(lambda tensor: tensor))
     results.before_process_decode(None, None, result)

@@ -15,6 +15,7 @@ from geomcli.server_patch import publisher as publishing
 from geomcli.server_patch.publisher import Part, Publisher
 from geomcli.server_patch.receiver import Receiver, Step
 from geomcli.server_patch.ring import Ring
+from geomcli.server_patch.values import key_and_options
 
 
 @given(st.lists(st.tuples(st.integers(1, 3000), st.booleans()), max_size=60))
@@ -50,6 +51,33 @@ def test_a_quiet_ring_begins_anew_and_a_full_one_says_no() -> None:
     ring.forget()
     assert ring.reserve(ring.size) is not None
     os.close(ring.file)
+
+
+def test_a_message_that_is_too_long_ends_neither_side() -> None:
+    publisher = Publisher((0,), 1 << 12)
+    receiver = Receiver(publisher.address)
+    part = Part("records", "int32", (1, 1, 1))
+
+    def step() -> None:
+        place = publisher.reserve([part])
+        assert place is not None
+        publisher.publish(place, (), ())
+
+    step()
+    publisher.announce(1, ("x" * (64 << 20), "{}", 1))
+    publisher.announce(2, ("1/a", "{}", 1))
+    step()
+    found = list(receiver.messages())
+    assert [type(message).__name__ for message in found] == ["Step", "Request", "Step"]
+    assert receiver.open
+    receiver.close()
+
+
+def test_a_client_s_name_for_its_request_has_no_part_in_the_length() -> None:
+    assert key_and_options("7:{}", "r" * 64) == ("7/" + "r" * 64, "{}")
+    long, other = (key_and_options("7:{}", name * 300_000)[0] for name in ("r", "s"))
+    assert len(long) == 66
+    assert long != other
 
 
 def test_steps_arrive_whole_and_in_order_or_not_at_all(
