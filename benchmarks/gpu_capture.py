@@ -39,6 +39,7 @@ from gpu_servers import ASK, PROFILE_TOKENS, Server, entries, fields_of, machine
 
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
 LOG_STEPS = 8
+SHOWN = {"fingerprint": "all captured layers", "raw": "16 raw links"}
 
 
 def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> Server:
@@ -284,7 +285,7 @@ def table(document: dict[str, Any]) -> str:
         cells = [
             f"{r['requests']} × {r['context']}",
             str(r["interval"]),
-            r["what"] if r["engine"] == "plain" else f"{r['engine']}: {r['what']}",
+            r["what"] if r["engine"] == "plain" else f"{r['engine']}: {SHOWN.get(r['what'], r['what'])}",
             str(r["rounds"]),
             f"{r['tokens_per_second']:.0f}",
             "1" if plain else span(r["ratio"], r["ratio_ci95"]),

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, state
-from geomcli.server_patch.values import PARAMS_KEY, Value, key_and_options
+from geomcli.server_patch.values import Value, key_and_options, parameter_of
 from geomcli.server_patch.worker import Built, Order, Tokens
 
 PROMPT_ATTRIBUTE = "_geom_prompt_ids"  # on the request's object, where its prompt's texts were asked for
@@ -188,10 +188,7 @@ def _waiting_of(rid: str, of_request: Any) -> _Waiting | None:
         _forget(rid, known)
     if of_request is None or hasattr(of_request, _LEFT):
         return None
-    params = getattr(of_request.obj, "sampling_params", None)
-    custom = params.get("custom_params") if isinstance(params, dict) else None
-    encoded = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
-    if encoded is None:
+    if (encoded := parameter_of(of_request.obj)) is None:
         return None
     known = _waiting[rid] = _Waiting(of_request, *key_and_options(encoded, rid))
     # SGLang forgets a request just before its last output is read, and one whose client has left without a word.

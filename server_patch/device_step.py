@@ -21,9 +21,9 @@ class HostStep:
     Until then it keeps what is being copied: freed, that memory could be given to a later step on another stream.
     """
 
-    at: Reservation | None
-    flags: tuple[str, ...]
-    windows: tuple[int, ...]
+    at: Reservation | None = None
+    flags: tuple[str, ...] = ()
+    windows: tuple[int, ...] = ()
     copied: Any = None
     source: tuple[Any, ...] = ()
 
@@ -69,19 +69,19 @@ class DeviceStep:
             return self._copied()
         except Exception:
             faults.report("a step's records could not be copied; its tokens carry error entries")
-            return HostStep(None, self.flags, self.windows)
+            return HostStep()
 
     def _copied(self) -> HostStep:
         publisher = scheduler.publisher
         if publisher is None or self.records is None or self.error is not None:
-            return HostStep(None, self.flags, self.windows)
+            return HostStep()
         arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated)]
         if self.routing is not None:
             arrays.append(("routing", self.routing.transpose(0, 1).contiguous()))
         parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
         at = publisher.reserve([part for part, _ in parts])
         if at is None:
-            return HostStep(None, self.flags, self.windows)
+            return HostStep()
         for view, (_, array) in zip(publisher.views(at), parts, strict=True):
             torch.from_numpy(view).copy_(array, non_blocking=True)
         copied = None

@@ -25,34 +25,24 @@ SUPPORTED_BACKENDS = ("triton", "fa3", "flashinfer", "torch_native")
 
 
 def add_flags(parser: ArgumentParser) -> None:
-    """Add every --attention-* flag; names and defaults are those of docs/wire.md."""
+    """Add every flag of docs/reference.md."""
     d = ServerOptions()
     group = parser.add_argument_group("geom: attention of every generated token")
-    group.add_argument("--return-attention-tokens", action="store_true", help="capture for the requests that ask")
-    group.add_argument(
-        "--attention-fingerprint-mode", action="store_true", help="default mode is fingerprint instead of raw"
-    )
-    group.add_argument(
-        "--attention-fingerprint-only", action="store_true", help="nothing but fingerprints ever leaves the server"
-    )
-    group.add_argument("--attention-sketch-mode", action="store_true", help="default mode is sketch instead of raw")
-    group.add_argument(
-        "--attention-tokens-top-k", type=int, default=d.top_k, metavar="N", help="raw links an entry, 1..64"
-    )
-    group.add_argument(
-        "--attention-tokens-max", type=int, default=d.max_entries, metavar="N", help="entries a request, 0 = all"
-    )
-    group.add_argument(
-        "--attention-tokens-stride",
-        "--attention-capture-stride",
-        type=int,
-        default=d.stride,
-        metavar="N",
-        help="capture every Nth step",
-    )
-    group.add_argument(
-        "--attention-tokens-window", type=int, default=d.window, metavar="N", help="only the last N keys, 0 = all"
-    )
+
+    def switch(name: str, told: str) -> None:
+        group.add_argument(name, action="store_true", help=told)
+
+    def number(*names: str, default: int, told: str) -> None:
+        group.add_argument(*names, type=int, default=default, metavar="N", help=told)
+
+    switch("--return-attention-tokens", "capture for the requests that ask")
+    switch("--attention-fingerprint-mode", "default mode is fingerprint instead of raw")
+    switch("--attention-fingerprint-only", "nothing but fingerprints ever leaves the server")
+    switch("--attention-sketch-mode", "default mode is sketch instead of raw")
+    number("--attention-tokens-top-k", default=d.top_k, told="raw links an entry, 1..64")
+    number("--attention-tokens-max", default=d.max_entries, told="entries a request, 0 = all")
+    number("--attention-tokens-stride", "--attention-capture-stride", default=d.stride, told="capture every Nth step")
+    number("--attention-tokens-window", default=d.window, told="only the last N keys, 0 = all")
     group.add_argument(
         "--attention-capture-layers", default=d.layers, metavar="WHICH", help="last, auto, mid or ids like 0,10,20"
     )
@@ -62,30 +52,16 @@ def add_flags(parser: ArgumentParser) -> None:
         choices=SOURCES,
         help="triton backend: read keys again (probe), or store the kernel's logits (tap); auto taps where they fit",
     )
-    group.add_argument(
-        "--attention-fingerprint-max-steps",
-        type=int,
-        default=d.max_steps,
-        metavar="N",
-        help="stop fingerprints after N steps, 0 = never",
-    )
-    group.add_argument(
-        "--attention-sink-tokens", type=int, default=d.sink_tokens, metavar="N", help="first N positions are sinks"
-    )
-    group.add_argument(
-        "--attention-chunk-size",
-        type=int,
-        default=d.chunk_size,
-        metavar="N",
-        help="keys that are handled at a time, 256..16384: memory against latency",
-    )
-    group.add_argument(
-        "--attention-mask-system-prompt", action="store_true", help="a chat's system messages do not exist for capture"
-    )
-    group.add_argument(
+    number("--attention-fingerprint-max-steps", default=d.max_steps, told="stop fingerprints after N steps, 0 = never")
+    number("--attention-sink-tokens", default=d.sink_tokens, told="first N positions are sinks")
+    number(
+        "--attention-chunk-size", default=d.chunk_size,
+        told="keys that are handled at a time, 256..16384: memory against latency",
+    )  # fmt: skip
+    switch("--attention-mask-system-prompt", "a chat's system messages do not exist for capture")
+    switch(
         "--attention-derotate",
-        action="store_true",
-        help="insist on the de-rotated view: keep the queries of tapped layers too, and stop where it cannot be had",
+        "insist on the de-rotated view: keep the queries of tapped layers too, and stop where it cannot be had",
     )
     group.add_argument(
         "--attention-api-key", default=d.api_key, metavar="KEY", help="needed to ask for attention; a bearer token too"
@@ -98,16 +74,12 @@ def add_flags(parser: ArgumentParser) -> None:
         metavar="LIST",
         help="origins that may read /v1/attention/*, with commas between them; * = all",
     )
-    group.add_argument(
+    number(
         "--attention-max-concurrent-capture",
-        type=int,
         default=d.max_concurrent,
-        metavar="N",
-        help="captures at once, 0 = no limit; more are answered 429",
+        told="captures at once, 0 = no limit; more are answered 429",
     )
-    group.add_argument(
-        "--attention-disable-in-production", action="store_true", help=f"no capture unless {DEBUG_VARIABLE}=1 is set"
-    )
+    switch("--attention-disable-in-production", f"no capture unless {DEBUG_VARIABLE}=1 is set")
 
 
 def options_from(args: Namespace) -> ServerOptions:

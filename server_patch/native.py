@@ -49,23 +49,22 @@ class StepPlan:
             return
         layers = scheduler.layers
         records = np.zeros((len(layers), len(whole), layout.RECORD_WORDS), dtype=np.int32)
-        heads = np.zeros((len(layers), len(whole), len(HEAD_STATISTICS), scheduler.heads_total), dtype=np.float32)
-        derotated = np.zeros((len(layers), len(whole), layout.D_WEIGHT, layout.KEEP), dtype=np.float32)
+        arrays: dict[str, NDArray[Any]] = {"records": records}
+        if any(plan.options.head_stats for plan in whole):
+            size = (len(HEAD_STATISTICS), scheduler.heads_total)
+            arrays["head_statistics"] = np.zeros((*records.shape[:2], *size), dtype=np.float32)
+        if any(plan.options.derotate for plan in whole):
+            arrays["derotated"] = np.zeros((*records.shape[:2], layout.D_WEIGHT, layout.KEEP), dtype=np.float32)
         for row, plan in enumerate(whole):
             for layer, statistics in plan.statistics.items():
                 at = layers.index(layer)
                 records[at, row] = row_records.encode(statistics, stamp=plan.stamp, length=plan.query_position + 1)
                 if statistics.head_statistics is not None:
                     found = row_records.heads_array(statistics.head_statistics)
-                    heads[at, row, :, : found.shape[1]] = found
+                    arrays["head_statistics"][at, row, :, : found.shape[1]] = found
                 if statistics.derotated is not None:
                     scores = statistics.derotated.cpu().numpy()
-                    derotated[at, row, :, : scores.shape[1]] = scores
-        arrays: dict[str, NDArray[Any]] = {"records": records}
-        if any(plan.options.head_stats for plan in whole):
-            arrays["head_statistics"] = heads
-        if any(plan.options.derotate for plan in whole):
-            arrays["derotated"] = derotated
+                    arrays["derotated"][at, row, :, : scores.shape[1]] = scores
         if self.routing is not None:
             arrays["routing"] = self.routing[[plan.row for plan in whole]].transpose(0, 1).contiguous().numpy()
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])

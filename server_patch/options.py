@@ -44,7 +44,18 @@ _INT_FIELDS = (
 )
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
 FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS)
-_MAX_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
+# Flag -> its attribute of ServerOptions, the least and the greatest value.
+RANGES: dict[str, tuple[str, int, int]] = {
+    "--attention-tokens-top-k": ("top_k", 1, MAX_TOP_K),
+    "--attention-tokens-max": ("max_entries", 0, MAX_INT),
+    "--attention-tokens-stride": ("stride", 1, MAX_INT),
+    "--attention-tokens-window": ("window", 0, MAX_INT),
+    "--attention-fingerprint-max-steps": ("max_steps", 0, MAX_INT),
+    "--attention-sink-tokens": ("sink_tokens", 0, 1024),
+    "--attention-chunk-size": ("chunk_size", MIN_CHUNK, MAX_CHUNK),
+    "--attention-max-concurrent-capture": ("max_concurrent", 0, MAX_INT),
+}
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -83,18 +94,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("--attention-sketch-mode and --attention-fingerprint-mode/-only exclude each other")
         if self.derotate and self.fingerprint_only:
             raise ValueError("--attention-derotate and --attention-fingerprint-only exclude each other")
-        ranges = {
-            "--attention-tokens-top-k": (self.top_k, 1, MAX_TOP_K),
-            "--attention-tokens-max": (self.max_entries, 0, _MAX_INT),
-            "--attention-tokens-stride": (self.stride, 1, _MAX_INT),
-            "--attention-tokens-window": (self.window, 0, _MAX_INT),
-            "--attention-fingerprint-max-steps": (self.max_steps, 0, _MAX_INT),
-            "--attention-sink-tokens": (self.sink_tokens, 0, 1024),
-            "--attention-chunk-size": (self.chunk_size, MIN_CHUNK, MAX_CHUNK),
-            "--attention-max-concurrent-capture": (self.max_concurrent, 0, _MAX_INT),
-        }
-        for flag, (value, low, high) in ranges.items():
-            if not low <= value <= high:
+        for flag, (name, low, high) in RANGES.items():
+            if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
         parse_layers(self.layers, None)
         parse_origins(self.cors_origins)
@@ -209,12 +210,12 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     _check_range("top_k_attention", top_k, 1, MAX_TOP_K)
     limit = _tightened("attention_tokens_max", given, server.max_entries)
     stride = given.get("attention_tokens_stride", server.stride)
-    _check_range("attention_tokens_stride", stride, server.stride, _MAX_INT)
+    _check_range("attention_tokens_stride", stride, server.stride, MAX_INT)
     if mode == "fingerprint" and server.max_steps:
         steps = -(-server.max_steps // stride)
         limit = min(limit, steps) if limit else steps
     mask_prefix = given.get("attention_mask_prefix", 0)
-    _check_range("attention_mask_prefix", mask_prefix, 0, _MAX_INT)
+    _check_range("attention_mask_prefix", mask_prefix, 0, MAX_INT)
     derotate = given.get("attention_derotate", False)
     if derotate and model.not_derotated:
         raise ValueError(f"attention_derotate: {model.not_derotated}")
@@ -309,7 +310,7 @@ def _tightened(field: str, given: Mapping[str, Any], ceiling: int) -> int:
     """The field's value, 0 meaning all, which a ceiling does not allow."""
     value: int = given.get(field, ceiling)
     if ceiling == 0:
-        _check_range(field, value, 0, _MAX_INT)
+        _check_range(field, value, 0, MAX_INT)
     elif field in given:
         _check_range(field, value, 1, ceiling)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import socket
 from collections.abc import Iterator
@@ -51,6 +52,7 @@ class Receiver:
                 raise ConnectionError("the scheduler has closed the channel of records")
             size, self.layers = pickle.loads(hello)
             self._ring = Ring(files[0], size)
+            os.close(files[0])  # mapped
             self._socket.setblocking(False)
         except BaseException:
             self._socket.close()

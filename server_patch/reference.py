@@ -9,16 +9,16 @@ import argparse
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import MAX_CHUNK, MAX_TOP_K, MIN_CHUNK, UNAVAILABLE_FIELDS
+from geomcli.server_patch.options import MAX_INT, MAX_TOP_K, RANGES, UNAVAILABLE_FIELDS
 
 _ANY = "any"
 
 
 class Described(NamedTuple):
-    """A flag's or field's range in words, and an example: what follows the flag, or the field's JSON."""
+    """An example, what follows the flag, and its range in words; a number's is in options.RANGES."""
 
-    range: str
     example: str
+    range: str = ""
 
 
 class Field(NamedTuple):
@@ -36,25 +36,25 @@ class Endpoint(NamedTuple):
 
 
 FLAGS = {
-    "--return-attention-tokens": Described("switch", ""),
-    "--attention-fingerprint-mode": Described("switch, not beside --attention-sketch-mode", ""),
-    "--attention-fingerprint-only": Described("switch, not beside --attention-sketch-mode, --attention-derotate", ""),
-    "--attention-sketch-mode": Described("switch, not beside the fingerprint flags", ""),
-    "--attention-tokens-top-k": Described(f"1..{MAX_TOP_K}", "32"),
-    "--attention-tokens-max": Described("0.., 0 = all", "1000"),
-    "--attention-tokens-stride": Described("1..", "2"),
-    "--attention-tokens-window": Described("0.., 0 = all keys", "8192"),
-    "--attention-capture-layers": Described("last, auto, mid, or ids below the model's number of layers", "0,10,20"),
-    "--attention-capture-source": Described("auto, tap, probe", "probe"),
-    "--attention-fingerprint-max-steps": Described("0.., 0 = never stop", "0"),
-    "--attention-sink-tokens": Described("0..1024", "8"),
-    "--attention-chunk-size": Described(f"{MIN_CHUNK}..{MAX_CHUNK}", "4096"),
-    "--attention-mask-system-prompt": Described("switch", ""),
-    "--attention-derotate": Described("switch, not beside --attention-fingerprint-only", ""),
-    "--attention-api-key": Described("printable ASCII without spaces", "a-long-random-key"),
-    "--attention-cors-origins": Described("*, or origins with commas between them", "https://example.com"),
-    "--attention-max-concurrent-capture": Described("0.., 0 = no limit", "16"),
-    "--attention-disable-in-production": Described("switch", ""),
+    "--return-attention-tokens": Described("", "switch"),
+    "--attention-fingerprint-mode": Described("", "switch, not beside --attention-sketch-mode"),
+    "--attention-fingerprint-only": Described("", "switch, not beside --attention-sketch-mode, --attention-derotate"),
+    "--attention-sketch-mode": Described("", "switch, not beside the fingerprint flags"),
+    "--attention-tokens-top-k": Described("32"),
+    "--attention-tokens-max": Described("1000"),
+    "--attention-tokens-stride": Described("2"),
+    "--attention-tokens-window": Described("8192"),
+    "--attention-capture-layers": Described("0,10,20", "last, auto, mid, or ids below the model's number of layers"),
+    "--attention-capture-source": Described("probe", "auto, tap, probe"),
+    "--attention-fingerprint-max-steps": Described("0"),
+    "--attention-sink-tokens": Described("8"),
+    "--attention-chunk-size": Described("4096"),
+    "--attention-mask-system-prompt": Described("", "switch"),
+    "--attention-derotate": Described("", "switch, not beside --attention-fingerprint-only"),
+    "--attention-api-key": Described("a-long-random-key", "printable ASCII without spaces"),
+    "--attention-cors-origins": Described("https://example.com", "*, or origins with commas between them"),
+    "--attention-max-concurrent-capture": Described("16"),
+    "--attention-disable-in-production": Described("", "switch"),
 }
 
 FIELDS = {
@@ -124,7 +124,7 @@ def markdown() -> str:
         told = FLAGS[name]
         names = ", ".join(f"`{option}`" for option in action.option_strings)
         example = f"`{name} {told.example}`" if told.example else f"`{name}`"
-        lines.append(f"| {names} | {_default(action)} | {told.range} | {example} | {action.help} |")
+        lines.append(f"| {names} | {_default(action)} | {_range(name)} | {example} | {action.help} |")
     lines += [
         "",
         "## Request fields",
@@ -148,6 +148,13 @@ def markdown() -> str:
             f"| `{path}` | {endpoint.request} | {endpoint.answer} | `curl http://127.0.0.1:30000{where}{body}` |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _range(flag: str) -> str:
+    if flag not in RANGES:
+        return FLAGS[flag].range
+    _, low, high = RANGES[flag]
+    return f"{low}.." if high == MAX_INT else f"{low}..{high}"
 
 
 def _default(action: argparse.Action) -> str:

@@ -17,7 +17,7 @@ import orjson
 from geomcli.server_patch import arrivals, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
-from geomcli.server_patch.values import PARAMS_KEY, key_and_options
+from geomcli.server_patch.values import PARAMS_KEY, key_and_options, parameter_of
 
 OPTIONS_ATTRIBUTE = "_geom_options"
 PENDING_ATTRIBUTE = "_geom_pending"
@@ -129,10 +129,7 @@ async def _with_entries(
 
 def after_create_tokenized(tokenized: Any, _manager: Any, obj: Any, *_: Any, **__: Any) -> None:
     """Keep the ids of a prompt whose texts were asked for, None for masked ones."""
-    params = getattr(obj, "sampling_params", None)
-    custom = params.get("custom_params") if isinstance(params, dict) else None
-    encoded = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
-    ids = getattr(tokenized, "input_ids", None)
+    encoded, ids = parameter_of(obj), getattr(tokenized, "input_ids", None)
     if encoded is None or ids is None:
         return
     options = msgspec.json.decode(key_and_options(encoded, "")[1], type=CaptureOptions)

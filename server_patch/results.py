@@ -8,15 +8,7 @@ from geomcli.server_patch import faults, transport
 from geomcli.server_patch.scheduler_state import scheduler
 
 
-def before_process_prefill(_processor: Any, _batch: Any, result: Any) -> None:
-    _publish(result)
-
-
-def before_process_decode(_processor: Any, _batch: Any, result: Any) -> None:
-    _publish(result)
-
-
-def _publish(result: Any) -> None:
+def before_process(_processor: Any, _batch: Any, result: Any) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
     if scheduler.publisher is None:
         return

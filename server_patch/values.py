@@ -15,6 +15,13 @@ _NAME_LETTERS = 64
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
 
 
+def parameter_of(obj: Any) -> str | None:
+    """Our parameter on a request's object of the main process; None where it did not ask."""
+    params = getattr(obj, "sampling_params", None)
+    custom = params.get("custom_params") if isinstance(params, dict) else None
+    return custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
+
+
 def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
     """From a request's parameter: what the request is called between the processes, and its CaptureOptions as JSON.
 

@@ -137,7 +137,7 @@ class Builder:
 def serve(connection: socket.socket) -> None:
     """Answer orders until the other end closes; the first message is where the scheduler publishes."""
     with connection, connection.makefile("rb", buffering=0) as stream:
-        receiver = Receiver(pickle.loads(_read(stream)))
+        receiver = Receiver(pickle.loads(read_message(stream)))
         builder = Builder(receiver)
         _write(connection, True)
         with selectors.DefaultSelector() as selector:
@@ -151,7 +151,7 @@ def serve(connection: socket.socket) -> None:
                     # Whoever ordered is told by the end of this process, and reads the records itself.
                     return
                 if connection in ready:
-                    if not (data := _read(stream)):
+                    if not (data := read_message(stream)):
                         return
                     _write(connection, _built(builder, data))
 
@@ -169,8 +169,8 @@ def _write(connection: socket.socket, answer: Any) -> None:
     connection.sendall(LENGTH.pack(len(packed)) + packed)
 
 
-def _read(stream: Any) -> bytes:
-    """The next message; empty at the end."""
+def read_message(stream: Any) -> bytes:
+    """The next message of an unbuffered stream; empty at its end."""
     head = _exactly(stream, LENGTH.size)
     return _exactly(stream, LENGTH.unpack(head)[0]) if head else b""
 

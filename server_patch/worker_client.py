@@ -11,7 +11,7 @@ from collections import deque
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.receiver import Receiver
-from geomcli.server_patch.worker import LENGTH, Builder, Built, Order
+from geomcli.server_patch.worker import LENGTH, Builder, Built, Order, read_message
 
 _BUFFER_BYTES = 1 << 22
 _START_SECONDS = 60.0
@@ -43,8 +43,9 @@ class EntryWorker:
             mine.sendall(LENGTH.pack(len(data)) + data)
             # Nothing that the scheduler publishes before it has a reader is kept.
             mine.settimeout(_START_SECONDS)
-            size = LENGTH.unpack(_exactly(mine, LENGTH.size))[0]
-            _exactly(mine, size)
+            with mine.makefile("rb", buffering=0) as stream:
+                if not read_message(stream):
+                    raise ConnectionError("the process that builds entries has ended")
             mine.settimeout(None)
             self._socket = mine
         except OSError:
@@ -147,13 +148,3 @@ class EntryWorker:
             order, future = self._pending.popleft()
             if not future.done():
                 self._build_here(order, future)
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = connection.recv(size - len(data))
-        if not part:
-            raise ConnectionError("the process that builds entries has ended")
-        data += part
-    return data

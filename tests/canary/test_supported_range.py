@@ -38,6 +38,7 @@ ATTRIBUTES = (
     ("kv_indptr", "sglang.srt.layers.attention.triton_backend"),
     ("aux_tensors", "sglang.srt.layers.attention.triton_backend"),
     ("k_scale_float", "sglang.srt.layers.radix_attention"),
+    ("copy_done", "sglang.srt.managers.utils"),
     ("qk_head_dim", "sglang.srt.layers.radix_attention"),
     ("tp_q_head_num", "sglang.srt.layers.radix_attention"),
     ("tp_k_head_num", "sglang.srt.layers.radix_attention"),

@@ -14,6 +14,7 @@ import torch
 from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import row_statistics
 from geomcli.server_patch import results, transport, worker
+from geomcli.server_patch.device import DeviceCapture
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.publisher import Publisher
@@ -212,6 +213,19 @@ def test_a_new_reader_hears_of_the_requests_that_live(builder: Builder) -> None:
     assert not builder._receiver.open
 
 
+def test_a_record_is_sent_once() -> None:
+    """What a later step found of it would come with that step's other numbers."""
+    buffers = SimpleNamespace(records=records(3), heads=None)
+    capture: Any = SimpleNamespace(buffers=buffers, group=None, _derotation=None)
+    stamps = []
+    for _ in range(2):
+        step = DeviceStep()
+        DeviceCapture.collect(capture, step, None, 2)
+        stamps.append(step.records[..., layout.R_STAMP].tolist())
+    assert stamps == [[[1, 2]] * 2, [[0, 0]] * 2]
+    assert buffers.records[:, 2, layout.R_STAMP].tolist() == [3, 3]
+
+
 def test_a_request_that_is_over_leaves_nothing_behind(builder: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     announce(options(), options())
     publish(records(1))
@@ -235,7 +249,7 @@ def test_before_auxiliary_outputs_a_step_rides_on_its_logits(builder: Builder, o
     result = SimpleNamespace(logits_output=logits, copy_done=None)
     if overlapped:
         setattr(logits, transport.ATTRIBUTE, getattr(logits, transport.ATTRIBUTE).copy_to_host(lambda tensor: tensor))
-    results.before_process_decode(None, None, result)
+    results.before_process(None, None, result)
     assert read(builder, order([options()]))[0][0]["flags"] == []
 
 
