@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from geomcli.kernels.reference import attention_logits
+
 
 @dataclass(frozen=True)
 class Rope:
@@ -67,15 +69,7 @@ def link_scores(
     dtype = torch.promote_types(query.dtype, torch.float32)
     query, keys = query.to(dtype), keys.to(dtype)
     at = torch.full((1,), query_position, dtype=torch.int64, device=query.device)
-    logits = _logits(query, keys, scale, logit_cap)
-    content = _logits(derotated(query[None], at, rope)[0], derotated(keys, positions, rope), scale, logit_cap)
+    logits = attention_logits(query, keys, scale, logit_cap)
+    content = attention_logits(derotated(query[None], at, rope)[0], derotated(keys, positions, rope), scale, logit_cap)
     share = torch.softmax(logits - lse.to(dtype)[:, None], dim=0)
     return torch.stack([(share * content).sum(dim=0), (share * (logits - content)).sum(dim=0)])
-
-
-def _logits(query: torch.Tensor, keys: torch.Tensor, scale: float, logit_cap: float) -> torch.Tensor:
-    """[H, k]."""
-    n_kv = keys.shape[1]
-    grouped = query.view(n_kv, query.shape[0] // n_kv, -1)
-    logits = torch.matmul(grouped, keys.permute(1, 2, 0)).reshape(query.shape[0], -1) * scale
-    return logit_cap * torch.tanh(logits / logit_cap) if logit_cap > 0 else logits

@@ -46,7 +46,7 @@ class RowStatistics:
 
 
 def attention_logits(query: torch.Tensor, keys: torch.Tensor, scale: float, logit_cap: float = 0.0) -> torch.Tensor:
-    """Logits [H, S] in float32, as the engine's own softmax sees them.
+    """Logits [H, S] in float32, as the engine's own softmax sees them; in float64 where the query is.
 
     query [H, D]; keys [S, H_kv, D] with H a multiple of H_kv (MHA, GQA, MQA); `logit_cap` > 0 soft-caps with tanh.
     """
@@ -54,8 +54,9 @@ def attention_logits(query: torch.Tensor, keys: torch.Tensor, scale: float, logi
     n_kv = keys.shape[1]
     if n_heads % n_kv:
         raise ValueError(f"{n_heads} query heads cannot share {n_kv} key heads")
-    grouped = query.float().view(n_kv, n_heads // n_kv, dim)
-    logits = torch.matmul(grouped, keys.float().permute(1, 2, 0)).reshape(n_heads, -1) * scale
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    grouped = query.to(dtype).view(n_kv, n_heads // n_kv, dim)
+    logits = torch.matmul(grouped, keys.to(dtype).permute(1, 2, 0)).reshape(n_heads, -1) * scale
     return logit_cap * torch.tanh(logits / logit_cap) if logit_cap > 0 else logits
 
 
