@@ -86,7 +86,12 @@ def compiled(kernel: Any, launch: Recorder, *, tapped: bool) -> Any:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
     if not tapped:
         constants["SCORE_MOD"] = None
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    # As a launch would find them: pointers, and integers that are multiples of 16, say so; strides of 1 are constants.
+    for name, kind in signature.items():
+        if kind == "i32" and values[name] == 1:
+            signature[name], constants[name] = "constexpr", 1
+    multiples = [n for n in names if signature[n].startswith("*") or (signature[n] == "i32" and values[n] % 16 == 0)]
+    aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in multiples}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     options = {k: v for k, v in launch.kwargs.items() if k in ("num_warps", "num_stages")}
     return triton.compile(source, target=GPUTarget("cuda", TARGET, 32), options=options)

@@ -21,11 +21,11 @@ _BLOCK_N = 64
 _BLOCK_D = 128
 _TAP_BLOCK_H = 8
 _TAP_BLOCK_N = 128
-_TAP_WARPS = 4
+_TAP_WARPS = 2
 _TAP_STAGES = 3  # tiles of stored logits in flight
 # Programs that a launch aims at: enough for every multiprocessor of a large GPU, few enough to leave at once when no
 # row asks.
-_PROGRAMS = 2048
+_PROGRAMS = 512
 _CHUNKED_LENGTH = 16384
 _FINISHED_AT_ONCE = 256  # splits of all heads that the last kernel keeps in registers
 

@@ -132,7 +132,7 @@ def test_any_chunk_size_gives_the_same_numbers(source: str, chunk: int) -> None:
     expected = scene.expected(0)
     assert found.positions.tolist() == expected.positions.tolist()
     for name in ("lse", "entropy_bits", "sink_mass", "histogram", "probabilities"):
-        a, b = (torch.as_tensor(getattr(one, name)).double() for one in (found, expected))
+        a, b = (torch.as_tensor(getattr(one, name)).double().cpu() for one in (found, expected))
         assert torch.allclose(a, b, atol=1e-5), name
 
 
