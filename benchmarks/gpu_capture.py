@@ -8,9 +8,10 @@ all together on one GPU, only one working at a time. For each shape (requests x 
 every condition in random order: nobody asks (`plain`, once more as `again`, and `idle` with the plugin), every request
 asks for fingerprints of the last layer, of all captured layers, or for 16 raw links. Each is compared with the plain
 sample of its own round, and (`of idle`, in the engine) with the same server's own idle sample, since two servers of the
-same command differ by up to 1 % of a step. `tokens/s` is what arrives at the client, the engine's ratio is of what its
-scheduler logs. Reported are medians with a bootstrap interval. The prompts of a shape lie in the prefix cache, so that
-what is timed is decode. A shape like 32x1024@16 has the server send 16 tokens at a time.
+same command differ by up to 1 % of a step; a `twin` among the engines, a second plain server, measures that. `tokens/s`
+is what arrives at the client, the engine's ratio is of what its scheduler logs. Reported are medians with a bootstrap
+interval. The prompts of a shape lie in the prefix cache, so that what is timed is decode. A shape like 32x1024@16 has
+the server send 16 tokens at a time.
 
 Also checked: the same greedy tokens with and without the plugin, no entry that failed, and tap and probe agreeing on
 every link. Uses the servers' HTTP and the command line alone. `--load-format dummy` needs no weights; prompts are
@@ -39,11 +40,12 @@ from gpu_servers import ASK, PROFILE_TOKENS, Server, entries, fields_of, machine
 
 BEGIN, END = "<!-- gpu_capture: begin -->", "<!-- gpu_capture: end -->"
 LOG_STEPS = 8
+UNPATCHED = ("plain", "twin")
 SHOWN = {"fingerprint": "all captured layers", "raw": "16 raw links"}
 
 
 def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> Server:
-    """`plain` has no plugin, others capture by the source that they are named after."""
+    """`plain` has no plugin, nor has its `twin`; others capture by the source that they are named after."""
     sizes = [(n, length + options.tokens + 64) for n, length, _ in options.shapes]
     sizes += [(n, length + PROFILE_TOKENS + 64) for n, length, _ in options.profile]
     arguments = [
@@ -54,7 +56,7 @@ def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> 
         "--cuda-graph-bs-decode", *map(str, sorted({n for n, _ in sizes})),
         "--mem-fraction-static", str(options.mem_fraction), "--decode-log-interval", str(LOG_STEPS), *options.server,
     ]  # fmt: skip
-    if name == "plain":
+    if name in UNPATCHED:
         return Server(name, port, folder, arguments, {"SGLANG_PLUGINS": "none"})
     arguments += ["--return-attention-tokens", "--attention-capture-layers", options.layers,
                   "--attention-capture-source", name, "--attention-fingerprint-max-steps", "0"]  # fmt: skip
@@ -82,10 +84,10 @@ async def decode(
 async def checks(session: aiohttp.ClientSession, engines: dict[str, Server], options: Any) -> dict[str, Any]:
     """Same tokens as without the plugin, every entry sound, tap and probe in agreement."""
     prompt = random_prompt(options, min(length for _, length, _ in options.shapes))
-    answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), ASK["raw"] if n != "plain" else {})
+    answers = {n: await entries(session, e.url, prompt, min(64, options.tokens), {} if n in UNPATCHED else ASK["raw"])
                for n, e in engines.items()}  # fmt: skip
     found: dict[str, Any] = {}
-    captured = [name for name in answers if name != "plain"]
+    captured = [name for name in answers if name not in UNPATCHED]
     for name in captured:
         if "plain" in answers:
             found[f"{name}: same tokens as plain"] = answers[name]["output_ids"] == answers["plain"]["output_ids"]
@@ -123,8 +125,9 @@ def bootstrap(values: list[float], draws: int = 2000) -> list[float]:
 
 
 def conditions(names: list[str]) -> list[tuple[str, str]]:
-    asked = [what for what in ASK if what not in ("plain", "again")]
-    return [(name, what) for name in names for what in (["plain", "again"] if name == "plain" else asked)]
+    own = {"plain": ["plain", "again"], "twin": ["twin"]}
+    asked = [what for what in ASK if what not in ("plain", "again", "twin")]
+    return [(name, what) for name in names for what in own.get(name, asked)]
 
 
 def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -134,7 +137,7 @@ def summary(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         mine = [s for s in samples if shape_in(s) == shape]
         base = {s["round"]: s for s in mine if s["what"] == "plain"}
         rate = "engine_tokens_per_second"
-        quiet = {(s["round"], s["engine"]): s[rate] for s in mine if s["what"] in ("idle", "again") and s[rate]}
+        quiet = {(s["round"], s["engine"]): s[rate] for s in mine if s["what"] == "idle" and s[rate]}
         for engine, what in sorted(
             {(s["engine"], s["what"]) for s in mine}, key=lambda c: (c[0] != "plain", *order(c))
         ):
@@ -208,7 +211,7 @@ async def profile(session: aiohttp.ClientSession, engines: dict[str, Server], op
     rows = []
     for shape in options.profile:
         for name, engine in engines.items():
-            for what in ["plain"] if name == "plain" else ["idle", "fingerprint"]:
+            for what in ["plain"] if name in UNPATCHED else ["idle", "fingerprint"]:
                 row = await profiled(session, engine, what, options, shape)
                 rows.append({"requests": shape[0], "context": shape[1], "engine": name, "what": what, **row})
     print(table(rows), file=sys.stderr, flush=True)
@@ -229,7 +232,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 engines[name] = started(name, options.port + len(engines), options, folder)
             for name in options.engines:
                 await engines[name].ready(session)
-                if name != "plain":
+                if name not in UNPATCHED:
                     async with session.get(engines[name].url + "/v1/attention/capabilities") as response:
                         engines[name].layers = (await response.json())["layers_captured"]
                 print(f"{name} ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
@@ -248,7 +251,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             profiles = await profile(session, engines, options)
             capabilities = {}
             for name, engine in engines.items():
-                if name != "plain":
+                if name not in UNPATCHED:
                     async with session.get(engine.url + "/v1/attention/capabilities") as response:
                         capabilities[name] = await response.json()
                     found[f"{name}: errors over the whole run"] = capabilities[name]["counters"]["errors"]
@@ -281,11 +284,11 @@ def table(document: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in document["rows"]:
-        plain, quiet = r["what"] == "plain", r["engine"] == "plain" or r["what"] == "idle"
+        plain, quiet = r["what"] == "plain", r["engine"] in UNPATCHED or r["what"] == "idle"
         cells = [
             f"{r['requests']} × {r['context']}",
             str(r["interval"]),
-            r["what"] if r["engine"] == "plain" else f"{r['engine']}: {SHOWN.get(r['what'], r['what'])}",
+            r["what"] if r["engine"] in UNPATCHED else f"{r['engine']}: {SHOWN.get(r['what'], r['what'])}",
             str(r["rounds"]),
             f"{r['tokens_per_second']:.0f}",
             "1" if plain else span(r["ratio"], r["ratio_ci95"]),
@@ -308,7 +311,7 @@ def shape_of(text: str) -> tuple[int, int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or name of the model")
-    parser.add_argument("--engines", nargs="+", default=["plain", "tap", "probe"], choices=["plain", "tap", "probe"])
+    parser.add_argument("--engines", nargs="+", default=["plain", "tap", "probe"], choices=[*UNPATCHED, "tap", "probe"])
     shapes = [(1, 1024, 1), (8, 1024, 1), (32, 1024, 1)]
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="as in 8x1024 or 32x1024@16")
     parser.add_argument("--profile", nargs="+", type=shape_of, default=[], help="shapes to profile, see gpu_profile.py")

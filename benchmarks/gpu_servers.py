@@ -22,6 +22,7 @@ FINGERPRINT = {"return_attention_tokens": True, "attention_fingerprint_only": Tr
 ASK = {
     "plain": {},
     "again": {},
+    "twin": {},
     "idle": {},
     "last layer": FINGERPRINT,
     "fingerprint": FINGERPRINT,
