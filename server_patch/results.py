@@ -13,8 +13,6 @@ def before_process(_processor: Any, _batch: Any, result: Any) -> None:
     if scheduler.publisher is None:
         return
     try:
-        if result.copy_done is not None:
-            result.copy_done.synchronize()
         step = _step(transport.output_of(result))
         if step is not None:
             step.publish(scheduler.publisher)
