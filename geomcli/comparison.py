@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -162,7 +163,7 @@ class _View:
         named = self.trace.header.get("ruleset") or next(iter(self.steps.values())).get("ruleset")
         return str(named or "")
 
-    @property
+    @cached_property
     def layers(self) -> tuple[int, ...]:
         shown: set[int] = set()
         for step in self.steps.values():
@@ -294,7 +295,8 @@ def _notes(a: _View, b: _View) -> tuple[str, ...]:
     notes = []
     if a.model != b.model:
         notes.append(f"Two models, {a.model or 'unknown'} and {b.model or 'unknown'}: layers and tokens differ too.")
-    if _prompt(a) != _prompt(b):
+    prompts = [[(m.get("role"), m.get("content")) for m in view.trace.prompt] for view in (a, b)]
+    if prompts[0] != prompts[1]:
         notes.append("Two prompts: the distances that attention can have differ with them.")
     if a.layers != b.layers:
         layers = [", ".join(map(str, view.layers)) or "unknown" for view in (a, b)]
@@ -307,9 +309,3 @@ def _notes(a: _View, b: _View) -> tuple[str, ...]:
         if len(view.steps) < len(view.tokens):
             notes.append(f"{view.name} has a fingerprint for {len(view.steps)} of {len(view.tokens)} tokens.")
     return tuple(notes)
-
-
-def _prompt(view: _View) -> list[tuple[Any, Any]]:
-    messages = view.trace.messages
-    answered = bool(messages) and bool(view.trace.metrics) and messages[-1].get("role") == "assistant"
-    return [(m.get("role"), m.get("content")) for m in (messages[:-1] if answered else messages)]

@@ -23,7 +23,7 @@ _RECORD_FIELDS = {"record_type", "id", "reasoning"}
 
 def request_body(trace: Trace) -> dict[str, Any]:
     """The body of the chat request that a trace answers; TraceError when the trace does not hold its prompt."""
-    messages = [{k: v for k, v in m.items() if k not in _RECORD_FIELDS} for m in _prompt(trace)]
+    messages = [{k: v for k, v in m.items() if k not in _RECORD_FIELDS} for m in trace.prompt]
     if not messages:
         raise TraceError("the trace holds no prompt: there is no request to repeat.")
     return {
@@ -85,13 +85,6 @@ def token_json(trace: Trace, index: int) -> str:
         "segment": None if segment is None else _without_kind(segment),
     }
     return json.dumps(document, indent=2, ensure_ascii=False)
-
-
-def _prompt(trace: Trace) -> list[Record]:
-    """The messages that were sent: all but the answer, which is there when the trace has an end."""
-    messages = trace.messages
-    answered = bool(messages) and bool(trace.metrics) and messages[-1].get("role") == "assistant"
-    return messages[:-1] if answered else messages
 
 
 def _system_and_user(messages: list[dict[str, Any]]) -> tuple[str | None, str] | None:

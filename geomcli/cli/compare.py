@@ -21,14 +21,12 @@ if TYPE_CHECKING:
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
 _CELL = 35  # columns of one side of such a row
-_Trace = Annotated[
-    str, typer.Argument(help="A file of JSON lines, `-` for stdin, or a stored trace: id, start of one, `last`.")
-]
+_HELP = "A file of JSON lines, `-` for stdin, or a stored trace: id, start of one, `last`."
 
 
 def compare(
-    a: _Trace,
-    b: _Trace,
+    a: Annotated[str, typer.Argument(metavar="A", help=_HELP)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same for the other side.")],
     as_json: Annotated[bool, typer.Option("--json", help="The whole comparison as JSON.")] = False,
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with 4 when the similarity is below this, 0..1.", min=0, max=1)
@@ -41,7 +39,7 @@ def compare(
     Examples:
       geom compare a.jsonl b.jsonl
       geom compare 20261123-19 last --json
-      geom run 'Why is the sky blue?' --jsonl | geom compare last - --fail-under 0.9
+      geom run 'Why is the sky blue?' --no-save --jsonl | geom compare last - --fail-under 0.9
     """
     from geomcli import comparison
 
