@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,47 @@ APP = "geom"
 DEFAULT_PORT = 30000
 
 
+SIGNALS = ("zone", "entropy", "drift", "influence", "off")
+
+
+class Tui(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `[tui]` table. keys: action -> key, or keys with commas between; signal: what tokens are coloured by."""
+
+    theme: str = ""
+    signal: str = SIGNALS[0]
+    keys: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        if self.signal not in SIGNALS:
+            raise ValueError(f"signal must be one of {', '.join(SIGNALS)}, got {self.signal!r}")
+        for action, key in self.keys.items():
+            if not all(_KEY.fullmatch(part.strip()) for part in key.split(",")):
+                raise ValueError(f"keys: {action} = {key!r} is no key; write it like 'ctrl+s', 'f2' or 'p,space'")
+
+    def check(self, *, actions: Collection[str], themes: Collection[str]) -> None:
+        """UsageError naming the first action or theme that the app does not have, and the nearest that it has."""
+        for action in self.keys:
+            if action not in actions:
+                raise UsageError(f"[tui] keys: there is no action {action!r}{_nearest(action, actions)}.")
+        if self.theme and self.theme not in themes:
+            raise UsageError(f"[tui] theme: there is no theme {self.theme!r}{_nearest(self.theme, themes)}.")
+
+
+# A key as Textual names it: modifiers, then a name or one character; a comma is called comma.
+_KEY = re.compile(r"(?:(?:ctrl|shift|alt|super|hyper|meta)\+)*(?:[a-z0-9_]+|[^\s,])", re.IGNORECASE)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}" if near else f"; known: {', '.join(sorted(known))}"
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_url: str = f"http://127.0.0.1:{DEFAULT_PORT}"
     api_key: str = ""
     attention_key: str = ""
     db: str = ""
+    tui: Tui = Tui()
 
     @property
     def db_path(self) -> Path:
@@ -96,7 +134,7 @@ def _merged(
     path = config_file(environment)
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = _with_dotted_keys(tomllib.loads(path.read_text(encoding="utf-8")))
             msgspec.convert(values, Settings)
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}.", "unset GEOM_CONFIG, or name a file that exists") from None
@@ -111,6 +149,21 @@ def _merged(
             values[name] = found
     values.update({name: value for name, value in flags.items() if value is not None})
     return values, in_file, path
+
+
+def _with_dotted_keys(values: dict[str, Any]) -> dict[str, Any]:
+    """TOML reads `token.pin = "p"` as a table in a table; an action's name has the dot in it."""
+
+    def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name, value in table.items():
+            made |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        return made
+
+    tui = values.get("tui")
+    if not isinstance(tui, dict) or not isinstance(tui.get("keys"), dict):
+        return values
+    return {**values, "tui": {**tui, "keys": flat(tui["keys"])}}
 
 
 def _checked_url(text: str) -> str:

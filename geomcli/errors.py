@@ -8,6 +8,7 @@ class ExitCode(IntEnum):
     FAILED = 1
     USAGE = 2
     UNREACHABLE = 3  # server not there, not ready, or lost: worth a retry
+    VERDICT = 4  # the work was done, and its result is below what was asked for
     INTERRUPTED = 130
 
 
@@ -49,3 +50,7 @@ class ModelError(GeomError):
 
 class StoreError(GeomError):
     """The trace store cannot be opened, read or written."""
+
+
+class TraceError(GeomError):
+    """A file that is no trace, or two traces that cannot be compared."""

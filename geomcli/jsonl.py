@@ -1,14 +1,90 @@
-"""Traces as JSON lines, header first: what `geom run --jsonl` and `geom traces export` write."""
+"""Traces as JSON lines, header first: what `geom run --jsonl` and `geom traces export` write, and what is read again.
+
+The reader is tolerant: a line that is broken is named and left out, fields that it does not know survive.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
-from geomcli.schema import Record
+from geomcli.errors import TraceError
+from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.schema import TRACE_VERSION, Record
 
 _encoder = msgspec.json.Encoder()
+
+_Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
+_Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_MOST_PROBLEMS = 20
+
+
+class _Header(msgspec.Struct):
+    version: str
+    trace_id: str
+    model: str
+    created: _Int = 0
+    ruleset: str = ""
+    capture: dict[str, Any] = {}
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str
+
+
+class _Token(msgspec.Struct):
+    index: _Index
+    text: str | None = None
+    tokenId: _Int | None = None  # noqa: N815
+    segmentId: str | None = None  # noqa: N815
+
+
+class _Step(msgspec.Struct):
+    tokenIndex: _Index  # noqa: N815
+    attention: dict[str, Any] | None = None
+    fingerprint: (
+        Annotated[list[float], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
+    ) = None
+    zone: str | None = None
+    zone_confidence: float | None = None
+    drift: float | None = None
+    ripple: float | None = None
+    sink_mass: float | None = None
+    entropy_bits: float | None = None
+    compass: str | None = None
+    think_phase: str | None = None
+    flags: list[str] = []
+    layer_id: _Int | None = None
+    prompt_len: _Int | None = None
+
+
+class _Segment(msgspec.Struct):
+    id: str
+    type: str
+    start: _Index
+    end: _Index
+
+
+class _Metrics(msgspec.Struct):
+    tokens: _Int | None = None
+    zoneCounts: dict[str, _Int] | None = None  # noqa: N815
+    maxDrift: float | None = None  # noqa: N815
+    tokensPerSecond: float | None = None  # noqa: N815
+    error: str | None = None
+
+
+_KINDS: dict[str, type[msgspec.Struct]] = {
+    "header": _Header,
+    "message": _Message,
+    "token": _Token,
+    "step": _Step,
+    "segment": _Segment,
+    "metrics": _Metrics,
+}
 
 
 def line(record: Record) -> str:
@@ -19,3 +95,65 @@ def line(record: Record) -> str:
 def dump(records: Iterable[Record]) -> str:
     """All records, each line ended."""
     return "".join(line(record) + "\n" for record in records)
+
+
+class Reading(NamedTuple):
+    """The traces of a file, each the list of its records, and one sentence for each line that could not be read."""
+
+    traces: list[list[Record]]
+    problems: list[str]
+
+
+def read(lines: Iterable[str | bytes], name: str = "the input") -> Reading:
+    """Read JSON lines; a header starts a trace.
+
+    TraceError, naming `name`, when there is no trace in it or one has a newer format. At most 20 broken lines are
+    named, the last sentence counts the others.
+    """
+    traces: list[list[Record]] = []
+    problems: list[str] = []
+    broken = 0
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            record = _record(text)
+            if record["record_type"] == "header":
+                _check_version(record["version"], name)
+                traces.append([])
+            elif not traces:
+                raise TraceError(f"{name} is no trace: line {number} comes before any header.", "geom run --jsonl …")
+            traces[-1].append(record)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            broken += 1
+            if broken <= _MOST_PROBLEMS:
+                problems.append(f"{name}, line {number}: {error}.")
+    if broken > _MOST_PROBLEMS:
+        problems.append(f"{name}: {broken - _MOST_PROBLEMS} more lines could not be read.")
+    if not traces:
+        raise TraceError(f"{name} holds no trace{f': {problems[0]}' if problems else '.'}", "geom run --jsonl …")
+    return Reading(traces, problems)
+
+
+def read_file(path: Path) -> Reading:
+    """`read` of a file; OSError when it cannot be opened."""
+    with path.open("rb") as stream:
+        return read(stream, str(path))
+
+
+def _record(text: str | bytes) -> Record:
+    record = msgspec.json.decode(text, type=dict[str, Any])
+    kind = record.get("record_type")
+    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        raise msgspec.ValidationError(f"no kind of record is called {kind!r}")
+    msgspec.convert(record, known)
+    return record
+
+
+def _check_version(version: str, name: str) -> None:
+    major, ours = version.partition(".")[0], TRACE_VERSION.partition(".")[0]
+    if major != ours:
+        raise TraceError(
+            f"{name} has trace format {version}; this geom reads {ours}.x.", "pip install --upgrade geomcli"
+        )

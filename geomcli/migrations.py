@@ -6,7 +6,12 @@ Times are integer epoch milliseconds, zones are rows of data rather than CHECKs,
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
+
 from sqlite_utils import Database, Migrations
+
+from geomcli.trace_summary import of_blobs
 
 migrations = Migrations("geom")
 
@@ -95,3 +100,35 @@ def m001_traces(db: Database) -> None:
         """
     )
     db.table("messages").enable_fts(["content"], create_triggers=True)
+
+
+@migrations()
+def m002_trace_summaries(db: Database) -> None:
+    db.execute(
+        """
+        CREATE TABLE trace_summaries (
+            trace_id TEXT PRIMARY KEY REFERENCES traces(id) ON DELETE CASCADE,
+            steps INTEGER NOT NULL,
+            local REAL NOT NULL,
+            mid REAL NOT NULL,
+            long REAL NOT NULL,
+            bin_entropy REAL NOT NULL,
+            zone_counts TEXT NOT NULL,
+            fingerprint BLOB NOT NULL
+        )
+        """
+    )
+    # In the order of an index: no sort, and no more than one trace in memory.
+    rows = db.execute("SELECT trace_id, zone, fingerprint FROM steps WHERE fingerprint IS NOT NULL ORDER BY trace_id")
+    made = []
+    for trace_id, steps in groupby(rows, key=itemgetter(0)):
+        if (summary := of_blobs((zone, blob) for _, zone, blob in steps)).steps:
+            made.append((trace_id, *summary.row()))
+    for row in made:
+        db.execute(INSERT_SUMMARY, row)
+
+
+INSERT_SUMMARY = (
+    "INSERT OR REPLACE INTO trace_summaries "
+    "(trace_id, steps, local, mid, long, bin_entropy, zone_counts, fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)

@@ -22,8 +22,9 @@ from sqlite_utils import Database
 
 from geomcli.errors import StoreError
 from geomcli.fingerprint import FINGERPRINT_SIZE, pack, round_significant, unpack
-from geomcli.migrations import migrations
+from geomcli.migrations import INSERT_SUMMARY, migrations
 from geomcli.schema import Record
+from geomcli.trace_summary import TraceSummary
 
 COMMIT_SECONDS = 0.5
 CHECK_SECONDS = COMMIT_SECONDS / 2  # how often to call `flush_if_due`: a record then waits for 0.75 s
@@ -85,7 +86,7 @@ class Store:
 
     def ls(self, *, limit: int = 20) -> list[dict[str, Any]]:
         """The newest traces: id, created (ms), model, title, tokens, dominant_zone, max_drift, complete."""
-        return self._rows(
+        return self.rows(
             "SELECT id, created, model, title, tokens, dominant_zone, avg_entropy, max_drift, complete FROM traces "
             "ORDER BY created DESC, id DESC LIMIT ?",
             (limit,),
@@ -97,7 +98,7 @@ class Store:
             rows = self.ls(limit=1)
         else:
             escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            rows = self._rows("SELECT id FROM traces WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (escaped + "%",))
+            rows = self.rows("SELECT id FROM traces WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (escaped + "%",))
         if not rows:
             raise StoreError(f"no trace {prefix!r} in {self.path}.", "geom traces ls")
         if len(rows) > 1:
@@ -107,7 +108,7 @@ class Store:
 
     def records(self, trace_id: str) -> Iterator[Record]:
         """The records of a trace as they were written, in the order of the trace format."""
-        header = self._rows("SELECT * FROM traces WHERE id = ?", (trace_id,))[0]
+        header = self.rows("SELECT * FROM traces WHERE id = ?", (trace_id,))[0]
         yield _merge(
             {
                 "record_type": "header",
@@ -122,14 +123,14 @@ class Store:
         )
         messages = [
             _merge({"record_type": "message", "id": m["name"], "role": m["role"], "content": m["content"]}, m["extra"])
-            for m in self._rows("SELECT * FROM messages WHERE trace_id = ? ORDER BY position", (trace_id,))
+            for m in self.rows("SELECT * FROM messages WHERE trace_id = ? ORDER BY position", (trace_id,))
         ]
         answered = bool(messages) and messages[-1]["role"] == "assistant" and bool(header["metrics"])
         yield from messages[:-1] if answered else messages
         yield from self._tokens_and_steps(trace_id)
         if answered:
             yield messages[-1]
-        for s in self._rows("SELECT * FROM segments WHERE trace_id = ? ORDER BY position", (trace_id,)):
+        for s in self.rows("SELECT * FROM segments WHERE trace_id = ? ORDER BY position", (trace_id,)):
             segment = {"record_type": "segment", "id": s["name"], "type": s["type"], "start": s["start"]}
             yield _merge({**segment, "end": s["end"]}, s["extra"])
         if header["metrics"]:
@@ -137,19 +138,20 @@ class Store:
 
     def _tokens_and_steps(self, trace_id: str) -> Iterator[Record]:
         steps: dict[int, list[Record]] = {}
-        rows = self._rows(
+        rows = self.rows(
             "SELECT steps.*, links.payload FROM steps LEFT JOIN links ON links.step_id = steps.id "
             "WHERE trace_id = ? ORDER BY output_index, steps.id",
             (trace_id,),
         )
         for row in rows:
             steps.setdefault(row["output_index"], []).append(_step_of(row))
-        for t in self._rows("SELECT * FROM tokens WHERE trace_id = ? ORDER BY output_index", (trace_id,)):
+        for t in self.rows("SELECT * FROM tokens WHERE trace_id = ? ORDER BY output_index", (trace_id,)):
             token = {"record_type": "token", "index": t["output_index"], "text": t["text"]}
             yield _merge({**token, "segmentId": t["segment"], "tokenId": t["token_id"]}, t["extra"])
             yield from steps.get(t["output_index"], ())
 
-    def _rows(self, sql: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
+    def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
+        """What a SELECT finds, by column name; StoreError when it cannot be read."""
         try:
             cursor = self._connection.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
@@ -177,6 +179,7 @@ class TraceWriter:
         self._buffer: list[Record] = []
         self._flushed = time.monotonic()
         self._positions = {"message": 0, "segment": 0}
+        self._summary = TraceSummary()
         self.trace_id = ""
 
     def __enter__(self) -> TraceWriter:
@@ -202,14 +205,18 @@ class TraceWriter:
         """Commit everything taken so far in one transaction."""
         if not self._buffer:
             return
+        summary = self._summary.plus(self._buffer)
         self._execute("BEGIN IMMEDIATE", ())
         try:
             for record in self._buffer:
                 getattr(self, f"_{record['record_type']}")(dict(record))
+            if summary is not self._summary:
+                self._execute(INSERT_SUMMARY, (self.trace_id, *summary.row()))
             self._execute("COMMIT", ())
         except BaseException:
             self._connection.rollback()
             raise
+        self._summary = summary
         self._buffer.clear()
         self._flushed = time.monotonic()
 

@@ -250,6 +250,12 @@ class Trace:
                 record
             )
 
+    @property
+    def prompt(self) -> list[Record]:
+        """The messages that were sent: all but the answer, which is there when the trace has an end."""
+        answered = bool(self.messages) and bool(self.metrics) and self._is_answer(self.messages[-1])
+        return self.messages[:-1] if answered else self.messages
+
     def records(self) -> Iterator[Record]:
         """Header first, prompt messages, tokens with their steps, then the answer, segments and metrics."""
         yield self.header

@@ -22,6 +22,7 @@ ZONE_STYLES = {
     UNKNOWN: ("·", "default"),
 }
 _SPARKS = "▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
 _PIPE_WIDTH = 1000
 # C0 and DEL have pictures of their own; C1, which an 8-bit terminal takes for escapes, has none.
 _SYMBOLS = {c: 0x2400 + c for c in range(0x20) if chr(c) not in "\n\t"}
@@ -75,6 +76,13 @@ def sparkline(values: list[float | None], *, top: float = 1.0, width: int = 60) 
         values = [max((v for v in group if v is not None), default=None) for group in groups]
     steps = len(_SPARKS) - 1
     return "".join(" " if v is None else _SPARKS[min(steps, max(0, round(v / top * steps)))] for v in values)
+
+
+def bar(value: float, *, top: float = 1.0, width: int = 12) -> str:
+    """A bar of `width` cells for a value in [0, top], in eighths of a cell."""
+    eighths = round(min(1.0, max(0.0, value / top)) * width * 8) if top > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def human_bytes(count: int) -> str:

@@ -28,7 +28,9 @@ def geom(
     return subprocess.run([GEOM, *arguments], capture_output=True, text=True, env=env, timeout=60, **source)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"], ["compare", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         f"import sys; from geomcli.cli import main; sys.argv = ['geom', *{arguments!r}]\n"

@@ -104,3 +104,47 @@ def test_the_store_is_found_without_a_server(tmp_path: Path) -> None:
 def test_a_named_file_must_exist() -> None:
     with pytest.raises(UsageError, match=r"missing\.toml"):
         config.load({"GEOM_CONFIG": "missing.toml"})
+
+
+def test_the_table_of_the_terminal_app(tmp_path: Path) -> None:
+    assert config.load({}).tui == config.Tui(theme="", signal="zone", keys={})
+    (tmp_path / "geom.toml").write_text(
+        'base_url = "http://file:1"\n[tui]\ntheme = "nord"\nsignal = "drift"\n'
+        '[tui.keys]\ntoken.pin = "P"\n"view.freeze" = "ctrl+space, f7"\nfind = "/"\n'
+    )
+    found = config.load({"GEOM_BASE_URL": "http://env:2"})
+    assert found.tui.keys == {"token.pin": "P", "view.freeze": "ctrl+space, f7", "find": "/"}
+    assert (found.tui.theme, found.tui.signal, found.base_url) == ("nord", "drift", "http://env:2")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('themee = "x"', r"geom\.toml: .*unknown field `themee` - at `\$\.tui`"),
+        ("theme = 3", r"Expected `str`, got `int` - at `\$\.tui\.theme`"),
+        ('signal = "colour"', "signal must be one of zone, entropy, drift, influence, off, got 'colour'"),
+        ("keys = 3", r"at `\$\.tui\.keys`"),
+        ('keys.quit = ["q"]', r"at `\$\.tui\.keys"),
+        ('keys.quit = ""', "quit = '' is no key"),
+        ('keys.quit = "ctrl+"', r"quit = 'ctrl\+' is no key"),
+        ('keys.quit = "ctrl q"', "quit = 'ctrl q' is no key"),
+        ('keys.quit = "q,"', "quit = 'q,' is no key"),
+    ],
+)
+def test_a_wrong_table_of_the_terminal_app_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "geom.toml").write_text(f"[tui]\n{text}\n")
+    for read in (lambda: config.load({}), lambda: config.store_path({})):
+        with pytest.raises(UsageError, match=said):
+            read()
+
+
+def test_actions_and_themes_are_those_that_the_app_has() -> None:
+    known = {"actions": ["token.pin", "quit"], "themes": ["nord", "gruvbox"]}
+    config.Tui(theme="nord", keys={"quit": "q"}).check(**known)
+    config.Tui().check(**known)
+    with pytest.raises(UsageError, match=r"no action 'token\.pinn'; did you mean token\.pin\."):
+        config.Tui(keys={"token.pinn": "p"}).check(**known)
+    with pytest.raises(UsageError, match=r"no action 'zzz'; known: quit, token\.pin\."):
+        config.Tui(keys={"zzz": "p"}).check(**known)
+    with pytest.raises(UsageError, match="no theme 'nort'; did you mean nord"):
+        config.Tui(theme="nort").check(**known)

@@ -1,0 +1,182 @@
+"""`geom compare`: two traces, how alike their attention is, and what differs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geomcli.cli import output
+from geomcli.errors import ExitCode, TraceError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from geomcli.comparison import AlignedToken, Comparison
+    from geomcli.differences import Metric
+    from geomcli.trace import Trace
+
+_BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
+_CELL = 35  # columns of one side of such a row
+_HELP = "A file of JSON lines, `-` for stdin, or a stored trace: id, start of one, `last`."
+
+
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help=_HELP)],
+    b: Annotated[str, typer.Argument(metavar="B", help="The same for the other side.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The whole comparison as JSON.")] = False,
+    fail_under: Annotated[
+        float | None, typer.Option(help="Exit with 4 when the similarity is below this, 0..1.", min=0, max=1)
+    ] = None,
+    db: Annotated[Path | None, typer.Option("--db", help="Trace store; GEOM_DB.", dir_okay=False)] = None,
+) -> None:
+    """Compare two traces: similarity, first difference, zones, bands and what differs in words.
+
+    \b
+    Examples:
+      geom compare a.jsonl b.jsonl
+      geom compare 20261123-19 last --json
+      geom run 'Why is the sky blue?' --no-save --jsonl | geom compare last - --fail-under 0.9
+    """
+    from geomcli import comparison
+
+    if a == b == "-":
+        raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
+    left, right = (_load(name, db) for name in (a, b))
+    result = comparison.compare(left, right)
+    if as_json:
+        import msgspec
+
+        output.print_json(msgspec.to_builtins(result))
+    else:
+        _print(result, left, right)
+    if fail_under is not None and result.similarity.overall < fail_under:
+        output.narrator().print(
+            f"The similarity {result.similarity.overall:.3f} is below --fail-under {fail_under:g}.", markup=False
+        )
+        raise typer.Exit(int(ExitCode.VERDICT))
+
+
+def _load(name: str, db: Path | None) -> Trace:
+    from geomcli import config, jsonl
+    from geomcli.store import Store
+    from geomcli.trace import Trace
+
+    path = Path(name)
+    if name == "-":
+        reading = jsonl.read(sys.stdin.buffer, "stdin")
+    elif path.is_file() or "/" in name or path.suffix in (".jsonl", ".json"):
+        reading = jsonl.read_file(path)
+    else:
+        with Store(config.store_path(db=None if db is None else str(db))) as store:
+            return Trace(store.records(store.find(name)))
+    for problem in reading.problems:
+        output.narrator().print(output.marked(problem))
+    if len(reading.traces) > 1:
+        raise TraceError(f"{name} holds {len(reading.traces)} traces.", "geom traces export ID > one.jsonl")
+    return Trace(reading.traces[0])
+
+
+def _print(c: Comparison, a: Trace, b: Trace) -> None:
+    console = output.speaker()
+    for name, side in (("A", c.a), ("B", c.b)):
+        console.print(
+            f"[bold]{name}[/]  {output.marked(side.trace_id or '-')}  {output.marked(side.model)}  "
+            f"{side.tokens} tokens, {side.steps} with a fingerprint  [dim]{output.marked(side.title)}[/]"
+        )
+    for note in c.notes:
+        console.print(f"   [dim]{output.marked(note)}[/]")
+    _similarity(console, c)
+    _section(console, "Differences (B against A; described, not tested against noise)")
+    for sentence in c.differences or ("None.",):
+        console.print(f"  {output.marked(sentence)}")
+    if c.divergence is not None:
+        _section(console, "Where the texts part")
+        _rows(console, c, a, b)
+    _section(console, "Zones")
+    for share in c.zones:
+        glyph, style = output.ZONE_STYLES.get(share.zone, ("·", "default"))
+        console.print(
+            f"  [{style}]{glyph} {output.marked(f'{share.zone:<17}')}[/] A {share.a:4.0%} {output.bar(share.a)}  "
+            f"B {share.b:4.0%} {output.bar(share.b)}  {share.delta * 100:+.0f} points"
+        )
+    _section(console, "Metrics")
+    for metric in c.metrics:
+        if metric.a is not None or metric.b is not None:
+            console.print(f"  {_metric(metric)}")
+    _histogram(console, c)
+    kind = "fitted axes" if c.interpretation.kind == "fitted" else "heuristic axes, not fitted"
+    _section(console, f"Shift of the fingerprint ({kind})")
+    for reading in c.interpretation.axes:
+        console.print(f"  {reading.name:<20} {reading.value:+.3f}  {reading.sentence}", markup=False)
+
+
+def _section(console: Console, title: str) -> None:
+    console.print(f"\n[bold]{title}[/]")
+
+
+def _similarity(console: Console, c: Comparison) -> None:
+    s = c.similarity
+    _section(console, f"Similarity {s.overall:.3f}")
+    of_pairs = f"aligned tokens in the same zone, of {c.zone_pairs}"
+    for name, value, meaning in (
+        ("direction", s.direction, "cosine of the mean fingerprints"),
+        ("zones", s.zones, of_pairs if s.zones is not None else "no aligned tokens both have a zone"),
+        ("entropy", s.entropy, "1 - difference of the mean bin entropies"),
+    ):
+        shown = "    -" if value is None else f"{value:.3f}"
+        console.print(f"  {name:<10} {shown} {output.bar(value or 0.0)}  [dim]{meaning}[/]")
+    console.print(
+        f"  {'tokens':<10} {c.same_tokens:.3f} {output.bar(c.same_tokens)}  [dim]the same text; no part of it[/]"
+    )
+
+
+def _rows(console: Console, c: Comparison, a: Trace, b: Trace) -> None:
+    from rich.cells import cell_len
+
+    assert c.divergence is not None
+    texts_a, texts_b = ({t["index"]: t.get("text") for t in trace.tokens} for trace in (a, b))
+    first = max(0, c.divergence.row - _BEFORE)
+    for row in c.alignment[first : c.divergence.row + _BEHIND]:
+        mark = " " if row.kind == "same" else "≠"
+        cells = [_cell(row.a, texts_a.get(row.a), row.zone_a), _cell(row.b, texts_b.get(row.b), row.zone_b)]
+        gap = " " * max(1, _CELL - cell_len(cells[0]))
+        console.print(f"  {mark} {cells[0]}{gap}{cells[1]}{_zones_mark(row)}", markup=False)
+
+
+def _cell(index: int | None, text: str | None, zone: str | None) -> str:
+    if index is None:
+        return "-"
+    glyph, _ = output.ZONE_STYLES.get(zone or "", (" ", ""))
+    quoted = output.printable(json.dumps(text, ensure_ascii=False)) if text is not None else "?"
+    return f"{index:>5} {glyph} {quoted}"
+
+
+def _zones_mark(row: AlignedToken) -> str:
+    return f"   {row.zone_a} / {row.zone_b}" if row.zones_differ else ""
+
+
+def _metric(m: Metric) -> str:
+    top = max(abs(m.a or 0.0), abs(m.b or 0.0))
+    a, b = (f"{_number(v, m.unit):>8} {output.bar(v or 0.0, top=top)}" for v in (m.a, m.b))
+    delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
+    relative = "" if m.relative is None else f"({m.relative:+.0%})"
+    return f"{m.label:<23} A {a} B {b} {delta:>8} {relative}".rstrip()
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if unit == "tokens" else f"{value:.2f}" if unit in ("bits", "tokens/s") else f"{value:.3f}"
+
+
+def _histogram(console: Console, c: Comparison) -> None:
+    _section(console, f"Attention by distance ({c.histogram.angle:.3f} rad apart)")
+    top = max(*c.histogram.a, *c.histogram.b)
+    for name, values in (("A", c.histogram.a), ("B", c.histogram.b)):
+        console.print(f"  {name} {output.sparkline(list(values), top=top or 1.0)}")
+    signs = "".join("+" if d >= 0.01 else "-" if d <= -0.01 else "·" for d in c.histogram.delta)
+    console.print(f"  Δ {signs}  [dim]bins of 0-1, 2-3, 4-7, … 32768 and more tokens back[/]")

@@ -1,0 +1,98 @@
+"""What differs between two traces: its numbers, and the sentences that say them.
+
+Sentences speak of B against A. A difference below a point of the attention is not worth one.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from geomcli.interpretation import SHARE_STEPS
+
+
+class Divergence(msgspec.Struct, frozen=True):
+    """The first row that is not the same; an index and a text are None where that side has no token there."""
+
+    row: int
+    a: int | None
+    b: int | None
+    text_a: str | None
+    text_b: str | None
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """One number of both sides; `delta` = b - a, `relative` = delta / a; None where it cannot be said."""
+
+    name: str
+    label: str
+    unit: str
+    a: float | None
+    b: float | None
+    delta: float | None
+    relative: float | None
+
+
+class ZoneShare(msgspec.Struct, frozen=True):
+    """Share of the steps in a zone."""
+
+    zone: str
+    a: float
+    b: float
+    delta: float
+
+
+_SPOKEN = {
+    "local": "local mass (0 to 7 tokens back)",
+    "mid": "mid-range mass (8 to 255 tokens back)",
+    "long": "long-range mass (256 tokens back and more)",
+    "sink_mass": "mass on sinks",
+}
+
+
+def sentences(
+    metrics: tuple[Metric, ...], zones: tuple[ZoneShare, ...], divergence: Divergence | None
+) -> tuple[str, ...]:
+    """What differs, largest first, behind where the texts part and which is longer; empty where nothing does."""
+    found: list[tuple[float, str]] = []
+    smallest = SHARE_STEPS[0]
+    for m in metrics:
+        if m.delta is None or m.a is None or m.b is None or m.unit != "share" or abs(m.delta) < smallest:
+            continue
+        values = f"{m.b:.3f} against {m.a:.3f}"
+        if m.name in _SPOKEN:
+            how = "more" if m.delta > 0 else "less"
+            # A share of nearly nothing is not a number that says anything.
+            amount = f"{abs(m.delta) * 100:.1f} points" if m.a < 2 * smallest else f"{abs(m.delta) / m.a:.0%}"
+            found.append((abs(m.delta), f"B keeps {amount} {how} {_SPOKEN[m.name]}: {values}."))
+        elif m.name == "bin_entropy":
+            how = "more diffuse" if m.delta > 0 else "more focused"
+            found.append((abs(m.delta), f"B is {how}: bin entropy {values}."))
+        elif m.name == "max_drift":
+            how = "changes its pattern more" if m.delta > 0 else "changes its pattern less"
+            found.append((abs(m.delta), f"B {how}: largest drift {values}."))
+    for share in zones:
+        if abs(share.delta) >= smallest:
+            how = "more" if share.delta > 0 else "fewer"
+            amount = f"{abs(share.delta) * 100:.0f} points"
+            text = f"B has {amount} {how} of its tokens in {share.zone}: {share.b:.0%} against {share.a:.0%}."
+            found.append((abs(share.delta), text))
+    found.sort(key=lambda item: (-item[0], item[1]))
+    said = [text for _, text in found]
+    tokens = metrics[0]
+    if tokens.delta:
+        how = "longer" if tokens.delta > 0 else "shorter"
+        count = f"{abs(tokens.delta):.0f} token{'s' if abs(tokens.delta) != 1 else ''}"
+        said.insert(0, f"B is {count} {how}: {tokens.b:.0f} against {tokens.a:.0f}.")
+    if divergence is not None:
+        said.insert(0, _parting(divergence))
+    return tuple(said)
+
+
+def _parting(divergence: Divergence) -> str:
+    def shown(index: int | None, text: str | None) -> str:
+        if index is None:
+            return "nothing"
+        return f"#{index} {msgspec.json.encode(text).decode()}" if text is not None else f"#{index}"
+
+    a, b = shown(divergence.a, divergence.text_a), shown(divergence.b, divergence.text_b)
+    return f"The texts part at {a} in A, {b} in B."
