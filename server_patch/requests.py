@@ -98,6 +98,7 @@ async def _with_entries(
     outputs: Any, manager: Any, obj: Any, request: Any, options: CaptureOptions
 ) -> AsyncIterator[Any]:
     state.main.counters.ask(options.mode)
+    state.main.worker.listen()
     pending = getattr(obj, PENDING_ATTRIBUTE, None)
     collector, rids = _collector(manager, obj), set[str]()
     if request is not None and (capture := guards.capture_of(request.scope)) is not None:

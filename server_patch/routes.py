@@ -6,10 +6,11 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from geomcli import __version__
 from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
-from geomcli.server_patch import arrivals, guards, hooks, state
+from geomcli.server_patch import arrivals, documents, guards, hooks, state
 from geomcli.server_patch.exchange import Exchange
 from geomcli.server_patch.metrics import Metrics
 from geomcli.server_patch.options import MAX_TOP_K
@@ -100,7 +101,26 @@ def install(*, metrics: bool) -> None:
     """
     from sglang.srt.entrypoints.http_server import app
 
-    router = APIRouter(dependencies=[Depends(require_key)])
-    router.add_api_route(CAPABILITIES_PATH, capabilities, methods=["GET"])
+    router = APIRouter(
+        dependencies=[Depends(require_key), *(Depends(scheme) for scheme in _key_schemes())], tags=["attention"]
+    )
+    router.add_api_route(
+        CAPABILITIES_PATH,
+        capabilities,
+        methods=["GET"],
+        response_model=None,
+        responses=documents.responses(attention_key=bool(state.main.key), engine_key=state.main.bearer_taken),
+        summary="What can be captured, and under which guards",
+    )
     app.include_router(router)
     app.add_middleware(Exchange, metrics=Metrics() if metrics else None)
+
+
+def _key_schemes() -> list[APIKeyHeader | HTTPBearer]:
+    """Where the key may be, for the OpenAPI page; `require_key` looks for itself."""
+    if not state.main.key:
+        return []
+    header = APIKeyHeader(name=ATTENTION_KEY_HEADER, scheme_name="AttentionKey", auto_error=False)
+    # A bearer token is SGLang's own key where it has one.
+    bearer = HTTPBearer(scheme_name="AttentionBearer", auto_error=False)
+    return [header] if state.main.bearer_taken else [header, bearer]

@@ -28,6 +28,7 @@ class EntryWorker:
         self._pending: deque[tuple[Order, asyncio.Future[Built | None]]] = deque()
         self._address: str | None = None
         self._builder: Builder | None = None
+        self._unwatched: Receiver | None = None
 
     def start(self, address: str) -> None:
         """Start the process, which reads what is published at `address`; without it entries are built here."""
@@ -58,6 +59,12 @@ class EntryWorker:
         finally:
             its.close()
 
+    def listen(self) -> None:
+        """For each request that asks, in the event loop, before its first token: its records need a reader by then."""
+        if self._socket is None:
+            self._here()
+            self._watch()
+
     def build(self, order: Order) -> asyncio.Future[Built | None]:
         """None when the order could not be read; what the process does not answer is built here, with new compasses."""
         future: asyncio.Future[Built | None] = asyncio.get_running_loop().create_future()
@@ -72,7 +79,9 @@ class EntryWorker:
 
     def _build_here(self, order: Order, future: asyncio.Future[Built | None]) -> None:
         try:
-            future.set_result(self._here().build(order))
+            builder = self._here()
+            self._watch()
+            future.set_result(builder.build(order))
         except Exception:
             faults.report("a batch of entries could not be built")
             future.set_result(None)
@@ -88,17 +97,16 @@ class EntryWorker:
             except OSError:
                 faults.report("the scheduler publishes no records; captured tokens' entries are errors")
                 return Builder(None)
-            self._builder = Builder(receiver)
-            self._watch(receiver, self._builder)
+            self._builder, self._unwatched = Builder(receiver), receiver
         return self._builder
 
-    @staticmethod
-    def _watch(receiver: Receiver, builder: Builder) -> None:
-        """Read what comes between two orders, too."""
-        try:
-            loop, file = asyncio.get_running_loop(), receiver.fileno()
-        except RuntimeError:
+    def _watch(self) -> None:
+        """Read what comes between two orders, too: the scheduler keeps room for some steps only."""
+        builder, receiver = self._builder, self._unwatched
+        if builder is None or receiver is None:
             return
+        self._unwatched = None
+        loop, file = asyncio.get_running_loop(), receiver.fileno()
 
         def read() -> None:
             builder.take_in()

@@ -17,11 +17,9 @@ import pytest
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import CaptureOptions
-from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.requests import _set_params, after_create_tokenized
 from geomcli.server_patch.values import PARAMS_KEY, Value
 from geomcli.server_patch.worker import Order
-from geomcli.server_patch.worker_client import EntryWorker
 
 OPTIONS = CaptureOptions(
     mode="fingerprint", top_k=0, layers=(3,), heads=None, heads_total=4, mask_prefix=0, stride=1, limit=0, window=0,
@@ -193,50 +191,6 @@ async def test_values_outlive_their_request_for_a_while(
     assert arrivals.take("gone", 2) == []
     assert not arrivals._waiting
     assert arrivals._over == ["1/gone"]
-
-
-def order(step: int, *, over: tuple[str, ...] = ()) -> Order:
-    """One token of which nothing was found: its entry needs the request's options alone."""
-    return Order([("1/a", step - 1, [7], msgspec.json.encode(OPTIONS).decode(), 3)], list(over))
-
-
-async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: pytest.LogCaptureFixture) -> None:
-    worker, alone = EntryWorker(), EntryWorker()
-    publisher = Publisher((3,), 1 << 16)
-    worker.start(publisher.address)
-    assert worker.process is not None
-    try:
-        first = await worker.build(order(1))
-        assert first == await alone.build(order(1))
-        assert first is not None
-        body = orjson.loads(b"{" + Value(*first["1/a"][0]).body + b"}")
-        assert (body["decode_step"], body["query_position"], body["flags"]) == (1, 2, ["error"])
-        assert await worker.build(Order([("a",)], [])) is None
-        worker.process.kill()
-        worker.process.wait()
-        assert await worker.build(order(2)) == await alone.build(order(2))
-        assert "is gone" in caplog.text
-    finally:
-        worker.stop()
-
-
-async def test_a_process_that_cannot_start_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
-    worker = EntryWorker()
-    worker.start("\0geom-nobody-is-here")
-    assert "could not be started" in caplog.text
-    built = await worker.build(order(1))
-    assert built is not None
-    assert len(built["1/a"]) == 1
-
-
-async def test_the_process_ends_with_the_one_that_started_it() -> None:
-    worker = EntryWorker()
-    publisher = Publisher((3,), 1 << 16)
-    worker.start(publisher.address)
-    assert worker.process is not None
-    assert worker._socket is not None
-    worker._socket.close()
-    assert await asyncio.to_thread(worker.process.wait, 10) == 0
 
 
 async def test_batches_keep_their_order_while_entries_of_later_ones_are_built(
