@@ -93,6 +93,8 @@ def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> 
     ]  # fmt: skip
     if name != "recompute":
         arguments += ["--attention-capture-source", name]
+    if options.derotate:
+        arguments.append("--attention-derotate")
     environment: dict[str, str] = {}
     if on_cpu(options):
         from geomcli import engine, models
@@ -160,7 +162,8 @@ async def collect(options: argparse.Namespace) -> tuple[dict[str, list[Answer]],
                 print(f"{source} ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
                 answers[source] = []
                 for name, group in prompts.items():
-                    sent = (entries(session, engine.url, prompt, options.tokens, ASK) for prompt in group)
+                    fields = {**ASK, **({"attention_derotate": True} if options.derotate else {})}
+                    sent = (entries(session, engine.url, prompt, options.tokens, fields) for prompt in group)
                     for prompt, got in zip(group, await asyncio.gather(*sent), strict=True):
                         cached = got.get("meta_info", {}).get("cached_tokens", 0)
                         answers[source].append(
@@ -275,6 +278,12 @@ def table(document: dict[str, Any]) -> str:
                 f"{found['topk_mass']:.1e}, the request's fingerprint {found['request fingerprint']:.1e}, head "
                 f"statistics: {heads}",
             ]
+        if "content" in found:
+            lines.append(
+                f"- {source}: largest difference of a link's content score {found['content']:.1e} (99 %: "
+                f"{row['p99']['content']:.1e}), of its position score {found['position']:.1e} "
+                f"({row['p99']['position']:.1e})"
+            )
         lines.append(
             f"- {source}: {row['same_tokens']} of {row['tokens']} tokens are the oracle's likeliest; "
             f"{sum(r['cached'] for r in row['requests'])} prompt tokens came from the prefix cache; CUDA graphs: "
@@ -308,6 +317,7 @@ def main() -> None:
     parser.add_argument("--sources", nargs="+", default=["tap", "probe"], choices=SOURCES)
     parser.add_argument("--layers", default="auto")
     parser.add_argument("--tokens", type=int, default=48, help="tokens to generate")
+    parser.add_argument("--derotate", action="store_true", help="scores by content and position too (Llama models)")
     parser.add_argument("--tolerance", type=float, help="of a probability; by default 2e-3, in bfloat16 3e-2")
     parser.add_argument("--mem-fraction", type=float, default=0.5)
     parser.add_argument("--port", type=int, default=30500)

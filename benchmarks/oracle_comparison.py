@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 from geomcli import fingerprint
 from geomcli.kernels.records import HEAD_STATISTICS
 
+# Beside this script; `python -P` keeps its folder off the path.
+sys.path.append(str(Path(__file__).parent))
+import oracle_derotation
+
 TOP_K = 64
 STRONG = 0.01  # links of at least so much are compared relatively, too
 
@@ -74,6 +78,9 @@ class Oracle:
         found = {n: out.attentions[n][0, :, first:].transpose(0, 1).double().cpu().numpy() for n in layers}
         return found, out.logits[0, first:].argmax(-1).tolist()
 
+    def derotated(self, ids: list[int], layers: list[int]) -> dict[int, dict[str, NDArray[np.float64]]]:
+        return oracle_derotation.scores(self._model, ids, layers)
+
 
 class Findings:
     """Absolute differences by measure, prompt and layer; what is wrong with single entries; the worst link."""
@@ -110,6 +117,8 @@ def compare(oracle: Oracle, answers: list[Answer], layers: list[int], sinks: int
         found.tokens += len(greedy)
         found.same_tokens += sum(a == b for a, b in zip(answer.output, greedy, strict=True))
         by_step = {entry["decode_step"]: entry for entry in answer.entries}
+        asked = any("derotated" in entry for entry in answer.entries)
+        unrotated = oracle.derotated(answer.prompt + answer.output[:-1], layers) if asked else {}
         for step in range(len(answer.output)):
             found.entries += 1
             entry = by_step.get(step + 1)
@@ -122,6 +131,9 @@ def compare(oracle: Oracle, answers: list[Answer], layers: list[int], sinks: int
                 rows = truth[layer][step][:, : query + 1]
                 check_layer(found, answer.name, layer, published, rows, query, sinks)
                 statistics = entry["head_stats"][str(layer)]
+                if asked:
+                    for name, value in oracle_derotation.differences(published, unrotated[layer], query).items():
+                        found.add(name, answer.name, layer, value)
                 for name, value in head_statistics(rows, len(answer.prompt), sinks):
                     found.add(f"head {name}", answer.name, layer, np.array(statistics[name]) - value)
     return found
