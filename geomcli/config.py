@@ -19,11 +19,19 @@ APP = "geom"
 DEFAULT_PORT = 30000
 
 
+class TuiSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[tui]`: the theme of `geom tui`, and keys by action id (f1 in the app shows the ids)."""
+
+    theme: str = ""
+    keys: dict[str, str] = {}
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_url: str = f"http://127.0.0.1:{DEFAULT_PORT}"
     api_key: str = ""
     attention_key: str = ""
     db: str = ""
+    tui: TuiSettings = TuiSettings()
 
     @property
     def db_path(self) -> Path:

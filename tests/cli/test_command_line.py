@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from geomcli.cli import serve
-from geomcli.cli.output import printable
+from geomcli.display import printable
 from geomcli.server_patch import flags
 from geomcli.server_patch.options import ServerOptions
 from geomcli.store import Store
@@ -28,7 +28,9 @@ def geom(
     return subprocess.run([GEOM, *arguments], capture_output=True, text=True, env=env, timeout=60, **source)  # type: ignore[call-overload,no-any-return]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"], ["tui", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         f"import sys; from geomcli.cli import main; sys.argv = ['geom', *{arguments!r}]\n"
