@@ -121,7 +121,7 @@ class GeomApp(App[None]):
         self._paint = None
         self.session.touch(Changed.VIEW | Changed.STATE)
 
-    def offered_panes(self) -> list[tuple[int, str]]:
+    def offered_panes(self) -> Sequence[tuple[int, str]]:
         """(number, mode) of the panes."""
         return panes.offered()
 

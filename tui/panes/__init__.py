@@ -5,6 +5,7 @@ A pane's module has `PANE`, its subclass of `base.Pane`, and is imported when th
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     from geomcli.tui.panes.base import Pane
 
 
-def offered() -> list[tuple[int, str]]:
+@cache
+def offered() -> tuple[tuple[int, str], ...]:
     """(number, mode) of the panes that there are."""
-    return [(n, mode) for n, mode in enumerate(MODES, 1) if find_spec(f"{__name__}.{mode}") is not None]
+    return tuple((n, mode) for n, mode in enumerate(MODES, 1) if find_spec(f"{__name__}.{mode}") is not None)
 
 
 def pane(mode: str) -> Pane:

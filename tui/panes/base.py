@@ -37,6 +37,8 @@ class Pane(Screen[None]):
     """
 
     MODE: ClassVar[str] = ""
+    # Nothing, unless a pane names what: a text field that had the focus would take the keys.
+    AUTO_FOCUS: ClassVar[str | None] = ""
     TYPED: ClassVar[frozenset[str]] = frozenset(action.method for action in ACTIONS if action.typed)
 
     @property

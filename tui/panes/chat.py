@@ -27,7 +27,7 @@ class ChatPane(TokenPane):
 
     MODE = "chat"
     BINDINGS: ClassVar[list[BindingType]] = [*pane_bindings(MODE)]
-    AUTO_FOCUS = "TokenView"
+    AUTO_FOCUS: ClassVar[str | None] = "TokenView"
 
     def body(self) -> Iterable[Widget]:
         with Horizontal(id="chat-columns"):
