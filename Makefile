@@ -8,10 +8,10 @@ SGLANG ?= 0.5.20
 ENGINE = $(VENV)/engine-$(SGLANG)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
-SOURCES = $(shell find geomcli kernels server_patch -name '*.py') pyproject.toml
+SOURCES = $(shell find geomcli kernels server_patch tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo test test-kernels check compatibility install model kernel-report gpu-payload clean
+.PHONY: demo demo-recording test test-kernels check compatibility install model kernel-report gpu-payload clean
 .DEFAULT_GOAL := help
 
 help:
@@ -91,6 +91,10 @@ gpu-payload: install
 	mkdir -p .git/info
 	PLUGIN=.gpu/plugin $(GPU_RECIPE)/pack.sh . .gpu/build
 	test -z "$(FA3)" || $(BIN)/python benchmarks/fa3_library.py .gpu/build/whl/sglang_kernel-*.whl .sgl/fa3.tar.xz
+
+# What `geom tui --demo` plays, recorded anew with the default model.
+demo-recording: install model
+	$(BIN)/python -P benchmarks/record_demo.py
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

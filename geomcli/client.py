@@ -34,7 +34,7 @@ class _Sketch(msgspec.Struct):
     top_hubs: list[tuple[_Int, float]] = []
 
 
-class _Entry(msgspec.Struct):
+class WireEntry(msgspec.Struct):
     """The fields of an entry that geom reads itself; the entry travels on as it came, whatever else it has."""
 
     decode_step: _Int = 1
@@ -81,7 +81,7 @@ class _Usage(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
-    attention_tokens: list[_Entry] | None = None
+    attention_tokens: list[WireEntry] | None = None
     usage: _Usage | None = None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from geomcli import display
 from geomcli.cli import output
 from geomcli.errors import ExitCode, TraceError, UsageError
 
@@ -151,7 +152,7 @@ def _cell(index: int | None, text: str | None, zone: str | None) -> str:
     if index is None:
         return "-"
     glyph, _ = output.ZONE_STYLES.get(zone or "", (" ", ""))
-    quoted = output.printable(json.dumps(text, ensure_ascii=False)) if text is not None else "?"
+    quoted = display.printable(json.dumps(text, ensure_ascii=False)) if text is not None else "?"
     return f"{index:>5} {glyph} {quoted}"
 
 
@@ -177,6 +178,6 @@ def _histogram(console: Console, c: Comparison) -> None:
     _section(console, f"Attention by distance ({c.histogram.angle:.3f} rad apart)")
     top = max(*c.histogram.a, *c.histogram.b)
     for name, values in (("A", c.histogram.a), ("B", c.histogram.b)):
-        console.print(f"  {name} {output.sparkline(list(values), top=top or 1.0)}")
+        console.print(f"  {name} {display.sparkline(list(values), top=top or 1.0)}")
     signs = "".join("+" if d >= 0.01 else "-" if d <= -0.01 else "·" for d in c.histogram.delta)
     console.print(f"  Δ {signs}  [dim]bins of 0-1, 2-3, 4-7, … 32768 and more tokens back[/]")

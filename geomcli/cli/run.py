@@ -20,7 +20,9 @@ from geomcli import config
 from geomcli.cli import output
 from geomcli.cli.summary import print_summary
 from geomcli.client import Chunk, Client
-from geomcli.errors import ExitCode, GeomError, ServerUnreachable, StoreError, UsageError
+from geomcli.display import printable
+from geomcli.errors import ExitCode, GeomError, StoreError, UsageError
+from geomcli.request import attention_fields
 from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.store import CHECK_SECONDS, Store, TraceWriter
 from geomcli.trace import Trace, TraceBuilder
@@ -267,46 +269,6 @@ class _Run:
             self.failure = self.failure or error
 
 
-def attention_fields(
-    capabilities: dict[str, Any],
-    *,
-    capture: str | None,
-    top_k: int | None,
-    layers: list[int] | None,
-    derotate: bool = False,
-) -> dict[str, Any]:
-    """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
-    if not capabilities.get("supported"):
-        guardrails = capabilities.get("guardrails")
-        if isinstance(guardrails, dict) and guardrails.get("disabled_in_production"):
-            raise ServerUnreachable(
-                "this server was started with --attention-disable-in-production.", "GEOM_DEBUG=1 geom serve …"
-            )
-        raise ServerUnreachable(
-            "this server does not capture attention.", "geom serve, without --no-return-attention-tokens"
-        )
-    modes = capabilities.get("modes") or []
-    mode = capture or ("raw" if "raw" in modes else "fingerprint")
-    fields: dict[str, Any] = {"return_attention_tokens": True}
-    if mode == "fingerprint":
-        fields["attention_fingerprint_mode"] = True
-    elif mode == "sketch":
-        fields["attention_sketch_mode"] = True
-    else:
-        fields["attention_fingerprint_mode"] = False
-        if (capabilities.get("features") or {}).get("prompt_tokens"):
-            fields["attention_prompt_tokens"] = True
-    if (capabilities.get("features") or {}).get("moe_routing"):
-        fields["return_moe_routing"] = True
-    if top_k is not None:
-        fields["top_k_attention"] = top_k
-    if layers is not None:
-        fields["attention_capture_layer_ids"] = layers
-    if derotate:
-        fields["attention_derotate"] = True
-    return fields
-
-
 class TokenPrinter:
     """The answer on stdout. On a terminal each token has its zone's colour, and a glyph where the zone changes."""
 
@@ -340,7 +302,7 @@ class TokenPrinter:
         if zone is not None and zone != self._zone:
             self._console.print(Text(glyph, style=f"{style} dim"), end="")
         self._zone = zone or self._zone
-        self._console.print(Text(output.printable(text), style=style if zone else "dim"), end="")
+        self._console.print(Text(printable(text), style=style if zone else "dim"), end="")
 
     def end(self) -> None:
         if self._column_open:

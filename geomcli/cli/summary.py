@@ -6,6 +6,7 @@ from pathlib import Path
 
 from geomcli.cli import output
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
+from geomcli.display import human_bytes, sparkline
 from geomcli.schema import Record
 from geomcli.trace import Trace
 
@@ -28,8 +29,7 @@ def print_summary(trace: Trace, *, store: Path | None = None) -> None:
         console.print(f"  drift      {_drift(trace)}")
         console.print(f"  capture    {output.marked(_capture(trace))}")
         console.print(
-            f"  bytes      {output.human_bytes(m['attentionBytes'])} out of the engine, "
-            f"{output.human_bytes(m['jsonBytes'])} as JSON"
+            f"  bytes      {human_bytes(m['attentionBytes'])} out of the engine, {human_bytes(m['jsonBytes'])} as JSON"
         )
     if store is not None:
         console.print(f"  trace      {output.marked(trace.header['trace_id'])} in {output.marked(store)}")
@@ -59,7 +59,7 @@ def _drift(trace: Trace) -> str:
     if all(d is None for d in drifts):
         return "not enough tokens yet"
     return (
-        f"{output.sparkline(drifts, top=HALT_THRESHOLD)}  max {trace.metrics['maxDrift']:.3f} "
+        f"{sparkline(drifts, top=HALT_THRESHOLD)}  max {trace.metrics['maxDrift']:.3f} "
         f"{output.marked(trace.metrics['compass'])} "
         f"[dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,8 @@ import typer
 from geomcli import config, jsonl
 from geomcli.cli import output
 from geomcli.cli.summary import print_summary
+from geomcli.display import printable
+from geomcli.links import strongest_links, texts_by_position
 from geomcli.schema import Record
 from geomcli.store import Store
 from geomcli.trace import Trace
@@ -48,7 +49,7 @@ def ls(
         created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"] / 1000))
         tokens = "cut off" if not row["complete"] else f"{row['tokens']} tokens"
         cells = (row["id"], created, row["model"], tokens, row["dominant_zone"] or "-", row["title"])
-        print("\t".join(output.printable(" ".join(cell.split())) for cell in cells))
+        print("\t".join(printable(" ".join(cell.split())) for cell in cells))
     if not rows:
         output.narrator().print("No traces yet. Try: geom run 'Why is the sky blue?'")
 
@@ -107,19 +108,6 @@ def _print_tokens(trace: Trace, n_links: int) -> None:
         output.narrator().print("\nThis trace was cut off before its end.")
 
 
-def texts_by_position(trace: Trace) -> dict[int, str]:
-    """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
-    texts: dict[int, str] = {}
-    for step in trace.steps:
-        prompt = enumerate(step.get("prompt_tokens") or [])
-        texts.update({position: text for position, text in prompt if text is not None})
-    # An entry that was lost does not know where the prompt ends; any other does.
-    prompt_len = next((step["prompt_len"] for step in trace.steps if "prompt_len" in step), None)
-    if prompt_len is not None:
-        texts.update({prompt_len + int(t["index"]): t.get("text") or "" for t in trace.tokens})
-    return texts
-
-
 def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int) -> list[str]:
     shown = _quoted(token.get("text") or "")
     if step is None:
@@ -148,15 +136,3 @@ def _links(step: Record, texts: dict[int, str], n_links: int) -> str:
         name = f" [dim]{_quoted(texts[position])}[/]" if position in texts else ""
         parts.append(f"{position}{name} {probability:.2f}")
     return "  ".join(parts)
-
-
-def strongest_links(step: Record) -> list[tuple[int, float]]:
-    """(position, probability) of a raw or sketch step, strongest first; empty where the step has none."""
-    attention = step.get("attention") or {}
-    if (sketch := (attention.get("layer_sketches") or {}).get(str(step.get("layer_id")))) is not None:
-        return [(position, probability) for position, probability in sketch["top_hubs"]]
-    lse = attention.get("logsumexp_candidates")
-    if lse is None:
-        return []
-    links = zip(attention["token_positions"], attention["topk_logits"], strict=True)
-    return [(position, math.exp(logit - lse)) for position, logit in links]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from geomcli.cli import serve
-from geomcli.cli.output import printable
+from geomcli.display import printable
 from geomcli.server_patch import flags
 from geomcli.server_patch.options import ServerOptions
 from geomcli.store import Store
@@ -29,7 +29,7 @@ def geom(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["serve", "--help"], ["run", "--help"], ["traces", "--help"], ["compare", "--help"]]
+    "arguments", [["--help"], *([name, "--help"] for name in ("serve", "run", "traces", "compare", "tui"))]
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.cli.traces import strongest_links, texts_by_position
 from geomcli.client import Chunk
+from geomcli.links import strongest_links, texts_by_position
 from geomcli.trace import Trace, TraceBuilder
 
 

@@ -1,0 +1,100 @@
+"""`geom tui`: the explorer in the terminal, or in a browser."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geomcli import config
+from geomcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from geomcli.tui.app import Opened
+
+_PANES = ("chat", "inspect", "router", "manifold", "compare")
+
+
+def tui(
+    traces: Annotated[
+        list[str] | None, typer.Argument(help="A file of JSON lines, a trace id or `last`; two to compare them.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Play the recording that comes with geom.")] = False,
+    pane: Annotated[str | None, typer.Option(help="Pane to begin with: chat, inspect, router …")] = None,
+    theme: Annotated[str | None, typer.Option(help="geom, geom-light, geom-colour-blind, geom-ansi …")] = None,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Keep answers in the store.")] = True,
+    web: Annotated[bool, typer.Option("--web", help="Serve the app to a browser on this machine.")] = False,
+    port: Annotated[int, typer.Option(help="Port of --web.", min=1, max=65535)] = 8000,
+    base_url: Annotated[str | None, typer.Option(help="Server; GEOM_BASE_URL.")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key of the server; GEOM_API_KEY.")] = None,
+    attention_key: Annotated[
+        str | None, typer.Option(help="Key of its --attention-api-key; GEOM_ATTENTION_KEY.")
+    ] = None,
+    db: Annotated[Path | None, typer.Option(help="Trace store; GEOM_DB.", dir_okay=False)] = None,
+) -> None:
+    """Watch what a model looks at while it writes: chat, replay a trace, or compare two.
+
+    \b
+    Examples:
+      geom tui --demo
+      geom tui                      chat with the server at GEOM_BASE_URL, or start one from there
+      geom tui trace.jsonl
+      geom tui --web
+    """
+    from geomcli.tui import panes
+    from geomcli.tui.app import GeomApp
+
+    names = traces or []
+    if demo and names:
+        raise UsageError("--demo plays a recording of its own; leave the trace out.", "geom tui --demo")
+    if len(names) > 2:
+        raise UsageError(f"two traces can be compared, {len(names)} were named.", "geom tui A.jsonl B.jsonl")
+    offered = [mode for _, mode in panes.offered()]
+    if pane is not None and pane not in offered:
+        raise UsageError(f"there is no pane {pane!r}.", f"geom tui --pane NAME, one of {', '.join(offered)}")
+    settings = config.load(
+        base_url=base_url, api_key=api_key, attention_key=attention_key, db=None if db is None else str(db)
+    )
+    opened = [_opened(name, settings) for name in names]
+    app = GeomApp(settings, opened=opened, demo=demo, mode=pane or "", theme=theme or "", save=save)
+    if web:
+        _serve(port)
+        return
+    if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError(
+            "geom tui needs a terminal; its input or output is a pipe or a file.", "geom run, or geom traces show"
+        )
+    for sign in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(sign, lambda *_: app.exit(return_code=130))
+    app.run()
+    if app.return_code:
+        raise typer.Exit(app.return_code)
+
+
+def _opened(name: str, settings: config.Settings) -> Opened:
+    from geomcli.reading import read_traces
+    from geomcli.store import Store
+    from geomcli.tui.app import Opened
+
+    path = Path(name)
+    if path.exists() or path.suffix:
+        return Opened(path.name, read_traces(path))
+    with Store(settings.db_path) as store:
+        trace_id = store.find(name)
+        return Opened(trace_id, [list(store.records(trace_id))], saved=True)
+
+
+def _serve(port: int) -> None:
+    """Start a process of the app for every browser that comes."""
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        raise UsageError("--web needs the package textual-serve.", "pip install 'geomcli[web]'") from None
+    arguments = [argument for argument in sys.argv[1:] if argument != "--web"]
+    command = shlex.join([sys.executable, "-P", "-m", "geomcli", *arguments])
+    Server(command, host="127.0.0.1", port=port, title="geom").serve()

@@ -1,0 +1,106 @@
+"""What a token looked at: the links of a step with true probabilities, and the texts at their positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from geomcli.schema import Record
+from geomcli.trace import Trace
+
+
+class Link(msgspec.Struct, frozen=True):
+    """One attended position: `probability` is the head-mean attention, `share` its part of the links shown (sum 1).
+
+    `content` and `position_score` are the logit by content and what the rotation adds; None unless it was asked for.
+    """
+
+    position: int
+    probability: float
+    share: float
+    content: float | None = None
+    position_score: float | None = None
+
+
+class _Split(msgspec.Struct):
+    content: list[float] = []
+    position: list[float] = []
+
+
+class _Row(msgspec.Struct):
+    token_positions: list[int] = []
+    attention_scores: list[float] = []
+    topk_logits: list[float] = []
+    logsumexp_candidates: float | None = None
+    derotated: _Split | None = None
+
+
+class _Sketch(msgspec.Struct):
+    top_hubs: list[tuple[int, float]] = []
+
+
+def links_of(step: Mapping[str, Any], layer: int | None = None) -> list[Link]:
+    """Links of a raw or sketch step, strongest first; empty where it has none or they cannot be read.
+
+    `layer`: a captured layer's id; the step's own (the last selected) if left out.
+    """
+    attention: Mapping[str, Any] = step.get("attention") or {}
+    own = step.get("layer_id")
+    wanted = own if layer is None else layer
+    try:
+        if (sketch := (attention.get("layer_sketches") or {}).get(str(wanted))) is not None:
+            return _of_sketch(msgspec.convert(sketch, _Sketch))
+        row = attention if wanted == own else (attention.get("layers") or {}).get(str(wanted)) or {}
+        return _of_row(msgspec.convert(row, _Row))
+    except msgspec.ValidationError:
+        return []
+
+
+def _of_sketch(sketch: _Sketch) -> list[Link]:
+    total = sum(probability for _, probability in sketch.top_hubs) or 1.0
+    return _sorted(Link(n, p, p / total) for n, p in sketch.top_hubs)
+
+
+def _of_row(row: _Row) -> list[Link]:
+    if row.logsumexp_candidates is None:
+        return []
+    lse, missing = row.logsumexp_candidates, [None] * len(row.token_positions)
+    split = row.derotated or _Split()
+    columns = (row.topk_logits, row.attention_scores or missing, split.content or missing, split.position or missing)
+    return _sorted(
+        Link(n, math.exp(min(0.0, logit - lse)), share or 0.0, content, position)
+        for n, logit, share, content, position in zip(row.token_positions, *columns, strict=False)
+    )
+
+
+def _sorted(links: Iterable[Link]) -> list[Link]:
+    return sorted(links, key=lambda link: -link.probability)
+
+
+def strongest_links(step: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """(position, probability) of `links_of`."""
+    return [(link.position, link.probability) for link in links_of(step)]
+
+
+def layers_of(step: Mapping[str, Any]) -> list[int]:
+    """Ids of the layers that a step has values of, ascending."""
+    attention: Mapping[str, Any] = step.get("attention") or {}
+    named = attention.get("layers") or attention.get("layer_sketches") or step.get("layers") or {}
+    own = step.get("layer_id")
+    return sorted({int(name) for name in named if name.isdigit()} | ({own} if own is not None else set()))
+
+
+def texts_by_position(trace: Trace) -> dict[int, str]:
+    """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
+    texts: dict[int, str] = {}
+    for step in trace.steps:
+        prompt: list[Record | str | None] = step.get("prompt_tokens") or []
+        texts.update({position: text for position, text in enumerate(prompt) if isinstance(text, str)})
+    # An entry that was lost does not know where the prompt ends; any other does.
+    prompt_len = next((step["prompt_len"] for step in trace.steps if "prompt_len" in step), None)
+    if prompt_len is not None:
+        texts.update({prompt_len + int(t["index"]): t.get("text") or "" for t in trace.tokens})
+    return texts

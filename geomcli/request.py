@@ -1,0 +1,47 @@
+"""Request fields for what a user wants to see and a server can capture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from geomcli.errors import ServerUnreachable
+
+
+def attention_fields(
+    capabilities: dict[str, Any],
+    *,
+    capture: str | None,
+    top_k: int | None,
+    layers: list[int] | None,
+    derotate: bool = False,
+) -> dict[str, Any]:
+    """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
+    if not capabilities.get("supported"):
+        guardrails = capabilities.get("guardrails")
+        if isinstance(guardrails, dict) and guardrails.get("disabled_in_production"):
+            raise ServerUnreachable(
+                "this server was started with --attention-disable-in-production.", "GEOM_DEBUG=1 geom serve …"
+            )
+        raise ServerUnreachable(
+            "this server does not capture attention.", "geom serve, without --no-return-attention-tokens"
+        )
+    modes = capabilities.get("modes") or []
+    mode = capture or ("raw" if "raw" in modes else "fingerprint")
+    fields: dict[str, Any] = {"return_attention_tokens": True}
+    if mode == "fingerprint":
+        fields["attention_fingerprint_mode"] = True
+    elif mode == "sketch":
+        fields["attention_sketch_mode"] = True
+    else:
+        fields["attention_fingerprint_mode"] = False
+        if (capabilities.get("features") or {}).get("prompt_tokens"):
+            fields["attention_prompt_tokens"] = True
+    if (capabilities.get("features") or {}).get("moe_routing"):
+        fields["return_moe_routing"] = True
+    if top_k is not None:
+        fields["top_k_attention"] = top_k
+    if layers is not None:
+        fields["attention_capture_layer_ids"] = layers
+    if derotate:
+        fields["attention_derotate"] = True
+    return fields

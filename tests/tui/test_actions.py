@@ -1,0 +1,184 @@
+"""The table of actions: every one works when it is pressed, footer and help are made from it, keys can be changed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from geomcli.errors import UsageError
+from geomcli.schema import Record
+from geomcli.tui import panes
+from geomcli.tui.actions import (
+    ACTIONS,
+    APP,
+    FOOTER,
+    FOOTER_LENGTH,
+    MODES,
+    PANE,
+    PROMPT,
+    Action,
+    actions_in,
+    actions_of,
+    bindings,
+)
+from geomcli.tui.keymap import checked
+from tests.tui.conftest import WIDE, MakeApp
+
+OFFERED = [mode for _, mode in panes.offered()]
+PRESSES = [
+    (mode, action)
+    for mode in OFFERED
+    for action in actions_in(mode)
+    if not action.id.startswith("mode.") or action.id[5:] in OFFERED
+]
+SLOW = {"engine.start"}  # starts a real engine: pressed in tests/tui/test_engine.py
+
+
+@pytest.mark.parametrize(
+    ("mode", "action"),
+    [(m, a) for m, a in PRESSES if a.id not in SLOW],
+    ids=lambda v: v if isinstance(v, str) else v.id,
+)
+async def test_every_action_of_a_pane_is_run_by_its_key(
+    make_app: MakeApp, demo: list[list[Record]], mode: str, action: Action
+) -> None:
+    app = make_app(demo, mode=mode)
+    ran: list[str] = []
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.pause()
+        assert app.current_mode == mode
+        owner = app if APP in action.where else app.screen
+        name = "action_mode" if action.id.startswith("mode.") else f"action_{action.method}"
+        real = getattr(owner, name)
+
+        def noted(*arguments: object) -> object:
+            ran.append(action.id)
+            return real(*arguments)
+
+        setattr(owner, name, noted)
+        if action.id == "run.stop":
+            app.play_demo()
+            await pilot.pause()
+        await pilot.press(action.keys.split(",")[0])
+        await pilot.pause()
+        assert ran == [action.id]
+        assert app.return_code in (None, 0)
+    assert app._exception is None
+
+
+@pytest.mark.parametrize("action", actions_of(PROMPT), ids=lambda a: a.id)
+async def test_every_action_of_the_prompt_is_run_by_its_key(make_app: MakeApp, action: Action) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.press("enter", *"Hi")
+        prompt = app.screen.query_one("Prompt")
+        await pilot.press(action.keys.split(",")[-1])
+        await pilot.pause()
+        if action.id == "prompt.leave":
+            assert app.screen.focused is not prompt
+        elif action.id == "prompt.newline":
+            assert prompt.text == "Hi\n"
+        else:
+            # There is no server: the question is back in the field, and the app says what to do.
+            assert prompt.text == "Hi"
+            assert any("E starts the built-in engine" in n.message for n in app._notifications)
+
+
+def test_every_action_belongs_somewhere_and_has_a_method() -> None:
+    assert len({action.id for action in ACTIONS}) == len(ACTIONS)
+    for action in ACTIONS:
+        assert set(action.where) <= {APP, PANE, PROMPT, *MODES}, action
+        assert action.help[0].isupper(), action
+    for mode in OFFERED:
+        made = panes.pane(mode)
+        for action in actions_of(mode, PANE):
+            assert hasattr(made, f"action_{action.method}"), (mode, action.id)
+
+
+def test_no_key_has_two_meanings_in_one_place() -> None:
+    for mode in MODES:
+        keys = [key for action in actions_in(mode) for key in action.keys.split(",")]
+        assert len(keys) == len(set(keys)), [key for key in keys if keys.count(key) > 1]
+
+
+def test_the_footer_is_short_and_names_actions() -> None:
+    for place, names in FOOTER.items():
+        shown = len(names) + (0 if place == APP else len(FOOTER[APP]))
+        assert shown <= FOOTER_LENGTH
+        assert set(names) <= {action.id for action in ACTIONS}
+    assert [b.id for b in bindings("chat", PANE) if b.show] == list(FOOTER["chat"])
+
+
+async def test_the_help_lists_every_key_with_its_id(make_app: MakeApp) -> None:
+    app = make_app(keys={"token.pin": "ctrl+y"})
+    async with app.run_test(size=(120, 80)) as pilot:
+        await pilot.press("f1")
+        text = str(app.screen.query_one("#help-text").render())
+        for action in actions_in("chat"):
+            if action.id.startswith("mode.") and action.id[5:] not in OFFERED:
+                assert action.id not in text
+            else:
+                assert f" {action.id}\n" in text
+        assert "^y  Keep this token" in text
+        await pilot.press("escape")
+        assert type(app.screen).__name__ == "ChatPane"
+
+
+async def test_a_changed_key_works_and_the_old_one_does_not(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app(demo, keys={"token.pin": "ctrl+y"})
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.pause()
+        await pilot.press("p")
+        assert app.session.pins == []
+        await pilot.press("ctrl+y")
+        assert app.session.pins == [app.session.cursor]
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"token.pinn": "y"}, 'there is no action "token.pinn"; did you mean "token.pin"?'),
+        ({"token.pin": "crtl+k"}, '"crtl+k" of "token.pin" is not a key'),
+        ({"token.pin": "i"}, "both on i"),
+        ({"token.pin": "space"}, "both on space"),
+        ({"prompt.send": "ctrl+j"}, "both on ctrl+j"),
+    ],
+)
+def test_keys_that_cannot_be_meant_are_refused(keys: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=r"geom\.toml") as refused:
+        checked(keys)
+    assert said in str(refused.value)
+
+
+def test_keys_may_be_exchanged() -> None:
+    keys = {"token.pin": "i", "lens.toggle": "p", "view.freeze": "f", "find.open": "ctrl+f,slash", "layer.next": "+"}
+    assert checked(keys) == keys
+
+
+async def test_the_palette_finds_actions_themes_and_stored_traces(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        stored = await app.storage.add(demo[0])
+        await pilot.press("ctrl+p", *stored)
+        await _settled(pilot.pause)
+        await pilot.press("enter")
+        await _settled(pilot.pause)
+        assert [turn.id for turn in app.session.turns] == [stored]
+        assert app.session.turns[0].saved
+        await pilot.press("ctrl+p", *"theme: geom-light")
+        await _settled(pilot.pause)
+        await pilot.press("enter")
+        await _settled(pilot.pause)
+        assert app.theme == "geom-light"
+
+
+async def _settled(pause: object) -> None:
+    for _ in range(12):
+        await asyncio.sleep(0.05)
+        await pause()  # type: ignore[operator]
+
+
+def test_a_theme_that_does_not_exist_is_refused(make_app: MakeApp) -> None:
+    with pytest.raises(UsageError, match="there is no theme 'neon'"):
+        make_app(theme="neon")

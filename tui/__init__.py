@@ -1,0 +1,1 @@
+"""`geom tui`: a Textual app over the library. Imported only by the command that starts it."""

@@ -1,0 +1,129 @@
+"""Every action of the app: the one table from which bindings, footer, help and tests are made.
+
+An action `token.next` is the method `action_token_next` of the app, of the pane or of the prompt, as `where` says.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from textual.binding import Binding
+
+APP, PANE, PROMPT = "app", "pane", "prompt"
+MODES = ("chat", "inspect", "router", "manifold", "compare")
+_TOKENS = ("chat", "inspect", "router")
+
+
+class Action(NamedTuple):
+    """`keys`: comma separated. `where`: APP, PANE (every pane), PROMPT, or names of modes. `first`: comes before
+    what a text field would do with the key, as those of the prompt do.
+    """
+
+    id: str
+    keys: str
+    label: str
+    help: str
+    where: tuple[str, ...]
+    first: bool = False
+
+    @property
+    def method(self) -> str:
+        return self.id.replace(".", "_")
+
+    @property
+    def typed(self) -> bool:
+        """Whether a text field that has the focus would take its first key as text."""
+        first = self.keys.split(",")[0]
+        return len(first) == 1 or first in _NAMED_CHARACTERS
+
+
+_NAMED_CHARACTERS = {"space", "slash", "plus", "minus", "question_mark", "left", "right", "enter", "home", "end"}
+
+ACTIONS: tuple[Action, ...] = (
+    Action("mode.chat", "1,f2", "chat", "Chat: tokens as they are written", (APP,)),
+    Action("mode.inspect", "2,f3", "inspect", "Inspect: layers, distances, attended positions", (APP,)),
+    Action("mode.router", "3,f4", "router", "Router: zones, evidence, what to ask for next", (APP,)),
+    Action("mode.manifold", "4,f5", "manifold", "Manifold: fingerprints of many tokens or traces", (APP,)),
+    Action("mode.compare", "5,f6", "compare", "Compare: two traces side by side", (APP,)),
+    Action("command.palette", "ctrl+p", "palette", "Every command, theme and stored trace by name", (APP,)),
+    Action("keys.show", "f1,question_mark", "keys", "The keys of this pane", (APP,)),
+    Action("leave", "ctrl+q", "quit", "Leave; what was captured is kept", (APP,)),
+    Action("view.freeze", "space", "freeze", "Hold the view; capture goes on and is counted", (PANE,)),
+    Action("signal.next", "s", "colour", "Colour by zone, entropy, drift, influence, nothing", (PANE,)),
+    Action("lens.toggle", "i", "lens", "Open or close the token lens", _TOKENS),
+    Action("lens.tab", "t", "lens tab", "Next tab of the lens: links, signal, experts", _TOKENS),
+    Action("split.grow", "greater_than_sign", "wider lens", "Make the lens wider", _TOKENS),
+    Action("split.shrink", "less_than_sign", "narrower lens", "Make the lens narrower", _TOKENS),
+    Action("token.next", "l,right", "next token", "To the next token", _TOKENS),
+    Action("token.prev", "h,left", "previous token", "To the token before", _TOKENS),
+    Action("token.pin", "p", "pin", "Keep this token in the lens (three at most)", _TOKENS),
+    Action("scrub.next", "right_square_bracket", "10 on", "Ten tokens on", _TOKENS),
+    Action("scrub.prev", "left_square_bracket", "10 back", "Ten tokens back", _TOKENS),
+    Action("segment.next", "right_curly_bracket", "next segment", "To the next thinking or answer", _TOKENS),
+    Action("segment.prev", "left_curly_bracket", "previous segment", "To the thinking or answer before", _TOKENS),
+    Action("token.last", "end,G", "newest", "To the newest token, and follow what arrives", _TOKENS),
+    Action("token.first", "home", "first", "To the first token", _TOKENS),
+    Action("links.follow", "g", "follow", "Jump to the token that this one looked at most", _TOKENS),
+    Action("links.back", "ctrl+o", "back", "Back to where the jump began", _TOKENS),
+    Action("sink.toggle", "x", "sinks", "Show or hide the first positions (sinks)", _TOKENS),
+    Action("semantic.toggle", "d", "de-rotated", "Split each link into content and position", _TOKENS),
+    Action("layer.next", "plus", "next layer", "Links of the next captured layer", _TOKENS),
+    Action("layer.prev", "minus", "previous layer", "Links of the captured layer before", _TOKENS),
+    Action("find.open", "slash", "find", "Find text, zone:diffuse, or a step like @120", _TOKENS),
+    Action("find.next", "n", "next match", "To the next match", _TOKENS),
+    Action("find.prev", "N", "previous match", "To the match before", _TOKENS),
+    Action("copy.json", "y", "copy", "Copy this token's record as JSON", _TOKENS),
+    Action("copy.command", "Y", "copy command", "Copy the command that asks the same again", _TOKENS),
+    Action("trace.save", "ctrl+s", "save", "Keep the trace in the store", (PANE,)),
+    Action("trace.export", "e", "export", "Write the traces shown to a file of JSON lines", (PANE,)),
+    Action("pane.maximize", "m", "maximize", "Show only the focused part; again: all parts", (PANE,)),
+    Action("prompt.focus", "enter", "type", "Write a question", ("chat",)),
+    Action("think.fold", "z", "thinking", "Fold or unfold thinking", ("chat",)),
+    Action("run.stop", "ctrl+x", "stop", "End the answer that is being written, keep what is there", ("chat",), True),
+    Action("chat.new", "ctrl+n", "new chat", "Begin a new chat", ("chat",)),
+    Action("engine.start", "E", "start engine", "Start the built-in engine with the default model", ("chat",)),
+    Action("demo.play", "D", "play demo", "Play the recording that comes with geom", ("chat",)),
+    Action("prompt.send", "enter", "send", "Send the question", (PROMPT,)),
+    Action("prompt.newline", "shift+enter,ctrl+j", "new line", "A new line in the question", (PROMPT,)),
+    Action("prompt.leave", "escape", "commands", "Leave the text field; keys are commands again", (PROMPT,)),
+)
+
+# What the footer shows of each pane, at most FOOTER_LENGTH with those of the app.
+FOOTER_LENGTH = 7
+FOOTER: dict[str, tuple[str, ...]] = {
+    APP: ("command.palette", "keys.show"),
+    PROMPT: ("prompt.send", "prompt.newline", "prompt.leave"),
+    "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
+}
+
+
+def actions_of(*places: str) -> list[Action]:
+    """The actions whose `where` names one of these places, in the table's order."""
+    return [action for action in ACTIONS if set(action.where) & set(places)]
+
+
+def actions_in(mode: str) -> list[Action]:
+    """All actions that work in a pane: its own, those of every pane, those of the app."""
+    return actions_of(mode, PANE, APP)
+
+
+def bindings(*places: str) -> list[Binding]:
+    """Bindings of the actions in these places; the footer's come first and are shown, in the footer's order."""
+    footer = [name for place in places for name in FOOTER.get(place, ())]
+    actions = sorted(actions_of(*places), key=lambda a: footer.index(a.id) if a.id in footer else len(footer))
+    return [
+        Binding(
+            action.keys,
+            f"mode('{action.id.removeprefix('mode.')}')" if action.id.startswith("mode.") else action.method,
+            action.label,
+            show=action.id in footer,
+            priority=action.first or PROMPT in action.where,
+            id=action.id,
+        )
+        for action in actions
+    ]
+
+
+def pane_bindings(mode: str) -> list[Binding]:
+    """Bindings of a pane: those of its mode and those of every pane."""
+    return bindings(mode, PANE)

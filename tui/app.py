@@ -1,0 +1,197 @@
+"""The app: modes, themes, keys, the session and what feeds it; panes do the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.theme import Theme
+
+from geomcli import config
+from geomcli.errors import GeomError, UsageError
+from geomcli.reading import read_traces
+from geomcli.schema import Record
+from geomcli.tui import panes
+from geomcli.tui.actions import ACTIONS, APP, bindings
+from geomcli.tui.commands import GeomCommands
+from geomcli.tui.help import Help
+from geomcli.tui.keymap import checked
+from geomcli.tui.live import Live
+from geomcli.tui.panes.base import Pane
+from geomcli.tui.session import Changed, Session
+from geomcli.tui.storage import Storage
+from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
+from geomcli.tui.turn import Turn
+
+FLUSH_SECONDS = 1 / 20
+DEMO_RATE = 14.0  # tokens a second
+DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
+
+Severity = Literal["information", "warning", "error"]
+
+
+class Opened(NamedTuple):
+    """Traces to show from the start, read before the app starts so that a bad file is an error of the command."""
+
+    title: str
+    traces: Sequence[Sequence[Record]]
+    saved: bool = False
+
+
+class GeomApp(App[None]):
+    """`geom tui`.
+
+    `opened`: what was named on the command line; one is shown, of two the second is for Compare. `demo`: play the
+    recording. `keys`: action id -> key. UsageError for keys that clash or themes that do not exist.
+    """
+
+    TITLE = "geom"
+    CSS_PATH = "styles.tcss"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]  # noqa: RUF012  (Textual declares no ClassVar)
+    BINDINGS: ClassVar[list[BindingType]] = [*bindings(APP)]
+    MODES: ClassVar[dict[str, str | Callable[[], Screen[Any]]]] = {
+        mode: partial(panes.pane, mode) for _, mode in panes.offered()
+    }
+    DEFAULT_MODE = "chat"
+    COMMANDS: ClassVar[set[Any]] = {GeomCommands}
+
+    def __init__(
+        self,
+        settings: config.Settings,
+        *,
+        opened: Sequence[Opened] = (),
+        demo: bool = False,
+        mode: str = "",
+        save: bool = True,
+        keys: dict[str, str] | None = None,
+        theme: str = "",
+    ) -> None:
+        super().__init__()
+        self.session = Session()
+        self.storage = Storage(settings.db_path)
+        self.live = Live(self.session, settings, self.storage, save=save, notify=self._notice)
+        self._opened, self._demo, self._mode = opened, demo, mode
+        self._paint: Paint | None = None
+        self._flush_is_due = False
+        for made in THEMES:
+            self.register_theme(made)
+        self.theme = self._known_theme(theme or settings.tui.theme or DEFAULT_THEME)
+        self.set_keymap(checked({**settings.tui.keys, **(keys or {})}))
+        self.session.on_change = self._flush_soon
+
+    def _known_theme(self, name: str) -> str:
+        if name not in self.available_themes:
+            ours = ", ".join(theme.name for theme in THEMES)
+            raise UsageError(f"there is no theme {name!r}.", f"geom tui --theme NAME, one of {ours}")
+        return name
+
+    def on_mount(self) -> None:
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.set_interval(FLUSH_SECONDS, self.flush)
+        if self._opened:
+            first = self._opened[0]
+            self.session.show(first.traces, title=first.title, saved=first.saved)
+            self.session.compared = [Turn(o.traces[-1], source=o.title) for o in self._opened[:2]]
+        if self._demo:
+            self.play_demo()
+        self.run_worker(self.live.watch(), group="watch", exit_on_error=True)
+        wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
+        if wanted in self.MODES and wanted != self.current_mode:
+            self.switch_mode(wanted)
+
+    async def on_unmount(self) -> None:
+        await self.live.close()
+
+    @property
+    def paint(self) -> Paint:
+        """Styles of the theme that is on."""
+        if self._paint is None:
+            self._paint = Paint.of(cast("App[object]", self))
+        return self._paint
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        return zone_defaults(self.current_theme)
+
+    def _theme_changed(self, _theme: Theme) -> None:
+        self._paint = None
+        self.session.touch(Changed.VIEW | Changed.STATE)
+
+    def offered_panes(self) -> Sequence[tuple[int, str]]:
+        """(number, mode) of the panes."""
+        return panes.offered()
+
+    def keys_of(self, action: str) -> list[str]:
+        """The keys of an action, as they are shown to people."""
+        given = next(entry.keys for entry in ACTIONS if entry.id == action)
+        keys = self._keymap.get(action, given).split(",")
+        return [self.get_key_display(Binding(key.strip(), "", "")) for key in keys]
+
+    def key_of(self, action: str) -> str:
+        """The first of `keys_of`."""
+        return self.keys_of(action)[0]
+
+    def flush(self) -> None:
+        """Hand what changed to the pane that is shown; called 20 times a second, and at once for what a key did."""
+        self._flush_is_due = False
+        changed = self.session.take_changes()
+        pane = self.screen_stack[0] if self.screen_stack else None
+        if changed and isinstance(pane, Pane) and pane.is_mounted:
+            pane.session_changed(changed)
+
+    def _flush_soon(self) -> None:
+        if not self._flush_is_due and self.is_running:
+            self._flush_is_due = True
+            self.call_later(self.flush)
+
+    def _notice(self, text: str, severity: str) -> None:
+        self.notify(text, severity=cast("Severity", severity), timeout=8)
+
+    def play_demo(self) -> None:
+        """Play the recording that comes with geom in place of what is shown."""
+        self.live.stop()
+        self.session.play(read_traces(DEMO_FILE), title="demo", rate=DEMO_RATE)
+
+    def start_engine(self) -> None:
+        """Start the built-in engine; what becomes of it is shown in the HUD."""
+        self.run_worker(self._start_engine(), group="engine", exclusive=True)
+
+    async def _start_engine(self) -> None:
+        try:
+            await self.live.start_engine()
+        except GeomError as error:
+            self._notice(str(error), "error")
+
+    async def open_trace(self, name: str) -> None:
+        """Show a stored trace: an id, the start of one, or `last`."""
+        try:
+            records = await self.storage.records(name)
+        except GeomError as error:
+            self._notice(str(error), "error")
+            return
+        self.live.stop()
+        self.session.show([records], title=str(records[0].get("trace_id", name)), saved=True)
+        if self.current_mode != "chat":
+            self.switch_mode("chat")
+
+    def action_mode(self, mode: str) -> None:
+        self.switch_mode(mode)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "mode":
+            return parameters[0] in self.MODES
+        return super().check_action(action, parameters)
+
+    def action_keys_show(self) -> None:
+        if not isinstance(self.screen, Help):
+            self.push_screen(Help(self.current_mode))
+
+    def action_leave(self) -> None:
+        self.exit()
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:  # noqa: ARG002
+        return ()

@@ -1,0 +1,36 @@
+"""What the next question is asked with: sampling and capture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """Sampling and capture of the next request. None: as the server likes it. `capture`: raw, sketch, fingerprint."""
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    max_tokens: int = 512
+    capture: str | None = None
+    top_k: int | None = None
+    layers: tuple[int, ...] | None = None
+    system: str = ""
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Request fields of sampling."""
+        fields = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def changed(self, **values: Any) -> Ask:
+        """A copy with other values."""
+        return msgspec.structs.replace(self, **values)
+
+    def described(self) -> str:
+        """One short phrase, like "temp 0.6  top_p 0.95"."""
+        parts = [f"temp {self.temperature:g}"]
+        parts += [f"top_p {self.top_p:g}"] if self.top_p is not None else []
+        parts += [self.capture] if self.capture else []
+        return "  ".join(parts)

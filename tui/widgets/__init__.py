@@ -1,0 +1,1 @@
+"""Widgets of the panes, one file each; they read the session and keep no state of the trace."""

@@ -1,0 +1,146 @@
+"""The token lens: what one token looked at, what its attention is like, and which experts it went to."""
+
+from __future__ import annotations
+
+from rich.style import Style
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+
+from geomcli.display import printable
+from geomcli.tui.session import MAX_PINS, Changed, Place, Session
+from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
+from geomcli.tui.widgets.text import SessionText
+
+TABS = ("links", "signal", "experts")
+WIDTH = 40
+_NARROWEST, _WIDEST = 28, 80
+
+
+def token_name(token: Token) -> str:
+    """A token in one line: quotes show the spaces, breaks and controls are symbols."""
+    return '"' + printable(token.text).replace("\n", "⏎").replace("\t", "⇥") + '"'
+
+
+class Lens(Vertical):
+    """The drawer. Shows the token under the mouse, else the one under the cursor; pinned tokens below."""
+
+    def __init__(self, session: Session, *, id: str = "lens") -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.session = session
+        self.tab = TABS[0]
+
+    def compose(self) -> ComposeResult:
+        yield LensHead(self)
+        with VerticalScroll(can_focus=False):
+            yield LensBody(self)
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self.display)
+
+    def toggle(self) -> None:
+        """Open or close; on a narrow screen it lies over the text."""
+        self.toggle_class("-open" if self.screen.has_class("-narrow") else "-closed")
+
+    def next_tab(self) -> None:
+        self.show_tab(TABS[(TABS.index(self.tab) + 1) % len(TABS)])
+
+    def show_tab(self, tab: str) -> None:
+        self.tab = tab
+        self.session.touch(Changed.VIEW)
+
+    def resize(self, cells: int) -> None:
+        """Make the drawer wider by `cells`, within bounds."""
+        width = max(_NARROWEST, min(_WIDEST, self.outer_size.width + cells))
+        self.styles.width = width
+
+    def looked_at(self) -> tuple[Place, Token, Turn] | None:
+        """The token that is shown, with its turn."""
+        place = self.session.hover or self.session.cursor
+        token = self.session.token_of(place)
+        return None if token is None or place is None else (place, token, self.session.turns[place.turn])
+
+
+class LensHead(SessionText):
+    """Which token, which tab, which pins; tabs and pins can be clicked."""
+
+    WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW
+
+    def __init__(self, lens: Lens) -> None:
+        super().__init__(lens.session, id="lens-head")
+        self.lens = lens
+
+    def lines(self) -> list[Text]:
+        paint, looked = self.paint, self.lens.looked_at()
+        first = Text().append("LENS ", paint.fore("primary", bold=True))
+        if looked is None:
+            first.append("no token yet", paint.fore("muted"))
+        else:
+            _, token, _ = looked
+            first.append(f"step {token.index + 1} ", paint.fore("muted"))
+            first.append(token_name(token), paint.fore("foreground", bold=True))
+        second = Text()
+        for tab in TABS:
+            here = tab == self.lens.tab
+            style = paint.fore("accent" if here else "muted", bold=here, underline=here)
+            second.append(tab.capitalize(), style + Style.from_meta({"tab": tab}))
+            second.append("  ")
+        pins = Text("pins", paint.fore("muted"))
+        for place in self.session.pins:
+            here = looked is not None and place == looked[0]
+            style = paint.fore("accent", bold=True, underline=here)
+            pins.append(" ").append(str(place.token + 1), style + Style.from_meta({"pin": tuple(place)}))
+        pins.append(" –" * (MAX_PINS - len(self.session.pins)), paint.fore("muted"))
+        room = self.size.width - second.cell_len - pins.cell_len
+        second.append(" " * max(1, room)).append_text(pins)
+        return [first, second]
+
+    def on_click(self, event: events.Click) -> None:
+        meta = event.style.meta
+        if "tab" in meta:
+            self.lens.show_tab(meta["tab"])
+        elif "pin" in meta:
+            self.session.go(Place(*meta["pin"]), remember=True)
+
+
+class LensBody(SessionText):
+    """The chosen tab; a click on an attended position goes there."""
+
+    WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW
+
+    def __init__(self, lens: Lens) -> None:
+        super().__init__(lens.session, id="lens-body")
+        self.lens = lens
+
+    def session_changed(self, changed: Changed) -> None:
+        if changed & self.WATCHES:
+            self.refresh(layout=True)
+
+    def lines(self) -> list[Text]:
+        looked = self.lens.looked_at()
+        if looked is None:
+            return [Text("Move with h and l, or click a token.", self.paint.fore("muted"))]
+        place, token, turn = looked
+        width = max(20, self.container_size.width)
+        if self.lens.tab == "signal":
+            return signal_lines(token, turn, self.paint, width)
+        if self.lens.tab == "experts":
+            return experts_lines(token, self.paint, width)
+        lines = links_lines(self.session, place, token, turn, self.paint, width)
+        for pin in self.session.pins:
+            pinned = self.session.token_of(pin)
+            if pinned is not None and pin != place:
+                head = Text("\n").append(f"pinned {pin.token + 1} ", self.paint.fore("accent", bold=True))
+                lines.append(head.append(token_name(pinned), self.paint.fore("foreground")))
+                lines += links_lines(
+                    self.session, pin, pinned, self.session.turns[pin.turn], self.paint, width, most=3, notes=False
+                )
+        return lines
+
+    def on_click(self, event: events.Click) -> None:
+        place = event.style.meta.get("place")
+        if place is not None and place[1] >= 0:
+            self.session.go(Place(*place), remember=True)
