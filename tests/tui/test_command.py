@@ -16,6 +16,8 @@ import pytest
 from geomcli.tui.app import DEMO_FILE
 from tests.conftest import GEOM
 
+HEADER = '{"record_type":"header","version":"1.0","trace_id":"a","model":"m"}\n'
+
 
 def geom(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,9 +54,9 @@ def test_what_cannot_start_says_why(home: dict[str, str], arguments: list[str], 
         ("{}\n", "line 1: not a record of a trace"),
         ("nonsense\n", "line 1: not a record of a trace"),
         ('{"record_type":"token","index":0}\n', "line 1: a trace begins with its header"),
-        ('{"record_type":"header","trace_id":"a"}\n{"record_type":"token","index":3}\n', "line 2: token 0 is missing"),
+        (HEADER + '{"record_type":"token","index":3}\n', "line 2: token 0 is missing"),
         (
-            '{"record_type":"header","trace_id":"a"}\n{"record_type":"step","fingerprint":"x"}\n',
+            HEADER + '{"record_type":"step","tokenIndex":0,"fingerprint":"x"}\n',
             "line 2: not a record of a trace",
         ),
     ],
