@@ -16,7 +16,6 @@ from typing import Annotated
 
 import typer
 
-from geomcli import __version__
 from geomcli.cli.output import fail
 from geomcli.errors import ExitCode, GeomError
 
@@ -46,6 +45,8 @@ def application(names: Collection[str] = COMMANDS) -> typer.Typer:
 
 def _version(value: bool) -> None:
     if value:
+        from geomcli import __version__
+
         print(f"geom {__version__}")
         raise typer.Exit
 

@@ -114,6 +114,19 @@ def test_the_demo_paints_within_a_second_in_a_real_terminal(home: dict[str, str]
     assert painted < 4  # seconds; a machine on which engines start meanwhile is slow
 
 
+def test_the_first_paint_waits_for_no_client_no_store_and_no_plot(home: dict[str, str]) -> None:
+    script = (
+        "import sys\n"
+        "from geomcli.cli import application; application(['tui'])\n"
+        "from geomcli import config; from geomcli.tui import panes; from geomcli.tui.app import GeomApp\n"
+        "GeomApp(config.load(), demo=True); panes.pane('chat')\n"
+        "heavy = {'httpx', 'sqlite_utils', 'sqlite3', 'textual_plot', 'rich.markdown', 'zstandard', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, env=home, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_demo_is_small_and_has_two_turns() -> None:
     assert DEMO_FILE.stat().st_size < 320_000
     assert DEMO_FILE.read_text().count('"record_type":"header"') == 2
