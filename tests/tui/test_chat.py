@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from textual import events
+from textual.message import Message
 from textual.pilot import Pilot
 
 from geomcli import jsonl
@@ -16,6 +19,7 @@ from geomcli.store import Store
 from geomcli.tui.app import GeomApp
 from geomcli.tui.panes.chat import ChatPane
 from geomcli.tui.session import Overlay, Place
+from geomcli.tui.widgets.prompt import Prompt
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 
 
@@ -256,3 +260,26 @@ async def test_scrolling_up_stops_following(make_app: MakeApp, demo: list[list[R
         await pilot.press("end")
         await settled(pilot)
         assert view.scroll_y == view.max_scroll_y
+
+
+async def test_a_question_is_whole_however_fast_it_is_typed(make_app: MakeApp) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.press("enter")
+        prompt = app.screen.query_one(Prompt)
+        sent: list[str] = []
+        prompt.post_message = _noting(prompt.post_message, sent)  # type: ignore[method-assign]
+        for key in [*"Hello", "shift+enter", *"you", "enter"]:
+            character = key if len(key) == 1 else None
+            app.post_message(events.Key(key, character))
+        await settled(pilot)
+        assert sent == ["Hello\nyou"]
+
+
+def _noting(post: Callable[[Message], bool], sent: list[str]) -> Callable[[Message], bool]:
+    def noted(message: Message) -> bool:
+        if isinstance(message, Prompt.Sent):
+            sent.append(message.text)
+        return post(message)
+
+    return noted
