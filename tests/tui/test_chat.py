@@ -14,6 +14,7 @@ from textual.message import Message
 from textual.pilot import Pilot
 
 from geomcli import jsonl
+from geomcli.display import END_MARK
 from geomcli.schema import Record
 from geomcli.store import Store
 from geomcli.tui.app import GeomApp
@@ -44,7 +45,7 @@ async def test_the_text_and_the_newest_token_are_there(make_app: MakeApp, demo: 
         last = app.session.turns[-1]
         assert app.session.cursor == Place(len(demo) - 1, len(last.tokens) - 1)
         words = " ".join(line.strip() for line in drawn(app).splitlines())
-        assert last.tokens[-1].text.strip() in words
+        assert last.tokens[-2].text.strip() in words
         assert "you" in words
 
 
@@ -283,3 +284,20 @@ def _noting(post: Callable[[Message], bool], sent: list[str]) -> Callable[[Messa
         return post(message)
 
     return noted
+
+
+async def test_the_end_mark_of_an_answer_is_not_text_but_can_be_looked_at(
+    make_app: MakeApp, demo: list[list[Record]]
+) -> None:
+    assert demo[0][-1]["record_type"] == "metrics"
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        last = app.session.turns[-1].tokens[-1]
+        assert last.text == "<|im_end|>"
+        assert "im_end" not in drawn(app)
+        assert drawn(app).count(END_MARK) == 2
+        assert app.session.token is last
+        assert "<|im_end|>" in str(chat(app).lens.query_one("#lens-head").render())
+        await pilot.press("slash", *"im_end", "enter")
+        assert len(app.session.found) == 2

@@ -34,7 +34,7 @@ def test_from_no_server_to_an_answer_and_out_again(home: dict[str, str], tmp_pat
         seen.press("Escape", "p")
         token = re.search(r"LENS #(\d+)", seen.wait("LENS #", "cover", "dropped 0"))
         assert token
-        seen.wait(f"pins {token[1]} – –")
+        seen.wait(f" {token[1]} – –")
 
         for number, mode in OTHERS:
             seen.press(str(number), "F1")

@@ -165,10 +165,11 @@ def test_only_this_machine_and_only_its_own_page_get_in(server: tuple[str, subpr
     for origin, status in ((None, b"403"), ("http://evil.example", b"403"), (url, b"101")):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
             extra = f"Origin: {origin}\r\n" if origin else ""
-            connection.sendall(
+            head = (
                 f"GET /ws?width=80&height=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-                f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n{extra}\r\n".encode()
+                f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n{extra}\r\n"
             )
+            connection.sendall(head.encode())
             assert connection.recv(64).split()[1] == status
 
 
