@@ -82,6 +82,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("row.prev", "up,k", "row up", "To the row before", _LISTS),
     Action("page.next", "pagedown", "page down", "A page of the list on", _LISTS),
     Action("page.prev", "pageup", "page up", "A page of the list back", _LISTS),
+    Action("filter.next", "f", "filter", "List all tokens, thinking only, the answer only", ("inspect",)),
+    Action("part.next", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
     Action("decision.open", "enter", "go to step", "To the token of the chosen decision", ("router",)),
     Action("apply.next", "a", "apply once", "Ask the next run as it is advised here", ("router",)),
     Action("apply.always", "A", "apply always", "Ask every run as the newest advice says, or no longer", ("router",)),
@@ -103,6 +105,7 @@ FOOTER: dict[str, tuple[str, ...]] = {
     APP: ("command.palette", "keys.show"),
     PROMPT: ("prompt.send", "prompt.newline", "prompt.leave"),
     "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
+    "inspect": ("row.next", "layer.next", "filter.next", "part.next", "lens.toggle"),
     "router": ("apply.next", "apply.always", "apply.clear", "decision.open", "view.freeze"),
 }
 
