@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from rich.style import Style
 from rich.text import Text
 
-from geomcli.display import ZONE_GLYPHS, printable, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LOCAL_BINS, LONG, LONG_BINS, MID, MID_BINS, N_BINS, bin_edges
 from geomcli.layers import HeadStats, LayerView
 from geomcli.links import Link
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Turn
-from geomcli.tui.widgets.meter import bar
+from geomcli.tui.widgets.flow import quoted
 from geomcli.zones import UNKNOWN
 
 _BANDS = (
@@ -124,7 +124,7 @@ def position_row(
     back = "" if turn.prompt_length is None else str(here - link.position)
     row.append(f"{back:>7}  ", paint.fore("muted") + style)
     text = turn.text_at(link.position)
-    name = Text("text not known" if text is None else _quoted(text))
+    name = Text("text not known" if text is None else quoted(text))
     right = 15 + (19 if split else 0)
     room = width - 15 - right
     name_room = max(6, min(28, room * 2 // 3))
@@ -132,7 +132,7 @@ def position_row(
     row.append(name.plain, paint.fore("muted" if text is None else "foreground") + style)
     top = max((other.probability for other in links), default=1.0) or 1.0
     room -= name_room + 1
-    row.append(" " + (bar(link.probability / top, room) if room > 1 else " " * max(0, room)), paint.fore("primary"))
+    row.append(" " + (bar(link.probability, top=top, width=room) if room > 1 else " " * max(0, room)), paint.fore("primary"))
     row.append(f"{short(link.probability):>8}", paint.fore("foreground", bold=True) + style)
     row.append(f"{short(link.share):>7}", paint.fore("muted") + style)
     if split:
@@ -141,10 +141,6 @@ def position_row(
         row.append(f"{content:>9}", paint.fore("secondary") + style)
         row.append(f"{rotation:>10}", paint.fore("accent") + style)
     return row
-
-
-def _quoted(text: str) -> str:
-    return '"' + printable(text).replace("\n", "⏎").replace("\t", "⇥") + '"'
 
 
 def head_rows(stats: HeadStats, paint: Paint) -> list[Text]:

@@ -11,12 +11,12 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.compass import DRIFT_WINDOW, HALT_THRESHOLD, WARN_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, sparkline, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, sparkline, zone_label
 from geomcli.recommendation import MAJORITY, WINDOW, Change, Decision, Recommendation, Settled, capture_mode
 from geomcli.tui.steering import Applied
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
-from geomcli.tui.widgets.meter import bar, meter
+from geomcli.tui.widgets.meter import meter
 from geomcli.zones import UNKNOWN, ZONES_V1
 
 METRICS = {"local": "local", "mid": "mid", "long": "long", "bin_entropy": "entropy", "ripple": "ripple"}
@@ -131,7 +131,7 @@ def rule_rows(paint: Paint) -> list[Text]:
 
 def drift_meter(drift: float, paint: Paint, width: int, status: str) -> Text:
     """The drift in [0, 1] as a bar, with ticks where WARN and HALT begin."""
-    line = bar(drift, width)
+    line = bar(drift, width=width)
     text = Text()
     for cell, glyph in enumerate(line):
         threshold = next((t for t in (WARN_THRESHOLD, HALT_THRESHOLD) if int(t * width) == cell), None)
