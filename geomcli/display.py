@@ -33,7 +33,7 @@ END_TOKENS = frozenset(
         "<｜end▁of▁sentence｜>",
         "[EOS]",
         "<|end_of_role|>",
-    )  # fmt: skip
+    )
 )
 END_MARK = "∎"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
