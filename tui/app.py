@@ -48,8 +48,9 @@ class Opened(NamedTuple):
 
     def compared(self) -> Turn:
         """The trace that is compared: the last one."""
-        turn = Turn(self.traces[-1], source=self.path if len(self.traces) == 1 else "")
+        turn = Turn(self.traces[-1], source=self.title)
         turn.saved = self.saved
+        turn.path = self.path if len(self.traces) == 1 else ""
         return turn
 
 
@@ -106,6 +107,8 @@ class GeomApp(App[None]):
         if self._opened:
             first = self._opened[0]
             self.session.show(first.traces, title=first.title, saved=first.saved)
+            if len(first.traces) == 1:
+                self.session.turns[0].path = first.path
             if len(self._opened) > 1:
                 self.session.compared = [opened.compared() for opened in self._opened[:2]]
         if self._demo:

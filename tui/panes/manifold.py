@@ -125,17 +125,23 @@ class ManifoldPane(Pane):
 
     def _read_store(self) -> None:
         self._saved = self._count_saved()
-        self.run_worker(self._read(self.manifold.scope), group="manifold", exclusive=True)
+        self.run_worker(self._read(self.manifold.scope), group="manifold")
 
     async def _read(self, scope: Scope) -> None:
         def points(store: Store) -> Cloud:
             return of_traces(trace_points(store, scope))
 
         storage, manifold = self.geom.storage, self.manifold
+        cloud, error = empty(), ""
         try:
-            cloud = await storage.call(points) if storage.path.exists() else empty()
-        except GeomError as error:
-            manifold.fail(str(error))
+            if storage.path.exists():
+                cloud = await storage.call(points)
+        except GeomError as problem:
+            error = str(problem)
+        if scope != manifold.scope:
+            return
+        if error:
+            manifold.fail(error)
         else:
             manifold.take(cloud)
         self.draw()
