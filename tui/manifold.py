@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from geomcli.compass import HALT_THRESHOLD
 from geomcli.store_queries import RECENT_DAYS, RECENT_TRACES, Scope, TracePoint
-from geomcli.tui import reproduce
 from geomcli.tui.cloud import SCOPES, Cloud, Key, TokenCloud, empty, mean_fingerprint
 from geomcli.tui.session import Overlay, Place, Session
 from geomcli.tui.turn import Token, Turn
@@ -132,7 +131,9 @@ class Manifold:
             return None
         if self.token is not None:
             token, turn = self.token
-            return reproduce.token_json(turn, token)
+            from geomcli import reproduction
+
+            return reproduction.token_json(turn.trace, token.index)
         document: dict[str, Any] = msgspec.to_builtins(self.point)
         document["fingerprint"] = self.cloud.fingerprints[self.chosen].tolist()
         document["principal_components"] = self.cloud.xy[self.chosen].tolist()
@@ -141,7 +142,9 @@ class Manifold:
     def command(self, base_url: str, db: str) -> str | None:
         """The command that shows the chosen trace, or asks a token's question again."""
         if self.token is not None:
-            return reproduce.command(self.token[1], base_url)
+            from geomcli import reproduction
+
+            return reproduction.command(self.token[1].trace, base_url=base_url)
         if self.point is None:
             return None
         return shlex.join(["geom", "traces", "show", self.point.trace_id, *(["--db", db] if db else [])])

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from geomcli.comparison import Comparison, Similarity
 from geomcli.differences import Metric
-from geomcli.display import ZONE_GLYPHS, printable, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
 from geomcli.fingerprint import N_BINS
 from geomcli.interpretation import AxisReading
 from geomcli.tui.comparing import NAMES, Comparing
@@ -18,7 +18,6 @@ from geomcli.tui.session import Changed
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Turn
 from geomcli.tui.widgets.histogram import histogram
-from geomcli.tui.widgets.meter import bar
 from geomcli.tui.widgets.text import SessionText
 
 SIDE_COLOURS = ("primary", "accent")
@@ -64,7 +63,7 @@ class ComparisonHead(SessionText):
         paint, muted, s = self.paint, self.paint.fore("muted"), result.similarity
         line = Text().append(" similarity ", muted).append(f"{s.overall:.3f} ", paint.fore("success", bold=True))
         if self.size.width >= 100:
-            line.append(bar(s.overall, 16), paint.fore("success"))
+            line.append(bar(s.overall, width=16), paint.fore("success"))
         for name, value in (*_parts(s), ("same text", result.same_tokens)):
             line.append(f"  {name} ", muted).append("-" if value is None else f"{value:.2f}", paint.fore("foreground"))
         line.truncate(max(1, self.size.width), overflow="ellipsis")
@@ -148,7 +147,7 @@ def _similarity(c: Comparison, paint: Paint, width: int) -> Iterator[Text]:
     for name, value, meaning in (*rows, ("same text", c.same_tokens, "is no part of it")):
         line = Text().append(f"{name:<10}", paint.fore("muted"))
         line.append("    - " if value is None else f"{value:.3f} ", paint.fore("foreground"))
-        line.append(bar(value or 0.0, max(4, width - 16 - 32)), paint.fore("success"))
+        line.append(bar(value or 0.0, width=max(4, width - 16 - 32)), paint.fore("success"))
         line.append(f" {meaning}", paint.fore("muted"))
         line.truncate(width, overflow="ellipsis")
         yield line
@@ -160,7 +159,7 @@ def _zones(c: Comparison, paint: Paint, width: int) -> Iterator[Text]:
         line = Text().append(f"{ZONE_GLYPHS.get(share.zone, '·')} ", paint.zone_mark(share.zone))
         line.append(f"{zone_label(share.zone):<16}", paint.fore("muted"))
         for value, colour in zip((share.a, share.b), SIDE_COLOURS, strict=True):
-            line.append(f"{value:4.0%} ", paint.fore("foreground")).append(bar(value, room), paint.fore(colour))
+            line.append(f"{value:4.0%} ", paint.fore("foreground")).append(bar(value, width=room), paint.fore(colour))
         delta = round(share.delta * 100)
         yield line.append(f" {delta:+d} points".rjust(12) if delta else "", _delta_style(share.delta, paint))
 
@@ -171,7 +170,7 @@ def _metric(m: Metric, paint: Paint, width: int) -> Text:
     line = Text().append(f"{_LABELS.get(m.name, m.label):<17}", paint.fore("muted"))
     for value, colour in zip((m.a, m.b), SIDE_COLOURS, strict=True):
         line.append(f"{_number(value, m.unit):>6} ", paint.fore("foreground"))
-        line.append(bar((value or 0.0) / top, room), paint.fore(colour)).append(" ")
+        line.append(bar((value or 0.0) / top, width=room), paint.fore(colour)).append(" ")
     delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
     relative = "" if m.relative is None else f"{m.relative:+.0%}"
     relative = relative if len(relative) <= 6 else ""

@@ -15,7 +15,7 @@ from textual import events
 from textual.message import Message
 
 from geomcli.compass import HALT_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, printable, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import portrait
 from geomcli.store_queries import Scope, TracePoint
@@ -24,7 +24,7 @@ from geomcli.tui.manifold import SCOPE_WORDS, Manifold
 from geomcli.tui.session import Changed, Overlay
 from geomcli.tui.widgets.histogram import histogram
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.meter import bar, meter
+from geomcli.tui.widgets.meter import meter
 from geomcli.tui.widgets.scatter import HERE
 from geomcli.tui.widgets.text import SessionText
 from geomcli.zones import UNKNOWN, ZONES_V1
@@ -316,7 +316,7 @@ def _zone_shares(point: TracePoint, paint: Paint, width: int) -> list[Text]:
         share = count / max(1, point.steps)
         line = Text(f"{ZONE_GLYPHS.get(zone, '·')} {zone_label(zone):<17}", paint.zone_mark(zone))
         line.append(f"{share:4.0%} ", paint.fore("foreground"))
-        lines.append(line.append(bar(share, max(4, width - 24)), paint.zone_mark(zone)))
+        lines.append(line.append(bar(share, width=max(4, width - 24)), paint.zone_mark(zone)))
     return lines
 
 
