@@ -18,8 +18,10 @@ ZONE_GLYPHS = {
 BARS = "▁▂▃▄▅▆▇█"
 # How models write that their answer ends, and what is shown for it.
 END_TOKENS = frozenset(
-    ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "</s>")
-    + ("<eos>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[EOS]", "<|end_of_role|>")
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>"),
+        *("</s>", "<eos>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>", "[EOS]"),
+    )
 )
 END_MARK = "∎"
 _EIGHTHS = " ▏▎▍▌▋▊▉"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from enum import Enum
 from importlib import import_module
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from geomcli.engine import Engine
 
 _SAVE_SECONDS = 0.25
+_LONGEST_SECONDS = 0.01  # of work without a look at the keys
 _PATIENT_SECONDS, _EAGER_SECONDS = 5.0, 1.0
 
 
@@ -69,6 +71,7 @@ class Live:
         self.model = ""
         self.running = False
         self.detail = ""
+        self.on_rest: Callable[[], None] = lambda: None  # called when an answer has ended
         self._notify = notify
         self._client: Client | None = None
         self._answering: asyncio.Task[Any] | None = None
@@ -160,6 +163,7 @@ class Live:
         finally:
             self.running, self._answering = False, None
             self.session.touch(Changed.STATE | Changed.TOKENS)
+            self.on_rest()
             self._look.set()
 
     async def _answer(self, messages: list[Message], fields: dict[str, Any]) -> None:
@@ -175,6 +179,7 @@ class Live:
             async with contextlib.aclosing(
                 client.chat(messages, model=self.model, fields={**sampling, **fields})
             ) as chunks:
+                since = time.monotonic()
                 async for chunk in chunks:
                     records = builder.add(chunk)
                     self.session.feed(turn, records)
@@ -183,6 +188,10 @@ class Live:
                         saver = asyncio.create_task(self._keep(turn, unsaved))
                         self._saving.add(saver)
                         saver.add_done_callback(self._saving.discard)
+                    if time.monotonic() - since > _LONGEST_SECONDS:
+                        # What has arrived at once must not keep keys and screen waiting.
+                        await asyncio.sleep(0)
+                        since = time.monotonic()
             error = None
         except GeomError as failure:
             error = failure.message

@@ -66,8 +66,8 @@ def tui(
         raise UsageError(
             "geom tui needs a terminal; its input or output is a pipe or a file.", "geom run, or geom traces show"
         )
-    for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGHUP, lambda *_: app.lose_terminal())
     app.run()
     if app.return_code:
         raise typer.Exit(app.return_code)
