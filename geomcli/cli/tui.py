@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geomcli import config
-from geomcli.errors import UsageError
+from geomcli.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from geomcli.tui.app import Opened
@@ -69,6 +69,8 @@ def tui(
     signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=130))
     signal.signal(signal.SIGHUP, lambda *_: app.lose_terminal())
     app.run()
+    if app.live.lost:
+        raise StoreError(app.live.lost)
     if app.return_code:
         raise typer.Exit(app.return_code)
 
