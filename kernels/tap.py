@@ -26,7 +26,8 @@ def store_logits(qk, q_pos, kv_pos, q_idx, head, mask, Aux0, aux0_stride_t, aux0
     """SGLang's score_mod interface: Aux0[q_idx, head, kv_pos] = qk if Aux0[q_idx, 0, -1] is not 0."""
     row = Aux0 + q_idx.to(tl.int64) * aux0_stride_t
     stored = tl.where(tl.load(row + aux0_len - 1) > 0, aux0_len - 1, 0)
-    tl.store(row + head * aux0_stride_h + kv_pos, qk, mask=mask & (kv_pos < stored))
+    # Kept in the L2 cache for the statistics: where a layer's logits fit, that is what most of the store costs.
+    tl.store(row + head * aux0_stride_h + kv_pos, qk, mask=mask & (kv_pos < stored), eviction_policy="evict_last")
     return qk
 
 

@@ -82,7 +82,7 @@ def _opened(name: str, settings: config.Settings) -> Opened:
 
     path = Path(name)
     if path.exists() or path.suffix:
-        return Opened(path.name, jsonl.load(path))
+        return Opened(path.name, jsonl.load(path), path=name)
     with Store(settings.db_path) as store:
         trace_id = store.find(name)
         return Opened(trace_id, [list(store.records(trace_id))], saved=True)

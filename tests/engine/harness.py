@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -164,3 +165,15 @@ def started_directly(
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def second_plugin(folder: Path, body: str) -> dict[str, str]:
+    """A second SGLang plugin, found before ours, whose register() runs `body`: the environment that loads it."""
+    (folder / "second.dist-info").mkdir(parents=True)
+    (folder / "second.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: second\nVersion: 1\n")
+    (folder / "second.dist-info" / "entry_points.txt").write_text("[sglang.srt.plugins]\nsecond = second:register\n")
+    source = (
+        "import multiprocessing\n\n\ndef register():\n    in_child = multiprocessing.parent_process() is not None\n"
+    )
+    (folder / "second.py").write_text(source + textwrap.indent(textwrap.dedent(body), "    "))
+    return {"PYTHONPATH": str(folder)}

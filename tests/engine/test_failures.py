@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import httpx
 import pytest
 
 from tests.conftest import GEOM
-from tests.engine.harness import TWO_LAYERS, Server, chat_body, end, launch, served, sse
+from tests.engine.harness import TWO_LAYERS, Server, chat_body, end, launch, second_plugin, served, sse
 
 ASK = {"return_attention_tokens": True}
 
@@ -98,18 +97,6 @@ def test_kill_9_of_the_engine_ends_the_run_with_a_sentence(
     assert "the engine ended" in server.output.read_text()
 
 
-def fault_plugin(folder: Path, body: str) -> dict[str, str]:
-    """A second SGLang plugin, found before ours, whose register() runs `body`: the environment that loads it."""
-    (folder / "faulty.dist-info").mkdir(parents=True)
-    (folder / "faulty.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1\n")
-    (folder / "faulty.dist-info" / "entry_points.txt").write_text("[sglang.srt.plugins]\nfaulty = faulty:register\n")
-    source = (
-        "import multiprocessing\n\n\ndef register():\n    in_child = multiprocessing.parent_process() is not None\n"
-    )
-    (folder / "faulty.py").write_text(source + textwrap.indent(textwrap.dedent(body), "    "))
-    return {"PYTHONPATH": str(folder)}
-
-
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -149,7 +136,7 @@ def fault_plugin(folder: Path, body: str) -> dict[str, str]:
     ids=["target-gone", "parameter-gone", "gone-in-scheduler", "not-loaded-in-scheduler"],
 )
 def test_a_hook_that_does_not_apply_stops_the_server(tmp_path: Path, body: str, sentence: str) -> None:
-    environment = fault_plugin(tmp_path / "plugin", body)
+    environment = second_plugin(tmp_path / "plugin", body)
     process, output, log, _ = launch(tmp_path / "engine", "--", *TWO_LAYERS, environment=environment)
     try:
         assert process.wait(180) == 3, output.read_text()
@@ -164,7 +151,7 @@ def test_a_hook_that_does_not_apply_stops_the_server(tmp_path: Path, body: str, 
 def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: Path) -> None:
     with served(tmp_path / "sound", "--", *TWO_LAYERS) as server:
         sound = server.chat("Count.", max_tokens=12, ignore_eos=True, **ASK)
-    environment = fault_plugin(
+    environment = second_plugin(
         tmp_path / "plugin",
         """
         calls = {"statistics": 0, "entries": 0}
@@ -207,7 +194,7 @@ def test_a_hook_body_that_raises_flags_the_entry_and_the_text_goes_on(tmp_path: 
 
 
 def test_faults_between_sampling_and_the_answer_lose_no_token_and_no_server(tmp_path: Path) -> None:
-    environment = fault_plugin(
+    environment = second_plugin(
         tmp_path / "plugin",
         """
         if in_child:

@@ -53,6 +53,8 @@ def phases_of(pieces: list[str | None], thinking: Thinking | None) -> str:
         (FORCED, ["hm.</think>Hi", " you"], "to"),  # a token with text of both belongs to thinking
         (FORCED, ["hm", "<tool_call>", "{}"], "too"),  # a tool call ends the block, and is output
         (FORCED, ["hm", "<tool", "_call>", "{}"], "tooo"),
+        (FORCED, ["hm", "<tool"], "tt"),  # the answer ends inside what would have been one
+        (ASKED, ["<think>", "hm", "<", "tool"], "tttt"),
         (FORCED, ["hm", "<tool", "box>", "</think>", "a"], "tttto"),
         (FORCED, ["a", "</think>", "b", "<tool_call>"], "ttoo"),
         (FORCED, ["say <tool_call>", " here", "</think>"], "too"),

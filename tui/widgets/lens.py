@@ -8,9 +8,9 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 
-from geomcli.display import printable
 from geomcli.tui.session import MAX_PINS, Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
 from geomcli.tui.widgets.text import SessionText
 
@@ -21,8 +21,8 @@ _NARROWEST, _WIDEST = 28, 80
 
 
 def token_name(token: Token) -> str:
-    """A token in one line: quotes show the spaces, breaks and controls are symbols."""
-    return '"' + printable(token.text).replace("\n", "⏎").replace("\t", "⇥") + '"'
+    """A token on one line."""
+    return quoted(token.text)
 
 
 class Lens(Vertical):

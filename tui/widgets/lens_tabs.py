@@ -8,11 +8,12 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, bar, printable, sparkline, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, sparkline, zone_label
 from geomcli.links import Link, layers_of
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.histogram import histogram
 from geomcli.tui.widgets.meter import meter
 from geomcli.zones import UNKNOWN
@@ -61,7 +62,7 @@ def _heading(split: bool, width: int, paint: Paint) -> Text:
 
 
 def _row(link: Link, text: str | None, split: bool, top: float, width: int, paint: Paint, style: Style) -> Text:
-    name = "?" if text is None else '"' + printable(text).replace("\n", "⏎").replace("\t", "⇥") + '"'
+    name = "?" if text is None else quoted(text)
     row = Text(f"{link.position:>5} ", paint.fore("muted") + style)
     if split:
         cells = Text(name, paint.fore("foreground") + style)
