@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from geomcli.errors import GeomError, UsageError
 from geomcli.schema import Record
 from geomcli.tui import panes
 from geomcli.tui.actions import ACTIONS, APP, bindings
+from geomcli.tui.collector import Collector
 from geomcli.tui.commands import GeomCommands
 from geomcli.tui.help import Help
 from geomcli.tui.keymap import checked
@@ -29,6 +32,7 @@ from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
 from geomcli.tui.turn import Turn
 
 FLUSH_SECONDS = 1 / 20
+REST_SECONDS = 1.0  # from the end of an answer until memory is tidied up
 DEMO_RATE = 14.0  # tokens a second
 DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
 
@@ -89,6 +93,7 @@ class GeomApp(App[None]):
         self._opened, self._demo, self._mode = opened, demo, mode
         self._paint: Paint | None = None
         self._flush_is_due = False
+        self._collector = Collector()
         for made in THEMES:
             self.register_theme(made)
         msgspec.structs.replace(settings.tui, keys={}).check(actions=(), themes=self.available_themes)
@@ -96,6 +101,7 @@ class GeomApp(App[None]):
         self.session.overlay = Overlay(settings.tui.signal)
         self.set_keymap(checked({**settings.tui.keys, **(keys or {})}))
         self.session.on_change = self._flush_soon
+        self.live.on_rest = self._rest_soon
 
     def _known_theme(self, name: str) -> str:
         if name not in self.available_themes:
@@ -116,12 +122,14 @@ class GeomApp(App[None]):
         if self._demo:
             self.play_demo()
         # Looking for a server needs imports that the first paint does not.
+        self.call_after_refresh(self._collector.begin)
         self.call_after_refresh(self.run_worker, self.live.watch(), group="watch", exit_on_error=True)
         wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
         if wanted in self.MODES and wanted != self.current_mode:
             self.switch_mode(wanted)
 
     async def on_unmount(self) -> None:
+        self._collector.end()
         await self.live.close()
 
     @property
@@ -166,6 +174,13 @@ class GeomApp(App[None]):
             self._flush_is_due = True
             self.call_later(self.flush)
 
+    def _rest_soon(self) -> None:
+        self.set_timer(REST_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        if not self.live.running:
+            self._collector.rest()
+
     def _notice(self, text: str, severity: str) -> None:
         self.notify(text, severity=cast("Severity", severity), timeout=8)
 
@@ -195,6 +210,20 @@ class GeomApp(App[None]):
         self.session.show([records], title=str(records[0].get("trace_id", name)), saved=True)
         if self.current_mode != "chat":
             self.switch_mode("chat")
+
+    def lose_terminal(self) -> None:
+        """The terminal is gone: end, keeping what was captured; what is still drawn goes nowhere.
+
+        Textual's thread that writes to the terminal has died of it, and who hands it more waits for ever.
+        """
+        driver = self._driver
+        writer = getattr(driver, "_writer_thread", None)
+        if driver is not None and writer is not None:
+            vars(driver).update(_writer_thread=None, write=lambda _data: None)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    writer._queue.get_nowait()
+        self.exit(return_code=130)
 
     def action_mode(self, mode: str) -> None:
         self.switch_mode(mode)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geomcli import config
-from geomcli.errors import UsageError
+from geomcli.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from geomcli.tui.app import Opened
@@ -66,9 +66,11 @@ def tui(
         raise UsageError(
             "geom tui needs a terminal; its input or output is a pipe or a file.", "geom run, or geom traces show"
         )
-    for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGHUP, lambda *_: app.lose_terminal())
     app.run()
+    if app.live.lost:
+        raise StoreError(app.live.lost)
     if app.return_code:
         raise typer.Exit(app.return_code)
 

@@ -132,7 +132,7 @@ async def test_every_colour_draws_and_none_changes_the_text(make_app: MakeApp, d
         seen = []
         for _ in Overlay:
             seen.append(app.session.overlay)
-            assert app.session.turns[-1].tokens[-1].text.strip() in drawn(app)
+            assert app.session.turns[-1].tokens[-2].text.strip() in drawn(app)
             await pilot.press("s")
             await settled(pilot, 0.05)
         assert seen == list(Overlay)

@@ -79,3 +79,15 @@ def test_the_terminal_is_left_as_it_was(home: dict[str, str], tmp_path: Path) ->
         assert seen.ended() == 0
         assert "Traceback" not in seen.screen()
         assert "1 Chat" not in seen.screen()
+
+
+def test_a_terminal_that_is_closed_leaves_nothing_behind(home: dict[str, str], tmp_path: Path) -> None:
+    with terminal(tmp_path, ["tui", "--demo"], home) as seen:
+        seen.wait("playing demo", "tok/s")
+        started = seen.processes()
+        assert started
+        seen.tmux("kill-server")
+        deadline = time.monotonic() + 15
+        while alive(started) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert alive(started) == set()

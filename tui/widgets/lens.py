@@ -121,11 +121,30 @@ class LensBody(SessionText):
         super().__init__(lens.session, id="lens-body")
         self.lens = lens
 
+    _drawn: list[Text] | None = None
+
     def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
+        if changed & self.WATCHES and self.lens.display:
+            before = self._height()
+            self._drawn = self._made()
+            # A layout of the whole screen, only when it is needed.
+            self.refresh(layout=before != self._height())
+
+    def _height(self) -> int:
+        """Lines that are drawn, or the room there is for them, whichever is more; 0 before the first."""
+        lines = sum(line.plain.count("\n") + 1 for line in self._drawn or ())
+        return max(lines, self.container_size.height) if lines else 0
+
+    def on_resize(self) -> None:
+        self._drawn = None
+        self.refresh(layout=True)
 
     def lines(self) -> list[Text]:
+        if self._drawn is None:
+            self._drawn = self._made()
+        return self._drawn
+
+    def _made(self) -> list[Text]:
         looked = self.lens.looked_at()
         if looked is None:
             return [Text("Move with h and l, or click a token.", self.paint.fore("muted"))]

@@ -109,7 +109,10 @@ class TokenView(ScrollView, can_focus=True):
     def _resize_content(self, lines: int) -> None:
         self._moving = True
         try:
-            self.virtual_size = Size(self.scrollable_content_region.width, lines)
+            # Set as such it would lay out and draw the whole screen for every new line.
+            size = Size(self.scrollable_content_region.width, lines)
+            self.set_reactive(TokenView.virtual_size, size)
+            self._scroll_update(size)
             if self.session.following and not self.session.frozen:
                 self.scroll_end(animate=False, immediate=True, force=True, x_axis=False)
         finally:
