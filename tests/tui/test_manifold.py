@@ -65,6 +65,7 @@ async def test_the_session_s_tokens_are_points_with_the_cursor_on_the_newest(
         assert manifold.cloud.projection.directions(0)[0].split(",")[0] in text_of(app, "#axis-across")
         assert manifold.cloud.projection.directions(1)[1] in text_of(app, "#axis-down")
         assert "● you" in text_of(app, "#point")
+        assert "in this cell" not in text_of(app, "#point")
 
 
 async def test_scopes_in_their_order_and_by_mouse(make_app: MakeApp, settings: config.Settings) -> None:
