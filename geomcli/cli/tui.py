@@ -41,6 +41,7 @@ def tui(
       geom tui --demo
       geom tui                      chat with the server at GEOM_BASE_URL, or start one from there
       geom tui trace.jsonl
+      geom tui a.jsonl b.jsonl      compare two
       geom tui --web
     """
     from geomcli.tui import panes

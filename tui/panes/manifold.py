@@ -164,7 +164,8 @@ class ManifoldPane(Pane):
             text.renew()
 
     def on_scatter_moved(self) -> None:
-        self.manifold.chosen = self.scatter.cursor
+        if self.scatter.cursor is not None:
+            self.manifold.chosen = self.scatter.cursor
         self._describe()
 
     async def on_scatter_opened(self) -> None:

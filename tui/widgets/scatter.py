@@ -40,7 +40,7 @@ class Scatter(Widget, can_focus=True):
     """
 
     class Moved(Message):
-        """The cursor is on another point."""
+        """The cursor is on another point, or other points are in its cell."""
 
     class Opened(Message):
         """A point was clicked twice."""
@@ -181,11 +181,13 @@ class Scatter(Widget, can_focus=True):
             at = ((self._window.left + self._window.right) / 2, (self._window.bottom + self._window.top) / 2)
         self._window = self._whole if zoom <= 1.0 else self._window.zoomed(zoom / self.zoom, *at)
         self.redraw()
+        self.post_message(self.Moved())
 
     def show_all(self) -> None:
         """Show the whole plane."""
         self._window = self._whole
         self.redraw()
+        self.post_message(self.Moved())
 
     @property
     def _cell(self) -> int | None:
@@ -215,6 +217,7 @@ class Scatter(Widget, can_focus=True):
 
     def on_resize(self) -> None:
         self.redraw()
+        self.post_message(self.Moved())
 
     def render_line(self, y: int) -> Strip:
         strip = self._strips.get(y)
