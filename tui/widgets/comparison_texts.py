@@ -170,7 +170,7 @@ def _metric(m: Metric, paint: Paint, width: int) -> Text:
     line = Text().append(f"{_LABELS.get(m.name, m.label):<17}", paint.fore("muted"))
     for value, colour in zip((m.a, m.b), SIDE_COLOURS, strict=True):
         line.append(f"{_number(value, m.unit):>6} ", paint.fore("foreground"))
-        line.append(bar((value or 0.0) / top, width=room), paint.fore(colour)).append(" ")
+        line.append(bar(value or 0.0, top=top, width=room), paint.fore(colour)).append(" ")
     delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
     relative = "" if m.relative is None else f"{m.relative:+.0%}"
     relative = relative if len(relative) <= 6 else ""
