@@ -15,7 +15,7 @@ from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets import layer_lines as parts
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.text import KeptText
 from geomcli.tui.widgets.token_list import Segment, TokenList
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _HEADS_WIDTH = 40
 _BESIDE = 104  # cells from which the heads stand beside the positions
 
 
-class _TokenText(SessionText):
+class _TokenText(KeptText):
     """Lines about the token under the cursor and the chosen layer."""
 
     WATCHES = _TOKEN
@@ -107,9 +107,7 @@ def _around(layers: list[int], chosen: int | None, room: int) -> list[int | None
 class LayerMap(_TokenText):
     """Layer x log distance of the token under the cursor; the chosen layer's values below. A click chooses a layer."""
 
-    def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
+    GROWS = True
 
     def lines(self) -> list[Text]:
         looked, paint, width = self.looked, self.paint, max(20, self.container_size.width - 3)
@@ -169,7 +167,7 @@ class LayerMap(_TokenText):
         app, paint = self.geom, self.paint
         lines = [
             self.heading("INSPECT"),
-            Text("Every token, layer by layer: how far back it looks, and where to."),
+            Text().append("Every token, layer by layer: how far back it looks, and where to."),
             Text(""),
         ]
         for keys, what in (
@@ -189,11 +187,8 @@ class LayerMap(_TokenText):
 class Positions(_TokenText):
     """What the token looked at in the chosen layer, strongest first; the layer's heads beside or below it."""
 
+    GROWS = True
     WATCHES = _TOKEN | Changed.STATE
-
-    def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
 
     def lines(self) -> list[Text]:
         looked = self.looked

@@ -44,6 +44,7 @@ class TokenList(RowView):
         self._taken: list[int] = []  # tokens of each turn that are listed or left out
         self._turns: list[object] = []
         self._strongest = 1.0
+        self._marked_places: set[Place] = set()
 
     @property
     def count(self) -> int:
@@ -51,13 +52,24 @@ class TokenList(RowView):
 
     def session_changed(self, changed: Changed) -> None:
         """List what is new; follow the cursor."""
-        session = self.session
+        session, before = self.session, self.count
         if changed & Changed.TURNS and self._turns != session.turns[: len(self._turns)]:
             self.rebuild()
         elif changed & (Changed.TURNS | Changed.TOKENS):
             self._extend()
         if session.overlay is Overlay.INFLUENCE and changed & (Changed.TOKENS | Changed.VIEW | Changed.TURNS):
             self._strongest = strongest_influence(session)
+        if changed & (Changed.TURNS | Changed.VIEW) or (
+            session.overlay is Overlay.INFLUENCE and changed & Changed.TOKENS
+        ):
+            self.forget()
+        elif changed & Changed.TOKENS:
+            # The newest token may have got its numbers, its turn's heading another count.
+            self.forget({before - 1, self.index_of(Place(len(session.turns) - 1, -1)) or 0})
+        if changed & Changed.CURSOR:
+            marked = {place for place in (session.cursor, *session.pins, *session.found) if place is not None}
+            self.forget(row for place in marked ^ self._marked_places if (row := self.index_of(place)) is not None)
+            self._marked_places = marked
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW):
             self.fit()
         if changed & (Changed.TURNS | Changed.CURSOR) or (changed & Changed.TOKENS and session.following):
@@ -67,6 +79,7 @@ class TokenList(RowView):
         """List another segment; the cursor goes to the nearest token of it."""
         self.segment = segment
         self.rebuild()
+        self.forget()
         self.fit()
         cursor = self.session.cursor
         if cursor is not None and self.index_of(cursor) is None and (near := self.nearest(cursor)) is not None:
