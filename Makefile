@@ -99,6 +99,7 @@ demo-recording: install model
 # Pictures of the explorer for its tests and for the README, written anew: look at what changed before it is committed.
 snapshots: install $(VENV)/dev
 	GEOM_WRITE_SNAPSHOTS=1 $(BIN)/pytest tests/tui/test_snapshots.py
+	$(BIN)/pytest tests/tui/test_map_snapshots.py --snapshot-update
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
