@@ -18,7 +18,7 @@ from textual.theme import Theme
 from geomcli import config, jsonl
 from geomcli.errors import GeomError, UsageError
 from geomcli.schema import Record
-from geomcli.tui import panes
+from geomcli.tui import panes, remembered
 from geomcli.tui.actions import ACTIONS, APP, bindings
 from geomcli.tui.collector import Collector
 from geomcli.tui.commands import GeomCommands
@@ -94,6 +94,8 @@ class GeomApp(App[None]):
         self._paint: Paint | None = None
         self._flush_is_due = False
         self._collector = Collector()
+        self.remembered = remembered.load()
+        self._remembered_before = msgspec.structs.replace(self.remembered)
         for made in THEMES:
             self.register_theme(made)
         msgspec.structs.replace(settings.tui, keys={}).check(actions=(), themes=self.available_themes)
@@ -123,13 +125,15 @@ class GeomApp(App[None]):
             self.play_demo()
         # Looking for a server needs imports that the first paint does not.
         self.call_after_refresh(self._collector.begin)
-        self.call_after_refresh(self.run_worker, self.live.watch(), group="watch", exit_on_error=True)
+        self.call_after_refresh(self.run_worker, self.live.watch, group="watch", exit_on_error=True)
         wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
         if wanted in self.MODES and wanted != self.current_mode:
             self.switch_mode(wanted)
 
     async def on_unmount(self) -> None:
         self._collector.end()
+        if self.remembered != self._remembered_before:
+            remembered.save(self.remembered)
         await self.live.close()
 
     @property

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from geomcli.schema import Record
 from geomcli.tui import panes
-from geomcli.tui.app import GeomApp
+from geomcli.tui.app import GeomApp, Opened
 from geomcli.tui.live import State
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.snapshots import assert_same
@@ -33,7 +33,10 @@ async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", ["empty", "demo", "narrow"])
 async def test_a_mode(make_app: MakeApp, demo: list[list[Record]], mode: str, case: str) -> None:
-    app = make_app(None if case == "empty" else demo, mode=mode)
+    shown = [] if case == "empty" else demo
+    app = make_app(shown, mode=mode)
+    if mode == "compare" and shown:
+        app = make_app(opened=[Opened(f"{name}.jsonl", [trace]) for name, trace in zip("ab", shown, strict=True)])
     async with app.run_test(size=NARROW if case == "narrow" else WIDE) as pilot:
         await calm(pilot, app)
         assert_same(app, f"{mode}-{case}", shown=case == "demo")
