@@ -53,7 +53,7 @@ class RouterNow(_RouterText):
         count = len(turn.tokens)
         newest = token.index == count - 1 and turn is session.turns[-1]
         head = self.heading("NOW" if newest else "THEN")
-        head.append(f"  step {token.index + 1} of {count}", paint.fore("muted"))
+        head.append(f"  #{token.index} of {count} tokens", paint.fore("muted"))
         if not newest:
             head.append(f"  {self.geom.key_of('token.last')} goes to the newest", paint.fore("muted"))
         if found is None:
