@@ -93,6 +93,7 @@ class Turn:
     def __init__(self, records: Iterable[Record] = (), *, source: str = "") -> None:
         self.trace = Trace()
         self.source = source
+        self.path = ""  # of the file that holds this trace and no other
         self.saved = False
         self.tokens: list[Token] = []
         self.influence: list[float] = []

@@ -1,58 +1,124 @@
-"""How the panes look: empty, with the recorded demo, and on a narrow screen.
-
-`pytest tests/tui/test_snapshots.py --snapshot-update` writes the pictures anew; look at them before they are committed.
-"""
+"""How every mode looks, empty, with the recording, and where it is narrow; and what lies over them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Footer
 
 from geomcli.schema import Record
+from geomcli.tui import panes
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from tests.tui.conftest import NARROW, WIDE, MakeApp
-from tests.tui.made import settled, until
+from tests.tui.snapshots import assert_same
 
-LOOKS: dict[str, tuple[bool, tuple[int, int], tuple[str, ...]]] = {
-    "empty": (False, WIDE, ()),
-    "demo": (True, WIDE, ()),
-    "narrow": (True, NARROW, ()),
-}
+MODES = [mode for _, mode in panes.offered()]
 
 
-@pytest.mark.parametrize("look", LOOKS)
-@pytest.mark.parametrize("mode", ["inspect", "router"])
-def test_looks(
-    snap_compare: Callable[..., bool], make_app: MakeApp, demo: list[list[Record]], mode: str, look: str
-) -> None:
-    opened, size, keys = LOOKS[look]
-    app = make_app(demo if opened else None, mode=mode)
-    assert snap_compare(app, terminal_size=size, run_before=lambda pilot: _shown(app, pilot, keys))
-
-
-def test_the_list_of_a_narrow_inspect(
-    snap_compare: Callable[..., bool], make_app: MakeApp, demo: list[list[Record]]
-) -> None:
-    app = make_app(demo, mode="inspect")
-    assert snap_compare(app, terminal_size=NARROW, run_before=lambda pilot: _shown(app, pilot, ("v",)))
-
-
-def test_advice_that_is_applied(snap_compare: Callable[..., bool], make_app: MakeApp, demo: list[list[Record]]) -> None:
-    app = make_app(demo, mode="router")
-    assert snap_compare(app, terminal_size=WIDE, run_before=lambda pilot: _shown(app, pilot, ("up", "enter", "A")))
-
-
-async def _shown(app: GeomApp, pilot: Pilot[Any], keys: tuple[str, ...]) -> None:
-    """Wait until nothing changes by itself any more: no server was found, and the footer is there."""
-    await until(lambda: app.live.state is State.ABSENT)
-    for key in keys:
-        await pilot.press(key)
+async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
+    """Waits until the server was looked for, what changed is drawn, and no message is shown."""
+    for _ in range(400):
+        if app.live.state is not State.LOOKING:
+            break
+        await asyncio.sleep(0.02)
     app.clear_notifications()
-    await settled(pilot)
-    await until(lambda: len(app.screen.query_one(Footer).children) > 1)
-    await settled(pilot, 0.3)
+    await asyncio.sleep(0.25)
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", ["empty", "demo", "narrow"])
+async def test_a_mode(make_app: MakeApp, demo: list[list[Record]], mode: str, case: str) -> None:
+    app = make_app(None if case == "empty" else demo, mode=mode)
+    async with app.run_test(size=NARROW if case == "narrow" else WIDE) as pilot:
+        await calm(pilot, app)
+        assert_same(app, f"{mode}-{case}", shown=case == "demo")
+
+
+class Scene(NamedTuple):
+    """The recording after some keys."""
+
+    name: str
+    keys: tuple[str, ...] = ()
+    theme: str = ""
+    size: tuple[int, int] = WIDE
+    shown: bool = False
+    mode: str = "chat"
+
+
+SCENES = [
+    Scene("lens-signal", ("t",), shown=True),
+    Scene("lens-experts", ("t", "t")),
+    Scene("lens-derotated", ("d", "greater_than_sign", "greater_than_sign"), shown=True),
+    Scene("lens-pinned", ("home", "l", "l", "l", "p", "end", "x")),
+    Scene("lens-narrow", ("i",), size=NARROW),
+    Scene("overlay-entropy", ("s",)),
+    Scene("overlay-influence", ("s", "s", "s")),
+    Scene("frozen", ("space",)),
+    Scene("found", ("slash", *"the", "enter")),
+    Scene("find-refused", ("slash", *"zone:nowhere", "enter")),
+    Scene("palette", ("ctrl+p", *"theme")),
+    Scene("help", ("f1",)),
+    Scene("too-small", size=(24, 8)),
+    Scene("theme-light", theme="geom-light", shown=True),
+    Scene("theme-colour-blind", theme="geom-colour-blind"),
+    Scene("theme-ansi", theme="geom-ansi"),
+    Scene("inspect-list", ("v",), size=NARROW, mode="inspect"),
+    Scene("inspect-lens", ("h", "minus", "x", "i", "t"), mode="inspect"),
+    Scene("inspect-ansi", theme="geom-ansi", mode="inspect"),
+    Scene("router-applied", ("up", "enter", "A"), mode="router"),
+    Scene("router-ansi", theme="geom-ansi", size=NARROW, mode="router"),
+]
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene) -> None:
+    app = make_app(demo, theme=scene.theme, mode=scene.mode)
+    async with app.run_test(size=scene.size) as pilot:
+        await calm(pilot, app)
+        await pilot.press(*scene.keys)
+        await calm(pilot, app)
+        if scene.name == "palette":
+            await asyncio.sleep(0.5)
+            await pilot.pause()
+        assert_same(app, scene.name, shown=scene.shown)
+
+
+async def test_without_colours(make_app: MakeApp, demo: list[list[Record]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await calm(pilot, app)
+        assert_same(app, "no-color")
+
+
+def _broken_off(app: GeomApp, demo: list[list[Record]]) -> None:
+    cut = [record for record in demo[0][:60] if record["record_type"] != "metrics"]
+    app.session.show([[*cut, {"record_type": "metrics", "error": "the connection was lost"}]], title="")
+    app.live._become(State.LOST)
+
+
+def _refused(app: GeomApp, _demo: list[list[Record]]) -> None:
+    app.live.detail = "http://127.0.0.1:9 wants a key: X-Attention-Key is missing. Try: GEOM_ATTENTION_KEY=… geom …"
+    app.live._become(State.REFUSED)
+
+
+def _nothing_captured(app: GeomApp, demo: list[list[Record]]) -> None:
+    app.session.show([[r for r in demo[0] if r["record_type"] != "step"]], title="no capture")
+
+
+@pytest.mark.parametrize("prepare", [_broken_off, _refused, _nothing_captured], ids=lambda f: f.__name__[1:])
+async def test_what_went_wrong(
+    make_app: MakeApp, demo: list[list[Record]], prepare: Callable[[GeomApp, list[list[Record]]], None]
+) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        await calm(pilot, app)
+        app.workers.cancel_group(app, "watch")
+        prepare(app, demo)
+        await calm(pilot, app)
+        assert_same(app, prepare.__name__[1:].replace("_", "-"))

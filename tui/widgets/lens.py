@@ -16,6 +16,7 @@ from geomcli.tui.widgets.text import SessionText
 
 TABS = ("links", "signal", "experts")
 WIDTH = 40
+_PINS = "pins"
 _NARROWEST, _WIDEST = 28, 80
 
 
@@ -88,14 +89,19 @@ class LensHead(SessionText):
             style = paint.fore("accent" if here else "muted", bold=here, underline=here)
             second.append(tab.capitalize(), style + Style.from_meta({"tab": tab}))
             second.append("  ")
-        pins = Text("pins", paint.fore("muted"))
+        pins = Text()
         for place in self.session.pins:
             here = looked is not None and place == looked[0]
             style = paint.fore("accent", bold=True, underline=here)
             pins.append(" ").append(str(place.token), style + Style.from_meta({"pin": tuple(place)}))
         pins.append(" –" * (MAX_PINS - len(self.session.pins)), paint.fore("muted"))
         room = self.size.width - second.cell_len - pins.cell_len
-        second.append(" " * max(1, room)).append_text(pins)
+        if room >= len(_PINS):
+            second.append(" " * (room - len(_PINS))).append(_PINS, paint.fore("muted"))
+            room = 0
+        second.append(" " * room).append_text(pins)
+        for line in (first, second):
+            line.truncate(max(1, self.size.width), overflow="ellipsis")
         return [first, second]
 
     def on_click(self, event: events.Click) -> None:

@@ -86,7 +86,7 @@ def _notes(session: Session, token: Token, turn: Turn, links: list[Link], paint:
     lines = [Text(""), Text(f"top {len(links)} cover {_number(covered)} of the attention", muted)]
     sinks = [link.probability for link in links if turn.is_sink(link.position)]
     if sinks and not session.show_sinks:
-        lines.append(Text(f"{len(sinks)} sinks hidden, {_number(sum(sinks))} (x shows)", muted))
+        lines.append(Text(f"{len(sinks)} sink{'s' * (len(sinks) > 1)} hidden, {_number(sum(sinks))} (x shows)", muted))
     layers = layers_of(token.step)
     own = token.step.get("layer_id") if session.layer is None else session.layer
     if len(layers) > 1:

@@ -14,7 +14,7 @@ from geomcli.tui.turn import Token
 from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.rows import RowView
+from geomcli.tui.widgets.rows import Rows
 
 _ROOMY = 72  # cells from which a row has room for all of a token's numbers
 
@@ -32,7 +32,7 @@ class Segment(Enum):
         return members[(members.index(self) + 1) % len(members)]
 
 
-class TokenList(RowView):
+class TokenList(Rows):
     """Rows are places, ascending; a place with token -1 is the heading of its turn. Grows with the turns."""
 
     EMPTY = " No token yet. Ask something in Chat."

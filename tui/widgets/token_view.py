@@ -200,7 +200,7 @@ class TokenView(ScrollView, can_focus=True):
         if name.startswith("mark:"):
             style = self.paint.zone_mark(name.removeprefix("mark:"))
         elif name in ("muted", "fold", "error"):
-            return self.paint.fore({"muted": "muted", "fold": "foreground"}.get(name, "error"))
+            style = self.paint.fore({"muted": "muted", "fold": "foreground"}.get(name, "error"))
         elif name == "prompt":
             style = self.paint.fore("muted")
         else:

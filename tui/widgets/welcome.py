@@ -47,6 +47,6 @@ class Welcome(SessionText):
             ("keys.show", "all keys"),
         ]
         for name, what in offers:
-            line = Text().append(f"  {app.key_of(name):>6}  ", paint.fore("accent", bold=True))
-            lines.append(line.append(what, muted))
+            key = Text().append(f"  {app.key_of(name):>6}  ", paint.fore("accent", bold=True))
+            lines.append(key.append(what, muted))
         return lines
