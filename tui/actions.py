@@ -12,7 +12,7 @@ from textual.binding import Binding
 APP, PANE, PROMPT = "app", "pane", "prompt"
 MODES = ("chat", "inspect", "router", "manifold", "compare")
 _TOKENS = ("chat", "inspect", "router")
-_LISTS = ("inspect", "router")
+_LISTS = ("inspect", "router", "compare")
 
 
 class Action(NamedTuple):
@@ -83,7 +83,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("page.next", "pagedown", "page down", "A page of the list on", _LISTS),
     Action("page.prev", "pageup", "page up", "A page of the list back", _LISTS),
     Action("filter.next", "f", "filter", "List all tokens, thinking only, the answer only", ("inspect",)),
-    Action("part.next", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
+    Action("list.toggle", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
     Action("decision.open", "enter", "go to step", "To the token of the chosen decision", ("router",)),
     Action("apply.next", "a", "apply once", "Ask the next run as it is advised here", ("router",)),
     Action("apply.always", "A", "apply always", "Ask every run as the newest advice says, or no longer", ("router",)),
@@ -113,10 +113,6 @@ ACTIONS: tuple[Action, ...] = (
     Action("side.b", "b", "choose B", "Choose the second trace", ("compare",)),
     Action("side.swap", "x", "swap", "Exchange A and B", ("compare",)),
     Action("axes.toggle", "t", "axes", "Read the shift on named axes, or on PCA of stored traces", ("compare",)),
-    Action("row.next", "down,j", "next row", "To the next row", ("compare",)),
-    Action("row.prev", "up,k", "previous row", "To the row before", ("compare",)),
-    Action("page.next", "pagedown", "page on", "A page of rows on", ("compare",)),
-    Action("page.prev", "pageup", "page back", "A page of rows back", ("compare",)),
     Action("row.first", "home", "first row", "To the first row", ("compare",)),
     Action("row.last", "end,G", "last row", "To the last row", ("compare",)),
     Action("row.open", "enter", "open", "Show A's token of this row in Chat", ("compare",)),
@@ -139,7 +135,7 @@ FOOTER: dict[str, tuple[str, ...]] = {
     APP: ("command.palette", "keys.show"),
     PROMPT: ("prompt.send", "prompt.newline", "prompt.leave"),
     "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
-    "inspect": ("row.next", "layer.next", "filter.next", "part.next", "lens.toggle"),
+    "inspect": ("row.next", "layer.next", "filter.next", "list.toggle", "lens.toggle"),
     "router": ("apply.next", "apply.always", "apply.clear", "decision.open", "view.freeze"),
     "manifold": ("point.open", "point.compare", "scope.next", "zoom.in", "point.here"),
     "compare": ("side.a", "side.b", "side.swap", "difference.first", "part.next"),

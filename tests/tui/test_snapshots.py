@@ -43,13 +43,14 @@ async def test_a_mode(make_app: MakeApp, demo: list[list[Record]], mode: str, ca
 
 
 class Scene(NamedTuple):
-    """The recording after some keys, in the chat pane."""
+    """The recording after some keys."""
 
     name: str
     keys: tuple[str, ...] = ()
     theme: str = ""
     size: tuple[int, int] = WIDE
     shown: bool = False
+    mode: str = "chat"
 
 
 SCENES = [
@@ -69,12 +70,17 @@ SCENES = [
     Scene("theme-light", theme="geom-light", shown=True),
     Scene("theme-colour-blind", theme="geom-colour-blind"),
     Scene("theme-ansi", theme="geom-ansi"),
+    Scene("inspect-list", ("v",), size=NARROW, mode="inspect"),
+    Scene("inspect-lens", ("h", "minus", "x", "i", "t"), mode="inspect"),
+    Scene("inspect-ansi", theme="geom-ansi", mode="inspect"),
+    Scene("router-applied", ("up", "enter", "A"), mode="router"),
+    Scene("router-ansi", theme="geom-ansi", size=NARROW, mode="router"),
 ]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene) -> None:
-    app = make_app(demo, theme=scene.theme)
+    app = make_app(demo, theme=scene.theme, mode=scene.mode)
     async with app.run_test(size=scene.size) as pilot:
         await calm(pilot, app)
         await pilot.press(*scene.keys)

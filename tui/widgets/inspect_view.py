@@ -79,7 +79,7 @@ class InspectBar(_TokenText):
         if looked is not None:
             place, token, turn = looked
             of = "" if len(self.session.turns) == 1 else f"answer {place.turn + 1}, "
-            right = f"{of}step {token.index + 1}/{len(turn.tokens)}"
+            right = f"{of}#{token.index} of {len(turn.tokens)}"
             pad = self.size.width - line.cell_len - len(right)
             if pad >= 0:
                 line.append(" " * pad + right, paint.fore("foreground"))
@@ -218,7 +218,7 @@ class Positions(_TokenText):
         session, paint, muted = self.session, self.paint, self.paint.fore("muted")
         links = token.links(layer)
         head = self.heading("ATTENDED POSITIONS")
-        head.append(f"  step {token.index + 1} ", muted).append(token_name(token), paint.fore("foreground", bold=True))
+        head.append(f"  #{token.index} ", muted).append(token_name(token), paint.fore("foreground", bold=True))
         if not links:
             return [head, Text(""), *(Text().append(line, muted) for line in self._why_none(token, layer))]
         shown = [link for link in links if session.show_sinks or not turn.is_sink(link.position)]

@@ -23,7 +23,7 @@ _BANDS = (
     ("mid", MID_BINS, "zone-semantic-bridge"),
     ("long", LONG_BINS, "zone-long-range"),
 )
-_LABEL = 7  # cells of a layer's name
+_LABEL = 6  # cells of a layer's name
 _ZONE = 21  # cells of a layer's zone and confidence
 _WIDEST_CELL = 5
 

@@ -197,7 +197,7 @@ def change_words(changes: Sequence[Change]) -> str:
 def decision_row(decision: Decision, paint: Paint, *, clock: bool, action: bool) -> Text:
     """When, zone, confidence, action, and what the advice would have changed; time and action where wanted."""
     muted = paint.fore("muted")
-    row = said(f"{'#' + str(decision.token_index + 1):>6} ", paint.fore("foreground"))
+    row = said(f"{'#' + str(decision.token_index):>6} ", paint.fore("foreground"))
     if clock:
         at = decision.time_ms
         row.append(f"{'–' if at is None else time.strftime('%H:%M:%S', time.localtime(at / 1000)):<9}", muted)
@@ -226,5 +226,5 @@ def turn_row(number: int, turn: Turn, applied: Applied | None, scope: str, paint
 
 def decision_heading(paint: Paint, *, clock: bool, action: bool) -> Text:
     """Names of the columns of `decision_row`."""
-    line = f" {'step':>6} {'time'.ljust(9) if clock else ''}{'zone':<19}{'conf':<5}"
+    line = f" {'token':>6} {'time'.ljust(9) if clock else ''}{'zone':<19}{'conf':<5}"
     return said(f"{line}{'action'.ljust(20) if action else ''}would have changed", paint.fore("muted"))

@@ -12,7 +12,7 @@ from geomcli.recommendation import Decision, changes
 from geomcli.tui.session import Changed, Place
 from geomcli.tui.steering import WORDS, Steering, applied_to
 from geomcli.tui.widgets import router_lines as parts
-from geomcli.tui.widgets.rows import RowView
+from geomcli.tui.widgets.rows import Rows
 from geomcli.tui.widgets.text import KeptText
 from geomcli.zones import ZONES_V1
 
@@ -53,7 +53,7 @@ class RouterNow(_RouterText):
         count = len(turn.tokens)
         newest = token.index == count - 1 and turn is session.turns[-1]
         head = self.heading("NOW" if newest else "THEN")
-        head.append(f"  step {token.index + 1} of {count}", paint.fore("muted"))
+        head.append(f"  #{token.index} of {count} tokens", paint.fore("muted"))
         if not newest:
             head.append(f"  {self.geom.key_of('token.last')} goes to the newest", paint.fore("muted"))
         if found is None:
@@ -130,7 +130,7 @@ class RouterPlan(_RouterText):
         return [line]
 
 
-def has_times(widget: KeptText | RowView) -> bool:
+def has_times(widget: KeptText | Rows) -> bool:
     """Whether there is room for the times of decisions, and a turn that has any: traces keep none."""
     return not widget.screen.has_class("-narrow") and any(turn.times_ms for turn in widget.session.turns)
 
@@ -142,7 +142,7 @@ class DecisionHead(_RouterText):
         return [parts.decision_heading(self.paint, clock=has_times(self), action=not self.narrow)]
 
 
-class DecisionList(RowView):
+class DecisionList(Rows):
     """Decisions of every turn, oldest first, below a row that says what was applied to the turn's request.
 
     `selected`: the row that `enter` opens; it stays on the last one until the user moves it.

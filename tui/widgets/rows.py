@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
 
 
-class RowView(ScrollView, can_focus=True, inherit_bindings=False):
+class Rows(ScrollView, can_focus=True, inherit_bindings=False):
     """Rows `0..count-1`, drawn by `row`; subclasses say what they are and what a click on one does.
 
     Keys are the pane's: the view binds none, so that its own scrolling takes none away.

@@ -14,7 +14,7 @@ from geomcli.tui.turn import Token
 from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.rows import RowView
+from geomcli.tui.widgets.rows import Rows
 
 _ROOMY = 72  # cells from which a row has room for all of a token's numbers
 
@@ -32,7 +32,7 @@ class Segment(Enum):
         return members[(members.index(self) + 1) % len(members)]
 
 
-class TokenList(RowView):
+class TokenList(Rows):
     """Rows are places, ascending; a place with token -1 is the heading of its turn. Grows with the turns."""
 
     EMPTY = " No token yet. Ask something in Chat."
@@ -44,7 +44,7 @@ class TokenList(RowView):
         self._taken: list[int] = []  # tokens of each turn that are listed or left out
         self._turns: list[object] = []
         self._strongest = 1.0
-        self._marked_places: set[Place] = set()
+        self._marks: set[tuple[str, Place]] = set()
 
     @property
     def count(self) -> int:
@@ -67,9 +67,11 @@ class TokenList(RowView):
             # The newest token may have got its numbers, its turn's heading another count.
             self.forget({before - 1, self.index_of(Place(len(session.turns) - 1, -1)) or 0})
         if changed & Changed.CURSOR:
-            marked = {place for place in (session.cursor, *session.pins, *session.found) if place is not None}
-            self.forget(row for place in marked ^ self._marked_places if (row := self.index_of(place)) is not None)
-            self._marked_places = marked
+            kinds = (("cursor", (session.cursor,)), ("pin", session.pins), ("found", session.found))
+            marks = {(kind, place) for kind, places in kinds for place in places if place is not None}
+            # A row that loses one mark of two is drawn anew, too.
+            self.forget(row for _, place in marks ^ self._marks if (row := self.index_of(place)) is not None)
+            self._marks = marks
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW):
             self.fit()
         if changed & (Changed.TURNS | Changed.CURSOR) or (changed & Changed.TOKENS and session.following):
@@ -148,7 +150,7 @@ class TokenList(RowView):
         token = session.turns[place.turn].tokens[place.token]
         here, pinned = place == session.cursor, place in session.pins
         line = Text().append("▶" if here else "●" if pinned else " ", paint.fore("accent", bold=True))
-        line.append(f"{token.index + 1:>5} ", paint.fore("foreground" if here else "muted"))
+        line.append(f"{token.index:>5} ", paint.fore("foreground" if here else "muted"))
         name = Text(token_name(token))
         roomy = width >= _ROOMY
         name.truncate(max(4, min(30, width - 58) if roomy else width - 16), overflow="ellipsis", pad=True)
