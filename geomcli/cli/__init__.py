@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from geomcli import __version__
-from geomcli.cli import compare, models, run, serve, traces, tui
+from geomcli.cli import compare, models, run, serve, spans, traces, tui
 from geomcli.cli.output import fail
 from geomcli.errors import ExitCode, GeomError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
+app.command("spans")(spans.spans)
 app.command("tui")(tui.tui)
 app.add_typer(models.app, name="models")
 app.add_typer(traces.app, name="traces")
