@@ -90,7 +90,8 @@ def _masses(step: Record, owner: NDArray[np.int64], count: int, layer: int | Non
     positions = np.array([link.position for link in links], dtype=np.int64)
     inside = positions < owner.shape[0]
     weights = np.array([link.probability for link in links])
-    return np.bincount(owner[positions[inside]], weights=weights[inside], minlength=count)
+    made: NDArray[np.float64] = np.bincount(owner[positions[inside]], weights[inside], count).astype(np.float64)
+    return made
 
 
 def _reading(
