@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.errors import UsageError
+from geomcli.layers import head_stats
 from geomcli.links import links_of
 from geomcli.schema import Record
 from geomcli.sentences import sentences
@@ -139,10 +140,5 @@ def lookback(step: Record, layer: int | None = None) -> float | None:
 
     The first token has no generated keys to look at, so its ratio is 1 by definition and says nothing.
     """
-    heads = ((step.get("attention") or {}).get("head_stats") or {}).get(
-        str(step.get("layer_id") if layer is None else layer)
-    )
-    values = heads.get("lookback") if isinstance(heads, dict) else None
-    if not isinstance(values, list) or not values or not all(isinstance(v, int | float) for v in values):
-        return None
-    return float(sum(values) / len(values))
+    stats = head_stats(step, layer)
+    return sum(stats.lookback) / len(stats.lookback) if stats is not None and stats.lookback else None

@@ -36,11 +36,22 @@ Severity = Literal["information", "warning", "error"]
 
 
 class Opened(NamedTuple):
-    """Traces to show from the start, read before the app starts so that a bad file is an error of the command."""
+    """Traces to show from the start, read before the app starts so that a bad file is an error of the command.
+
+    `path`: the file they are from, as a command would name it; "" for a stored trace.
+    """
 
     title: str
     traces: Sequence[Sequence[Record]]
     saved: bool = False
+    path: str = ""
+
+    def compared(self) -> Turn:
+        """The trace that is compared: the last one."""
+        turn = Turn(self.traces[-1], source=self.title)
+        turn.saved = self.saved
+        turn.path = self.path if len(self.traces) == 1 else ""
+        return turn
 
 
 class GeomApp(App[None]):
@@ -98,7 +109,10 @@ class GeomApp(App[None]):
         if self._opened:
             first = self._opened[0]
             self.session.show(first.traces, title=first.title, saved=first.saved)
-            self.session.compared = [Turn(o.traces[-1], source=o.title) for o in self._opened[:2]]
+            if len(first.traces) == 1:
+                self.session.turns[0].path = first.path
+            if len(self._opened) > 1:
+                self.session.compared = [opened.compared() for opened in self._opened[:2]]
         if self._demo:
             self.play_demo()
         # Looking for a server needs imports that the first paint does not.

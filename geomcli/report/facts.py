@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from geomcli import __version__
 from geomcli.compass import DRIFT_WINDOW, HALT, HALT_THRESHOLD, OK, WARN, WARN_THRESHOLD
 from geomcli.display import ZONE_GLYPHS, printable, zone_label
 from geomcli.fingerprint import FINGERPRINT_SIZE, bin_edges
+from geomcli.layers import LayerView, layer_views, request_view
 from geomcli.links import layers_of, links_of, sink_count
 from geomcli.report.columns import Columns
 from geomcli.schema import Record, has_numbers
@@ -39,8 +42,9 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
     own = Counter(step["layer_id"] for step in steps if step.get("layer_id") is not None).most_common(1)
     columns = Columns()
     _token_columns(columns, steps, zones)
+    views = [{view.layer: view for view in layer_views(step)} for step in steps]
     for layer in layers:
-        _layer_columns(columns, steps, layer)
+        _layer_columns(columns, steps, [of_step.get(layer) for of_step in views], layer)
     experts = _expert_columns(columns, steps)
     header = trace.header
     facts: dict[str, Any] = {
@@ -106,21 +110,20 @@ def _token_columns(columns: Columns, steps: Sequence[Record], zones: Sequence[st
     columns.add("sink", "unit", [s.get("sink_mass") for s in numbers])
     columns.add("bits", "f32", [s.get("entropy_bits") for s in numbers])
     columns.add("compass", "u8", [_STATUS.get(str(s.get("compass")), _ABSENT) for s in numbers])
-    columns.add("fp", "unit", _fingerprints(numbers))
+    columns.add("fp", "unit", _fingerprints([request_view(step) for step in steps]))
 
 
-def _fingerprints(rows: Sequence[dict[str, Any]]) -> list[float | None]:
-    """20 values a row, None where it has no fingerprint."""
+def _fingerprints(views: Sequence[LayerView | None]) -> list[float | None]:
+    """20 values a view, None where it has no fingerprint."""
     flat: list[float | None] = []
-    for row in rows:
-        f = row.get("fingerprint")
-        flat += f if isinstance(f, list) and len(f) == FINGERPRINT_SIZE else [None] * FINGERPRINT_SIZE
+    for view in views:
+        known = view is not None and view.fingerprint is not None
+        flat += view.fingerprint.tolist() if known else [None] * FINGERPRINT_SIZE  # type: ignore[union-attr]
     return flat
 
 
-def _layer_columns(columns: Columns, steps: Sequence[Record], layer: int) -> None:
-    rows = [_row(step, layer) for step in steps]
-    linked = [links_of(step, layer)[:_MOST_LINKS] if step else [] for step in steps]
+def _layer_columns(columns: Columns, steps: Sequence[Record], views: Sequence[LayerView | None], layer: int) -> None:
+    linked = [links_of(step, layer)[:_MOST_LINKS] for step in steps]
     links = [link for of_token in linked for link in of_token]
     columns.add(f"{layer}/count", "u8", [len(of_token) for of_token in linked])
     columns.add(f"{layer}/position", "u32", [link.position for link in links])
@@ -128,29 +131,17 @@ def _layer_columns(columns: Columns, steps: Sequence[Record], layer: int) -> Non
     if any(link.content is not None for link in links):
         columns.add(f"{layer}/content", "f32", [link.content for link in links])
         columns.add(f"{layer}/rotation", "f32", [link.position_score for link in links])
-    columns.add(f"{layer}/fp", "unit", _fingerprints(rows))
-    columns.add(f"{layer}/sink", "unit", [_number(row.get("sink_mass")) for row in rows])
-    columns.add(f"{layer}/bits", "f32", [_number(row.get("entropy_bits", row.get("entropy"))) for row in rows])
+    columns.add(f"{layer}/fp", "unit", _fingerprints(views))
+    columns.add(f"{layer}/sink", "unit", [None if view is None else view.sink_mass for view in views])
+    columns.add(f"{layer}/bits", "f32", [None if view is None else view.entropy_bits for view in views])
     ratios = [lookback(step, layer) if index else None for index, step in enumerate(steps)]
     if any(ratio is not None for ratio in ratios):
         columns.add(f"{layer}/lookback", "unit", ratios)
 
 
-def _row(step: Record, layer: int) -> dict[str, Any]:
-    """What a step says of one layer."""
-    attention: dict[str, Any] = step.get("attention") or {}
-    for named in (attention.get("layers"), attention.get("layer_sketches"), step.get("layers")):
-        row = named.get(str(layer)) if isinstance(named, dict) else None
-        if isinstance(row, dict):
-            hist = row.get("dist_hist")
-            return {**row, "fingerprint": [None] * 4 + hist} if isinstance(hist, list) else row
-    if step.get("layer_id") == layer and "fingerprint" in step:
-        return {**step, **attention}
-    return {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+class _Routed(msgspec.Struct):
+    experts: list[int] = []
+    weights: list[float] = []
 
 
 def _expert_columns(columns: Columns, steps: Sequence[Record]) -> list[int]:
@@ -158,14 +149,20 @@ def _expert_columns(columns: Columns, steps: Sequence[Record]) -> list[int]:
     routed: list[dict[str, Any]] = [m if isinstance(m := step.get("moe"), dict) else {} for step in steps]
     layers = sorted({int(name) for of_token in routed for name in of_token if str(name).isdigit()})
     for layer in layers:
-        pairs = []
-        for of_token in routed:
-            row = of_token.get(str(layer)) or {}
-            pairs.append(list(zip(row.get("experts") or (), row.get("weights") or (), strict=False))[:_MOST_LINKS])
+        pairs = [_experts(of_token.get(str(layer)))[:_MOST_LINKS] for of_token in routed]
         columns.add(f"moe/{layer}/count", "u8", [len(of_token) for of_token in pairs])
         columns.add(f"moe/{layer}/expert", "u16", [expert for of_token in pairs for expert, _ in of_token])
         columns.add(f"moe/{layer}/weight", "f32", [weight for of_token in pairs for _, weight in of_token])
     return layers
+
+
+def _experts(row: Any) -> list[tuple[int, float]]:
+    """(expert, weight) of a token in a layer; empty where they cannot be read."""
+    try:
+        found = msgspec.convert(row, _Routed | None) or _Routed()
+    except msgspec.ValidationError:
+        return []
+    return list(zip(found.experts, found.weights, strict=False))
 
 
 def _sentences(trace: Trace, sources: Sequence[Source], layers: Sequence[int]) -> dict[str, Any]:

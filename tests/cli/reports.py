@@ -58,7 +58,8 @@ def rich() -> Trace:
         more: dict[str, Any] = (
             {"flags": ["error"]} if hist is None
             else {**linked(links), "layers": layers, "derotated": split, "entropy_bits": 2.5, "sink_mass": 0.25,
-                  "head_stats": {"7": {"lookback": [0.5, 0.7]}}, "ripple": 0.1, "drift": 0.01 * n if n > 9 else None,
+                  "head_stats": {"7": {"entropy": [1.0, 2.0], "lookback": [0.5, 0.7]}},
+                  "ripple": 0.1, "drift": 0.01 * n if n > 9 else None,
                   "moe": {"7": {"experts": [4, 1], "weights": [0.75, 0.25]}}, "flags": ["masked"]}
         )  # fmt: skip
         phase = "think" if n <= 5 else "output"

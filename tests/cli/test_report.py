@@ -189,6 +189,17 @@ def test_hostile_texts_stay_texts() -> None:
     assert "\x1b" not in page
 
 
+def test_values_that_cannot_be_read_are_left_out() -> None:
+    trace = rich()
+    step = trace.steps[1]
+    step["moe"] = {"7": {"experts": ["x"]}, "9": 5}
+    step["attention"] = {"layers": {"7": 3, "3": {"fingerprint": "no", "token_positions": "x"}}, "head_stats": 4}
+    page = report.render(trace)
+    assert column_in(page, "moe/7/count")[:3] == [2, 0, 2]
+    assert column_in(page, "3/count")[:3] == [2, 0, 2]
+    assert column_in(page, "3/fp")[20] is None
+
+
 def test_the_text_can_be_read_without_scripts(demo: list[Record]) -> None:
     page = report.render(Trace(demo))
     plain = page.split("<noscript>")[1].split("</noscript>")[0]

@@ -228,7 +228,11 @@ def test_a_true_mass_lies_between_the_bounds() -> None:
 
 def test_layers_tokens_without_links_and_lookback() -> None:
     row = {key: value for key, value in linked({9: 0.25}).items() if key != "mode"}
-    trace = made([("a", {9: 0.5}), ("b", {9: 0.5})], layers={"10": row}, head_stats={"29": {"lookback": [0.2, 0.6]}})
+    trace = made(
+        [("a", {9: 0.5}), ("b", {9: 0.5})],
+        layers={"10": row},
+        head_stats={"29": {"entropy": [1.0, 2.0], "lookback": [0.2, 0.6]}},
+    )
     sources = sources_of(trace)
     assert [round(read_spans(trace, [(0, 2)], sources, layer=layer)[0].covered, 6) for layer in (None, 10)] == [
         0.5,
@@ -239,7 +243,7 @@ def test_layers_tokens_without_links_and_lookback() -> None:
     assert read_spans(trace, [(0, 2)], sources, layer=10)[0].lookback is None
     nothing = read_spans(Trace(records([entry(1, "a", LOCAL)])), [(0, 1)], sources)[0]
     assert (nothing.read, nothing.masses, nothing.unseen) == (0, (), 1.0)
-    for odd in ({}, {"attention": {"head_stats": {"29": {"lookback": ["x"]}}}, "layer_id": 29}):
+    for odd in ({}, {"attention": {"head_stats": {"29": {"entropy": [1.0], "lookback": ["x"]}}}, "layer_id": 29}):
         assert lookback(odd) is None
 
 
