@@ -22,6 +22,7 @@ HOSTILE = (
     "\x00\x1b[31m\x85", "\u202etxet\u202c", "javascript:window.hacked=1", "'\"`&amp;&lt;", "\ud800",
     "</style><style>*{display:none}</style>",
     "]]>", "__proto__", "<a href=//evil.example>x</a>",
+    "</script ><img src=x onerror=window.hacked=1 x=", "</SCRIPT/x", "<!--<script ",
 )  # fmt: skip
 
 
