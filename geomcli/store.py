@@ -229,10 +229,10 @@ class TraceWriter:
         self._insert(
             "traces",
             id=self.trace_id,
-            created=r.pop("created"),
+            created=r.pop("created", 0),
             model=r.pop("model"),
             version=r.pop("version"),
-            ruleset=r.pop("ruleset"),
+            ruleset=r.pop("ruleset", ""),
             title="",
             capture=_json.encode(r.pop("capture", {})).decode(),
             extra=_extra(r),
