@@ -1,4 +1,4 @@
-"""Texts of servers and traces that look like markup or terminal escapes, wherever the app says a sentence of its own."""
+"""Texts of servers and traces that look like markup or escapes, wherever the app says a sentence of its own."""
 
 from __future__ import annotations
 
