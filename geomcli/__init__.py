@@ -5,13 +5,7 @@ stays quick.
 """
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-try:
-    __version__ = version("geomcli")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 _EXPORTS = {
     "Client": "geomcli.client",
@@ -27,6 +21,13 @@ __all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604  (the names resolve throug
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("geomcli")
+        except PackageNotFoundError:  # a source tree that was never installed
+            return "0+unknown"
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'geomcli' has no attribute {name!r}")

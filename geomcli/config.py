@@ -42,9 +42,9 @@ class Tui(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         """UsageError naming the first action or theme that the app does not have, and the nearest that it has."""
         for action in self.keys:
             if action not in actions:
-                raise UsageError(f"[tui] keys: there is no action {action!r}{_nearest(action, actions)}.")
+                raise UsageError(f"geom.toml, [tui.keys]: there is no action {action!r}{_nearest(action, actions)}.")
         if self.theme and self.theme not in themes:
-            raise UsageError(f"[tui] theme: there is no theme {self.theme!r}{_nearest(self.theme, themes)}.")
+            raise UsageError(f"geom.toml, [tui]: there is no theme {self.theme!r}{_nearest(self.theme, themes)}.")
 
 
 # A key as Textual names it: modifiers, then a name or one character; a comma is called comma.

@@ -16,6 +16,7 @@ ZONE_GLYPHS = {
     UNKNOWN: "·",
 }
 BARS = "▁▂▃▄▅▆▇█"
+_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 # C0 and DEL have pictures of their own. C1, which an 8-bit terminal takes for escapes, marks of writing direction,
 # which reorder what stands beside them, and halves of surrogate pairs, which cannot be sent, have none.
@@ -41,6 +42,13 @@ def sparkline(values: Sequence[float | None], *, top: float = 1.0, width: int = 
     return "".join(
         " " if v is None else BARS[min(steps, max(0, round(v / top * steps)))] for v in thinned(values, width)
     )
+
+
+def bar(value: float, *, top: float = 1.0, width: int = 12) -> str:
+    """A bar of `width` cells for a value in [0, top], in eighths of a cell."""
+    eighths = round(min(1.0, max(0.0, value / top)) * width * 8) if top > 0 else 0
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def thinned(values: Sequence[float | None], width: int) -> list[float | None]:

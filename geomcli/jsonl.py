@@ -1,6 +1,7 @@
 """Traces as JSON lines, header first: what `geom run --jsonl` and `geom traces export` write, and what is read again.
 
-The reader is tolerant: a line that is broken is named and left out, fields that it does not know survive.
+Fields that the reader does not know survive. `read` is tolerant: a line that is broken is named and left out. `load` is
+strict, for what shows tokens by their number: the first line that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ _encoder = msgspec.json.Encoder()
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
 _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _MOST_PROBLEMS = 20
+_EXPORT = "geom traces export last > trace.jsonl"
 
 
 class _Header(msgspec.Struct):
@@ -43,8 +45,19 @@ class _Token(msgspec.Struct):
     segmentId: str | None = None  # noqa: N815
 
 
+class _Heads(msgspec.Struct):
+    seen: _Int
+    total: _Int
+
+
 class _Step(msgspec.Struct):
     tokenIndex: _Index  # noqa: N815
+    decode_step: _Int | None = None
+    heads: _Heads | None = None
+    mode: str | None = None
+    bytes: _Int | None = None
+    prompt_tokens: list[str | None] | None = None
+    moe: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
     fingerprint: (
         Annotated[list[float], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
@@ -73,7 +86,10 @@ class _Metrics(msgspec.Struct):
     tokens: _Int | None = None
     zoneCounts: dict[str, _Int] | None = None  # noqa: N815
     maxDrift: float | None = None  # noqa: N815
+    promptTokens: _Int | None = None  # noqa: N815
     tokensPerSecond: float | None = None  # noqa: N815
+    attentionBytes: _Int | None = None  # noqa: N815
+    flags: dict[str, _Int] = {}
     error: str | None = None
 
 
@@ -139,6 +155,42 @@ def read_file(path: Path) -> Reading:
     """`read` of a file; OSError when it cannot be opened."""
     with path.open("rb") as stream:
         return read(stream, str(path))
+
+
+def load(path: Path) -> list[list[Record]]:
+    """The records of every trace of a file, each with all its tokens; TraceError names the line that does not fit.
+
+    A last line without a line break was being written when its writer ended: it may be broken, the rest is kept.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
+    traces: list[list[Record]] = []
+    tokens = 0
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            record = _record(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            if number == len(lines) and traces:
+                break
+            raise TraceError(f"{path}, line {number}: not a record of a trace ({error}).", _EXPORT) from None
+        if record["record_type"] == "header":
+            _check_version(record["version"], str(path))
+            traces.append([])
+            tokens = 0
+        elif not traces:
+            raise TraceError(f"{path}, line {number}: a trace begins with its header.", _EXPORT)
+        if record["record_type"] == "token":
+            if record["index"] != tokens:
+                raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
+            tokens += 1
+        traces[-1].append(record)
+    if not traces:
+        raise TraceError(f"{path} holds no trace.", "geom run 'Hi' --jsonl > trace.jsonl")
+    return traces
 
 
 def _record(text: str | bytes) -> Record:

@@ -10,13 +10,15 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from geomcli.client import Chunk
 from geomcli.compass import HALT, WARN
 from geomcli.fingerprint import BIN_ENTROPY, round_significant
 from geomcli.schema import LINK_FIELDS, TRACE_VERSION, Entry, Message, Record, has_numbers
 from geomcli.zones import UNKNOWN, ZONES_V1
+
+if TYPE_CHECKING:
+    from geomcli.client import Chunk
 
 _SEGMENT_TYPES = {"think": "assistant_think", "output": "assistant_main"}
 _LONGEST_GAP = 1_000_000

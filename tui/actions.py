@@ -69,7 +69,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("semantic.toggle", "d", "de-rotated", "Split each link into content and position", _TOKENS),
     Action("layer.next", "plus", "next layer", "Links of the next captured layer", _TOKENS),
     Action("layer.prev", "minus", "previous layer", "Links of the captured layer before", _TOKENS),
-    Action("find.open", "slash", "find", "Find text, zone:diffuse, or a step like @120", _TOKENS),
+    Action("find.open", "slash", "find", "Find text, zone:diffuse, @120, entropy>0.7", _TOKENS),
     Action("find.next", "n", "next match", "To the next match", _TOKENS),
     Action("find.prev", "N", "previous match", "To the match before", _TOKENS),
     Action("copy.json", "y", "copy", "Copy this token's record as JSON", _TOKENS),

@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
+import msgspec
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.theme import Theme
 
-from geomcli import config
+from geomcli import config, jsonl
 from geomcli.errors import GeomError, UsageError
-from geomcli.reading import read_traces
 from geomcli.schema import Record
 from geomcli.tui import panes
 from geomcli.tui.actions import ACTIONS, APP, bindings
@@ -23,7 +23,7 @@ from geomcli.tui.help import Help
 from geomcli.tui.keymap import checked
 from geomcli.tui.live import Live
 from geomcli.tui.panes.base import Pane
-from geomcli.tui.session import Changed, Session
+from geomcli.tui.session import Changed, Overlay, Session
 from geomcli.tui.storage import Storage
 from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
 from geomcli.tui.turn import Turn
@@ -80,7 +80,9 @@ class GeomApp(App[None]):
         self._flush_is_due = False
         for made in THEMES:
             self.register_theme(made)
+        msgspec.structs.replace(settings.tui, keys={}).check(actions=(), themes=self.available_themes)
         self.theme = self._known_theme(theme or settings.tui.theme or DEFAULT_THEME)
+        self.session.overlay = Overlay(settings.tui.signal)
         self.set_keymap(checked({**settings.tui.keys, **(keys or {})}))
         self.session.on_change = self._flush_soon
 
@@ -99,7 +101,8 @@ class GeomApp(App[None]):
             self.session.compared = [Turn(o.traces[-1], source=o.title) for o in self._opened[:2]]
         if self._demo:
             self.play_demo()
-        self.run_worker(self.live.watch(), group="watch", exit_on_error=True)
+        # Looking for a server needs imports that the first paint does not.
+        self.call_after_refresh(self.run_worker, self.live.watch(), group="watch", exit_on_error=True)
         wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
         if wanted in self.MODES and wanted != self.current_mode:
             self.switch_mode(wanted)
@@ -140,7 +143,8 @@ class GeomApp(App[None]):
         self._flush_is_due = False
         changed = self.session.take_changes()
         pane = self.screen_stack[0] if self.screen_stack else None
-        if changed and isinstance(pane, Pane) and pane.is_mounted:
+        # While the app ends, the widgets of a pane go one after the other.
+        if changed and isinstance(pane, Pane) and pane.is_mounted and not pane.is_going:
             pane.session_changed(changed)
 
     def _flush_soon(self) -> None:
@@ -154,7 +158,7 @@ class GeomApp(App[None]):
     def play_demo(self) -> None:
         """Play the recording that comes with geom in place of what is shown."""
         self.live.stop()
-        self.session.play(read_traces(DEMO_FILE), title="demo", rate=DEMO_RATE)
+        self.session.play(jsonl.load(DEMO_FILE), title="demo", rate=DEMO_RATE)
 
     def start_engine(self) -> None:
         """Start the built-in engine; what becomes of it is shown in the HUD."""

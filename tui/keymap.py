@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from itertools import combinations
 
 from textual.keys import Keys
 
+from geomcli import config
 from geomcli.errors import UsageError
 from geomcli.tui.actions import ACTIONS, APP, MODES, PANE, PROMPT, Action
 
@@ -17,15 +17,11 @@ _MODIFIERS = {"ctrl", "shift", "alt", "super", "meta", "hyper"}
 
 def checked(keys: Mapping[str, str]) -> dict[str, str]:
     """The same mapping; UsageError for an id that does not exist, a key that does not, or one key with two actions."""
-    known = {action.id: action for action in ACTIONS}
     for name, value in keys.items():
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else "."
-            raise UsageError(f'geom.toml, [tui.keys]: there is no action "{name}"{hint}', _MEND)
         for key in value.split(","):
             if not _is_key(key.strip()):
                 raise UsageError(f'geom.toml, [tui.keys]: "{key.strip()}" of "{name}" is not a key.', _MEND)
+    config.Tui(keys=dict(keys)).check(actions={action.id for action in ACTIONS}, themes=())
     after = [action._replace(keys=keys.get(action.id, action.keys)) for action in ACTIONS]
     for one, other in combinations(after, 2):
         shared = _keys(one) & _keys(other)

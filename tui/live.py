@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from enum import Enum
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
 
 from geomcli import config
-from geomcli.client import Client
 from geomcli.errors import GeomError, ServerUnreachable, StoreError
 from geomcli.request import attention_fields
 from geomcli.schema import Message, Record
@@ -22,6 +22,7 @@ from geomcli.tui.storage import Storage
 from geomcli.tui.turn import Turn
 
 if TYPE_CHECKING:
+    from geomcli.client import Client
     from geomcli.engine import Engine
 
 _SAVE_SECONDS = 0.25
@@ -112,7 +113,7 @@ class Live:
 
     async def _look_once(self) -> None:
         try:
-            client = self._opened()
+            client = await self._opened()
             self.capabilities = await client.capabilities()
             self.model = await client.model()
         except ServerUnreachable as error:
@@ -170,8 +171,9 @@ class Live:
         saver: asyncio.Task[None] | None = None
         error: str | None = "broke off"
         try:
+            client = await self._opened()
             async with contextlib.aclosing(
-                self._opened().chat(messages, model=self.model, fields={**sampling, **fields})
+                client.chat(messages, model=self.model, fields={**sampling, **fields})
             ) as chunks:
                 async for chunk in chunks:
                     records = builder.add(chunk)
@@ -278,8 +280,12 @@ class Live:
             client, self._client = self._client, None
             await client.__aexit__()
 
-    def _opened(self) -> Client:
+    async def _opened(self) -> Client:
         if self._client is None:
+            # A fifth of a second of imports, in which keys are answered already.
+            await asyncio.to_thread(import_module, "geomcli.client")
+            from geomcli.client import Client
+
             s = self.settings
             self._client = Client(s.base_url, api_key=s.api_key, attention_key=s.attention_key)
         return self._client

@@ -9,39 +9,48 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Collection
+from importlib import import_module
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from geomcli import __version__
-from geomcli.cli import compare, models, run, serve, traces, tui
 from geomcli.cli.output import fail
 from geomcli.errors import ExitCode, GeomError
 
-app = typer.Typer(
-    name="geom",
-    help="See what a language model looks at while it writes, and whether it drifts.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # the boxed help cuts off long flags
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("serve")(serve.serve)
-app.command("run")(run.run)
-app.command("compare")(compare.compare)
-app.command("tui")(tui.tui)
-app.add_typer(models.app, name="models")
-app.add_typer(traces.app, name="traces")
+# Each is the function of its name in the module of its name, or its `app` where it has commands of its own.
+COMMANDS = ("serve", "run", "compare", "tui", "models", "traces")
+
+
+def application(names: Collection[str] = COMMANDS) -> typer.Typer:
+    """The command line with these commands; only their modules are imported."""
+    made = typer.Typer(
+        name="geom",
+        help="See what a language model looks at while it writes, and whether it drifts.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # the boxed help cuts off long flags
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(options)
+    for name in names:
+        module = import_module(f"geomcli.cli.{name}")
+        if hasattr(module, "app"):
+            made.add_typer(module.app, name=name)
+        else:
+            made.command(name)(getattr(module, name))
+    return made
 
 
 def _version(value: bool) -> None:
     if value:
+        from geomcli import __version__
+
         print(f"geom {__version__}")
         raise typer.Exit
 
 
-@app.callback()
 def options(
     _version_shown: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
@@ -66,11 +75,14 @@ def main() -> None:
             signal.signal(sign, _interrupt)
     arguments = sys.argv[1:]
     passed_on: list[str] = []
-    if next((a for a in arguments if not a.startswith("-")), None) == "serve" and "--" in arguments:
+    named = next((a for a in arguments if not a.startswith("-")), None)
+    if named == "serve" and "--" in arguments:
         # Split here: the parser would take the first word behind `--` for the model.
         cut = arguments.index("--")
         arguments, passed_on = arguments[:cut], arguments[cut + 1 :]
     try:
+        # The terminal app should not wait for what the other commands need.
+        app = application([named] if named in COMMANDS else COMMANDS)
         code = app(args=arguments, obj=passed_on, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -101,8 +101,8 @@ def _print(c: Comparison, a: Trace, b: Trace) -> None:
     for share in c.zones:
         glyph, style = output.ZONE_STYLES.get(share.zone, ("·", "default"))
         console.print(
-            f"  [{style}]{glyph} {output.marked(f'{share.zone:<17}')}[/] A {share.a:4.0%} {output.bar(share.a)}  "
-            f"B {share.b:4.0%} {output.bar(share.b)}  {share.delta * 100:+.0f} points"
+            f"  [{style}]{glyph} {output.marked(f'{share.zone:<17}')}[/] A {share.a:4.0%} {display.bar(share.a)}  "
+            f"B {share.b:4.0%} {display.bar(share.b)}  {share.delta * 100:+.0f} points"
         )
     _section(console, "Metrics")
     for metric in c.metrics:
@@ -129,9 +129,9 @@ def _similarity(console: Console, c: Comparison) -> None:
         ("entropy", s.entropy, "1 - difference of the mean bin entropies"),
     ):
         shown = "    -" if value is None else f"{value:.3f}"
-        console.print(f"  {name:<10} {shown} {output.bar(value or 0.0)}  [dim]{meaning}[/]")
+        console.print(f"  {name:<10} {shown} {display.bar(value or 0.0)}  [dim]{meaning}[/]")
     console.print(
-        f"  {'tokens':<10} {c.same_tokens:.3f} {output.bar(c.same_tokens)}  [dim]the same text; no part of it[/]"
+        f"  {'tokens':<10} {c.same_tokens:.3f} {display.bar(c.same_tokens)}  [dim]the same text; no part of it[/]"
     )
 
 
@@ -162,7 +162,7 @@ def _zones_mark(row: AlignedToken) -> str:
 
 def _metric(m: Metric) -> str:
     top = max(abs(m.a or 0.0), abs(m.b or 0.0))
-    a, b = (f"{_number(v, m.unit):>8} {output.bar(v or 0.0, top=top)}" for v in (m.a, m.b))
+    a, b = (f"{_number(v, m.unit):>8} {display.bar(v or 0.0, top=top)}" for v in (m.a, m.b))
     delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
     relative = "" if m.relative is None else f"({m.relative:+.0%})"
     return f"{m.label:<23} A {a} B {b} {delta:>8} {relative}".rstrip()

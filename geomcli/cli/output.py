@@ -22,7 +22,6 @@ _STYLES = {
     "diffuse": "red",
     UNKNOWN: "default",
 }
-_EIGHTHS = " ▏▎▍▌▋▊▉█"
 ZONE_STYLES = {zone: (glyph, _STYLES[zone]) for zone, glyph in ZONE_GLYPHS.items()}
 _PIPE_WIDTH = 1000
 
@@ -60,10 +59,3 @@ def write_data(text: str) -> None:
 
 def print_json(value: Any) -> None:
     write_data(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def bar(value: float, *, top: float = 1.0, width: int = 12) -> str:
-    """A bar of `width` cells for a value in [0, top], in eighths of a cell."""
-    eighths = round(min(1.0, max(0.0, value / top)) * width * 8) if top > 0 else 0
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)

@@ -77,13 +77,13 @@ def tui(
 
 
 def _opened(name: str, settings: config.Settings) -> Opened:
-    from geomcli.reading import read_traces
+    from geomcli import jsonl
     from geomcli.store import Store
     from geomcli.tui.app import Opened
 
     path = Path(name)
     if path.exists() or path.suffix:
-        return Opened(path.name, read_traces(path))
+        return Opened(path.name, jsonl.load(path))
     with Store(settings.db_path) as store:
         trace_id = store.find(name)
         return Opened(trace_id, [list(store.records(trace_id))], saved=True)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from geomcli.cli import app
+from geomcli.cli import application
 from geomcli.cli.run import attention_fields
 from geomcli.errors import TraceError
 from geomcli.reproduction import command, curl_command, request_body, run_command, token_json
@@ -77,7 +77,7 @@ def sent(line: str, db: Path) -> Any:
     before = os.environ.get("GEOM_DB")
     os.environ["GEOM_DB"] = str(db)
     try:
-        app(args=words[1:], standalone_mode=False)
+        application()(args=words[1:], standalone_mode=False)
     finally:
         if before is None:
             del os.environ["GEOM_DB"]

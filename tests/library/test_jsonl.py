@@ -83,3 +83,37 @@ def test_a_newer_minor_format_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(HEADER.replace("1.0", "1.7") + "\n", encoding="utf-8")
     assert jsonl.read_file(path).traces == [[json.loads(HEADER.replace("1.0", "1.7"))]]
+
+
+TOKEN = '{"record_type": "token", "index": 0, "text": "a"}'
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([HEADER, "{", TOKEN], "line 2: not a record of a trace"),
+        ([TOKEN], "line 1: a trace begins with its header"),
+        ([HEADER, TOKEN.replace("0", "1")], "line 2: token 0 is missing"),
+        ([HEADER.replace("1.0", "2.0")], "trace format 2.0"),
+        ([""], "holds no trace"),
+        (["[" * 100_000], "line 1: not a record"),
+    ],
+)
+def test_the_strict_reader_names_the_first_line_that_does_not_fit(tmp_path: Path, lines: list[str], said: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TraceError, match=said):
+        jsonl.load(path)
+
+
+def test_a_last_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join([HEADER, TOKEN, TOKEN[:20]]))
+    assert jsonl.load(path) == [[json.loads(HEADER), json.loads(TOKEN)]]
+
+
+def test_both_readers_read_what_was_written(tmp_path: Path) -> None:
+    made = records([entry(1, "a", LOCAL), entry(2, "b", LOCAL)])
+    path = tmp_path / "x.jsonl"
+    path.write_text(jsonl.dump(made))
+    assert jsonl.load(path) == jsonl.read_file(path).traces == [made]

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from geomcli import config
-from geomcli.reading import read_traces
+from geomcli import config, jsonl
 from geomcli.schema import Record
 from geomcli.tui.app import DEMO_FILE, GeomApp, Opened
 
@@ -35,7 +34,7 @@ def settings(tmp_path: Path) -> config.Settings:
 
 @pytest.fixture
 def demo() -> list[list[Record]]:
-    return read_traces(DEMO_FILE)
+    return jsonl.load(DEMO_FILE)
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
+from geomcli import config
 from geomcli.errors import UsageError
 from geomcli.schema import Record
 from geomcli.tui import panes
@@ -23,6 +25,7 @@ from geomcli.tui.actions import (
     bindings,
 )
 from geomcli.tui.keymap import checked
+from geomcli.tui.session import Overlay
 from tests.tui.conftest import WIDE, MakeApp
 
 OFFERED = [mode for _, mode in panes.offered()]
@@ -138,7 +141,7 @@ async def test_a_changed_key_works_and_the_old_one_does_not(make_app: MakeApp, d
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"token.pinn": "y"}, 'there is no action "token.pinn"; did you mean "token.pin"?'),
+        ({"token.pinn": "y"}, "there is no action 'token.pinn'; did you mean token.pin."),
         ({"token.pin": "crtl+k"}, '"crtl+k" of "token.pin" is not a key'),
         ({"token.pin": "i"}, "both on i"),
         ({"token.pin": "space"}, "both on space"),
@@ -179,6 +182,16 @@ async def _settled(pause: object) -> None:
         await pause()  # type: ignore[operator]
 
 
+def test_overlays_are_the_signals_of_the_configuration(make_app: MakeApp, settings: config.Settings) -> None:
+    assert tuple(overlay.value for overlay in Overlay) == config.SIGNALS
+    for signal in config.SIGNALS:
+        app = make_app(settings=msgspec.structs.replace(settings, tui=config.Tui(signal=signal)))
+        assert app.session.overlay.value == signal
+
+
 def test_a_theme_that_does_not_exist_is_refused(make_app: MakeApp) -> None:
     with pytest.raises(UsageError, match="there is no theme 'neon'"):
         make_app(theme="neon")
+    tui = config.Tui(theme="geom-lihgt")
+    with pytest.raises(UsageError, match="did you mean geom-light"):
+        make_app(settings=config.Settings(tui=tui))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from textual.pilot import Pilot
 
-from geomcli.reading import read_traces
+from geomcli import jsonl
 from geomcli.schema import Record
 from geomcli.store import Store
 from geomcli.tui.app import GeomApp
@@ -89,7 +89,7 @@ async def test_three_pins_at_most_the_oldest_goes(make_app: MakeApp, demo: list[
         await pilot.press("p")
         assert app.session.pins == [Place(0, n) for n in (1, 2)]
         head = str(chat(app).lens.query_one("#lens-head").render())
-        assert "pins 2 3 –" in head
+        assert "pins 1 2 –" in head
 
 
 async def test_a_click_pins_and_a_hover_shows(make_app: MakeApp, demo: list[list[Record]]) -> None:
@@ -164,7 +164,7 @@ async def test_search_by_text_zone_and_step(make_app: MakeApp, demo: list[list[R
         assert Place(0, 3) in app.session.found
         first = app.session.cursor
         assert first in app.session.found
-        await pilot.press("slash", *(["backspace"] * 20), *"@5", "enter")
+        await pilot.press("slash", *(["backspace"] * 20), *"@4", "enter")
         assert app.session.cursor == Place(0, 4)
         await pilot.press("n")
         assert app.session.cursor == Place(1, 4)
@@ -181,13 +181,13 @@ async def test_copies_are_the_record_and_a_command(make_app: MakeApp, demo: list
         await pilot.press("home", "y")
         await settled(pilot)
         copied = json.loads(app.clipboard)
-        assert copied["step"]["decode_step"] == 1
+        assert copied["steps"][0]["decode_step"] == 1
         assert copied["trace_id"] == demo[0][0]["trace_id"]
         await pilot.press("Y")
         await settled(pilot)
         words = shlex.split(app.clipboard)
         assert words[:2] == ["geom", "run"]
-        assert words[2] == demo[0][1]["content"]
+        assert words[-1] == demo[0][1]["content"]
         await pilot.press("end", "Y")
         await settled(pilot)
         words = shlex.split(app.clipboard)
@@ -207,7 +207,7 @@ async def test_save_and_export_keep_every_record(make_app: MakeApp, demo: list[l
     with Store(app.storage.path) as store:
         assert {row["id"] for row in store.ls()} == {records[0]["trace_id"] for records in demo}
     (exported,) = tmp_path.glob("*.jsonl")
-    assert read_traces(exported) == demo
+    assert jsonl.load(exported) == demo
 
 
 async def test_the_lens_lies_over_the_text_where_it_is_narrow(make_app: MakeApp, demo: list[list[Record]]) -> None:

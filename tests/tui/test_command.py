@@ -16,6 +16,8 @@ import pytest
 from geomcli.tui.app import DEMO_FILE
 from tests.conftest import GEOM
 
+HEADER = '{"record_type":"header","version":"1.0","trace_id":"a","model":"m"}\n'
+
 
 def geom(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -52,9 +54,9 @@ def test_what_cannot_start_says_why(home: dict[str, str], arguments: list[str], 
         ("{}\n", "line 1: not a record of a trace"),
         ("nonsense\n", "line 1: not a record of a trace"),
         ('{"record_type":"token","index":0}\n', "line 1: a trace begins with its header"),
-        ('{"record_type":"header","trace_id":"a"}\n{"record_type":"token","index":3}\n', "line 2: token 0 is missing"),
+        (HEADER + '{"record_type":"token","index":3}\n', "line 2: token 0 is missing"),
         (
-            '{"record_type":"header","trace_id":"a"}\n{"record_type":"step","fingerprint":"x"}\n',
+            HEADER + '{"record_type":"step","tokenIndex":0,"fingerprint":"x"}\n',
             "line 2: not a record of a trace",
         ),
     ],
@@ -110,6 +112,19 @@ def test_the_demo_paints_within_a_second_in_a_real_terminal(home: dict[str, str]
     assert os.waitstatus_to_exitcode(status) == 0
     assert b"\x1b[?1049l" in text
     assert painted < 4  # seconds; a machine on which engines start meanwhile is slow
+
+
+def test_the_first_paint_waits_for_no_client_no_store_and_no_plot(home: dict[str, str]) -> None:
+    script = (
+        "import sys\n"
+        "from geomcli.cli import application; application(['tui'])\n"
+        "from geomcli import config; from geomcli.tui import panes; from geomcli.tui.app import GeomApp\n"
+        "GeomApp(config.load(), demo=True); panes.pane('chat')\n"
+        "heavy = {'httpx', 'sqlite_utils', 'sqlite3', 'textual_plot', 'rich.markdown', 'zstandard', 'scipy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, env=home, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_demo_is_small_and_has_two_turns() -> None:

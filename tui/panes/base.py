@@ -47,6 +47,11 @@ class Pane(Screen[None]):
         return cast("GeomApp", self.app)
 
     @property
+    def is_going(self) -> bool:
+        """Whether its widgets are being removed."""
+        return self._pruning or self._closing
+
+    @property
     def session(self) -> Session:
         return self.geom.session
 

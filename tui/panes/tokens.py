@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from geomcli.errors import TraceError, UsageError
 from geomcli.links import layers_of
-from geomcli.tui import clipboard, reproduce, search
+from geomcli.tui import clipboard, search
 from geomcli.tui.panes.base import Pane
 from geomcli.tui.session import Place
 from geomcli.tui.widgets.find import FindBar
@@ -100,8 +101,8 @@ class TokenPane(Pane):
         """Mark what was found and go to the first match from the cursor on."""
         try:
             places = search.find(self.session.turns, event.query)
-        except ValueError as error:
-            self.query_one(FindBar).say(f"{error}.")
+        except UsageError as error:
+            self.query_one(FindBar).say(str(error))
             return
         self.session.set_found(places)
         self.query_one(FindBar).say(f"{len(places)} found" if places else "nothing found")
@@ -126,12 +127,20 @@ class TokenPane(Pane):
         if token is None or turn is None:
             self.notify("There is no token to copy yet.", severity="warning")
             return
-        await clipboard.copy(self.geom, reproduce.token_json(turn, token), what="The token's record")
+        from geomcli import reproduction
+
+        await clipboard.copy(self.geom, reproduction.token_json(turn.trace, token.index), what="The token's record")
 
     async def action_copy_command(self) -> None:
         turn = self.session.turn
         if turn is None:
             self.notify("There is no question to repeat yet.", severity="warning")
             return
-        command = reproduce.command(turn, self.geom.live.settings.base_url)
+        from geomcli import reproduction
+
+        try:
+            command = reproduction.command(turn.trace, base_url=self.geom.live.settings.base_url)
+        except TraceError as error:
+            self.notify(str(error), severity="warning")
+            return
         await clipboard.copy(self.geom, command, what="The command")

@@ -18,7 +18,7 @@ class FindBar(Horizontal):
 
     def compose(self) -> ComposeResult:
         yield Static("/", id="find-mark")
-        yield Input(placeholder="text, zone:diffuse or @120", id="find-input", compact=True)
+        yield Input(placeholder="text, zone:diffuse, @120, entropy>0.7", id="find-input", compact=True)
         yield Static("", id="find-said", markup=False)
 
     def open(self) -> None:

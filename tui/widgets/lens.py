@@ -80,7 +80,7 @@ class LensHead(SessionText):
             first.append("no token yet", paint.fore("muted"))
         else:
             _, token, _ = looked
-            first.append(f"step {token.index + 1} ", paint.fore("muted"))
+            first.append(f"#{token.index} ", paint.fore("muted"))
             first.append(token_name(token), paint.fore("foreground", bold=True))
         second = Text()
         for tab in TABS:
@@ -92,7 +92,7 @@ class LensHead(SessionText):
         for place in self.session.pins:
             here = looked is not None and place == looked[0]
             style = paint.fore("accent", bold=True, underline=here)
-            pins.append(" ").append(str(place.token + 1), style + Style.from_meta({"pin": tuple(place)}))
+            pins.append(" ").append(str(place.token), style + Style.from_meta({"pin": tuple(place)}))
         pins.append(" –" * (MAX_PINS - len(self.session.pins)), paint.fore("muted"))
         room = self.size.width - second.cell_len - pins.cell_len
         second.append(" " * max(1, room)).append_text(pins)
@@ -133,7 +133,7 @@ class LensBody(SessionText):
         for pin in self.session.pins:
             pinned = self.session.token_of(pin)
             if pinned is not None and pin != place:
-                head = Text("\n").append(f"pinned {pin.token + 1} ", self.paint.fore("accent", bold=True))
+                head = Text("\n").append(f"pinned #{pin.token} ", self.paint.fore("accent", bold=True))
                 lines.append(head.append(token_name(pinned), self.paint.fore("foreground")))
                 lines += links_lines(
                     self.session, pin, pinned, self.session.turns[pin.turn], self.paint, width, most=3, notes=False

@@ -8,13 +8,13 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, printable, sparkline, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, printable, sparkline, zone_label
 from geomcli.links import Link, layers_of
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.histogram import histogram
-from geomcli.tui.widgets.meter import bar, meter
+from geomcli.tui.widgets.meter import meter
 from geomcli.zones import UNKNOWN
 
 _METRICS = {"local": "local", "mid": "mid", "long": "long", "bin_entropy": "entropy", "ripple": "ripple"}
@@ -74,7 +74,7 @@ def _row(link: Link, text: str | None, split: bool, top: float, width: int, pain
     cells = Text(name, paint.fore("foreground") + style)
     cells.truncate(room, overflow="ellipsis", pad=True)
     row.append_text(cells)
-    row.append(" " + bar(link.probability / top, max(3, width - 17 - room)), paint.fore("primary") + style)
+    row.append(" " + bar(link.probability, top=top, width=max(3, width - 17 - room)), paint.fore("primary") + style)
     row.append(f" {_number(link.probability)}", paint.fore("foreground", bold=True) + style)
     return row.append(f" {_number(link.share)}", paint.fore("muted") + style)
 
@@ -165,6 +165,6 @@ def experts_lines(token: Token, paint: Paint, width: int) -> list[Text]:
         experts, weights = (routed or {}).get("experts") or [], (routed or {}).get("weights") or []
         lines.append(Text(f"layer {layer}", paint.fore("accent", bold=True)))
         for expert, weight in zip(experts, weights, strict=False):
-            row = Text(f"{expert:>5} ", muted).append(bar(weight, max(4, width - 12)), paint.fore("primary"))
+            row = Text(f"{expert:>5} ", muted).append(bar(weight, width=max(4, width - 12)), paint.fore("primary"))
             lines.append(row.append(f" {_number(weight)}"))
     return lines

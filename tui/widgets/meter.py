@@ -5,16 +5,8 @@ from __future__ import annotations
 from rich.style import Style
 from rich.text import Text
 
+from geomcli.display import bar
 from geomcli.tui.themes import Paint
-
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-
-
-def bar(value: float, width: int) -> str:
-    """A bar of `width` cells, filled to an eighth of a cell."""
-    eighths = round(max(0.0, min(1.0, value)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    return ("█" * full + (_EIGHTHS[rest] if rest else "")).ljust(width)
 
 
 def meter(
@@ -32,7 +24,7 @@ def meter(
     text.append("   - " if value is None else f"{value:5.2f}"[-5:], paint.fore("foreground"))
     text.append(" ")
     room = max(4, width - label_width - 6 - (5 if threshold is not None else 0))
-    line = bar(value or 0.0, room)
+    line = bar(value or 0.0, width=room)
     if threshold is None:
         return text.append(line, style)
     tick = min(room - 1, int(threshold * room))

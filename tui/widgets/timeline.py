@@ -52,7 +52,7 @@ class Timeline(SessionText):
             if self.paint.plain and not here:
                 glyph = ZONE_GLYPHS.get(zone, "·")
             text.append(glyph, self.paint.fore("foreground", bold=True) if here else style)
-        place = "" if cursor is None else f"{cursor + 1}/{count}"
+        place = "" if cursor is None else f"#{cursor} of {count}"
         text.append(" " * (width - columns) + f" {place}".rjust(_LABEL + 5), self.paint.fore("foreground"))
         return text
 

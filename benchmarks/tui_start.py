@@ -1,0 +1,65 @@
+"""How long `geom tui --demo` takes from the start of its process to the first screen with text, in a real terminal.
+
+    python benchmarks/tui_start.py [--runs 5] [-- ARGUMENTS OF GEOM]
+
+Prints seconds of each run on the clock and of the processor, until the app has painted and ended again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import pty
+import select
+import statistics
+import struct
+import sysconfig
+import tempfile
+import termios
+import time
+from pathlib import Path
+
+GEOM = Path(sysconfig.get_path("scripts")) / "geom"
+QUIT = b"\x11"
+PAINTED = b"Chat"  # the title bar, which is drawn with everything else
+
+
+def start(arguments: list[str], home: str) -> tuple[float, float]:
+    """(seconds to the first screen, seconds of processor time of the whole process) of one start."""
+    environment = {**os.environ, "TERM": "xterm-256color", "GEOM_DB": f"{home}/traces.db"}
+    began, screen = time.monotonic(), b""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(GEOM, [str(GEOM), *arguments], environment)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
+    painted: float | None = None
+    with contextlib.suppress(OSError):  # the terminal is gone when the app has ended
+        while time.monotonic() - began < 60:
+            if select.select([terminal], [], [], 0.05)[0]:
+                screen += os.read(terminal, 65536)
+            if painted is None and PAINTED in screen:
+                painted = time.monotonic() - began
+                os.write(terminal, QUIT)
+    usage = os.wait4(pid, 0)[2]
+    if painted is None:
+        raise SystemExit(f"nothing was painted:\n{screen.decode(errors='replace')}")
+    return painted, usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("geom", nargs="*", default=["tui", "--demo"])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        start(options.geom, home)  # compiles what has not been compiled yet
+        runs = [start(options.geom, home) for _ in range(options.runs)]
+    for name, values in (("first paint", [r[0] for r in runs]), ("processor", [r[1] for r in runs])):
+        shown = " ".join(f"{v:.2f}" for v in values)
+        print(f"{name:<12} {shown}   median {statistics.median(values):.2f} s")
+
+
+if __name__ == "__main__":
+    main()
