@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from geomcli.comparison import AlignedToken, Comparison
-    from geomcli.differences import Metric
+    from geomcli.differences import Metric, ZoneShare
+    from geomcli.projection import Projection
     from geomcli.trace import Trace
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
@@ -47,7 +48,8 @@ def compare(
     if a == b == "-":
         raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
     left, right = (_load(name, db) for name in (a, b))
-    result = comparison.compare(left, right)
+    models = list(dict.fromkeys(str(trace.header.get("model", "")) for trace in (left, right)))
+    result = comparison.compare(left, right, projection=_axes(models, db), fitted_on=models)
     if as_json:
         import msgspec
 
@@ -81,6 +83,24 @@ def _load(name: str, db: Path | None) -> Trace:
     return Trace(reading.traces[0])
 
 
+def _axes(models: list[str], db: Path | None) -> Projection | None:
+    """Axes of the stored traces of these models, where there are enough."""
+    from geomcli import config
+    from geomcli.errors import StoreError
+    from geomcli.store import Store
+    from geomcli.store_queries import fitted_axes
+
+    path = config.store_path(db=None if db is None else str(db))
+    if not path.is_file():
+        return None  # two files are compared without making a store
+    try:
+        with Store(path) as store:
+            return fitted_axes(store, models)
+    except StoreError as error:
+        output.narrator().print(output.marked(f"No fitted axes: {error.message}"))
+        return None
+
+
 def _print(c: Comparison, a: Trace, b: Trace) -> None:
     console = output.speaker()
     for name, side in (("A", c.a), ("B", c.b)):
@@ -91,7 +111,7 @@ def _print(c: Comparison, a: Trace, b: Trace) -> None:
     for note in c.notes:
         console.print(f"   [dim]{output.marked(note)}[/]")
     _similarity(console, c)
-    _section(console, "Differences (B against A; described, not tested against noise)")
+    _section(console, f"Differences (B against A; {_tested(c)})")
     for sentence in c.differences or ("None.",):
         console.print(f"  {output.marked(sentence)}")
     if c.divergence is not None:
@@ -102,21 +122,45 @@ def _print(c: Comparison, a: Trace, b: Trace) -> None:
         glyph, style = output.ZONE_STYLES.get(share.zone, ("·", "default"))
         console.print(
             f"  [{style}]{glyph} {output.marked(f'{share.zone:<17}')}[/] A {share.a:4.0%} {display.bar(share.a)}  "
-            f"B {share.b:4.0%} {display.bar(share.b)}  {share.delta * 100:+.0f} points"
+            f"B {share.b:4.0%} {display.bar(share.b)}  {share.delta * 100:+.0f} points{_verdict(share)}"
         )
     _section(console, "Metrics")
     for metric in c.metrics:
         if metric.a is not None or metric.b is not None:
             console.print(f"  {_metric(metric)}")
     _histogram(console, c)
-    kind = "fitted axes" if c.interpretation.kind == "fitted" else "heuristic axes, not fitted"
-    _section(console, f"Shift of the fingerprint ({kind})")
+    _section(console, f"Shift of the fingerprint ({_axes_of(c)})")
     for reading in c.interpretation.axes:
-        console.print(f"  {reading.name:<20} {reading.value:+.3f}  {reading.sentence}", markup=False)
+        share = "" if reading.explained is None else f"{reading.explained:4.0%} of variance  "
+        console.print(f"  {reading.name:<24} {share}{reading.value:+.3f}  {reading.sentence}", markup=False)
+
+
+def _axes_of(c: Comparison) -> str:
+    i = c.interpretation
+    if i.kind == "heuristic":
+        return "heuristic axes, not fitted"
+    return f"principal components of {i.n} stored traces of {', '.join(map(output.marked, i.models))}"
 
 
 def _section(console: Console, title: str) -> None:
     console.print(f"\n[bold]{title}[/]")
+
+
+def _tested(c: Comparison) -> str:
+    """How the differences were tested, in the words of the title."""
+    s = c.significance
+    if not s.tested:
+        return "too few steps to test them against noise"
+    lengths = f"blocks of {s.block_a} and {s.block_b} steps"
+    return f"{s.clear} of {s.tested} tested are larger than the noise of the steps; bootstrap, {lengths}"
+
+
+def _verdict(difference: Metric | ZoneShare) -> str:
+    if difference.interval is None:
+        return ""
+    low, high = difference.interval
+    within = f"[{low:+.3f}, {high:+.3f}]"
+    return f"  {within} noise" if difference.verdict == "noise" else f"  {within}"
 
 
 def _similarity(console: Console, c: Comparison) -> None:
@@ -165,7 +209,7 @@ def _metric(m: Metric) -> str:
     a, b = (f"{_number(v, m.unit):>8} {display.bar(v or 0.0, top=top)}" for v in (m.a, m.b))
     delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
     relative = "" if m.relative is None else f"({m.relative:+.0%})"
-    return f"{m.label:<23} A {a} B {b} {delta:>8} {relative}".rstrip()
+    return f"{m.label:<23} A {a} B {b} {delta:>8} {relative:<7}{_verdict(m)}".rstrip()
 
 
 def _number(value: float | None, unit: str) -> str:
