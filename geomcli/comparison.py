@@ -34,7 +34,7 @@ from geomcli.significance import (
 from geomcli.trace import Trace
 
 
-class AlignedToken(msgspec.Struct, frozen=True):
+class AlignedToken(msgspec.Struct, frozen=True, gc=False):
     """One row of the alignment: token indices of both sides, and the zone of each where it has one."""
 
     kind: Literal["same", "changed", "only_a", "only_b"]
@@ -139,6 +139,8 @@ def _check_rulesets(a: SideView, b: SideView) -> None:
 
 def _aligned(a: SideView, b: SideView, by_id: bool) -> tuple[AlignedToken, ...]:
     keys_a, keys_b = _keys(a.tokens, by_id), _keys(b.tokens, by_id)
+    indices_a, indices_b = ([int(token["index"]) for token in view.tokens] for view in (a, b))
+    zones_a, zones_b = a.zones_by_index, b.zones_by_index
     rows = []
     for i, j in align(keys_a, keys_b):
         kind: Literal["same", "changed", "only_a", "only_b"] = "changed"
@@ -146,9 +148,11 @@ def _aligned(a: SideView, b: SideView, by_id: bool) -> tuple[AlignedToken, ...]:
             kind = "only_b" if i is None else "only_a"
         elif keys_a[i] == keys_b[j]:
             kind = "same"
-        at_a = None if i is None else int(a.tokens[i]["index"])
-        at_b = None if j is None else int(b.tokens[j]["index"])
-        rows.append(AlignedToken(kind, at_a, at_b, a.zone_of(i), b.zone_of(j)))
+        at_a = None if i is None else indices_a[i]
+        at_b = None if j is None else indices_b[j]
+        zone_a = None if at_a is None else zones_a.get(at_a)
+        zone_b = None if at_b is None else zones_b.get(at_b)
+        rows.append(AlignedToken(kind, at_a, at_b, zone_a, zone_b))
     return tuple(rows)
 
 
@@ -249,7 +253,7 @@ def _tested(
         replace(z, interval=tested.get(f"zone {z.zone}"), verdict=verdict(z.delta, tested.get(f"zone {z.zone}")))
         for z in zones
     )
-    clear = sum(difference.verdict == "clear" for difference in (*with_metrics, *with_zones))
+    clear = sum(m.verdict == "clear" for m in with_metrics) + sum(z.verdict == "clear" for z in with_zones)
     how = Significance(
         "circular block bootstrap", CONFIDENCE, REPLICATES, SEED, found.block_a, found.block_b, len(tested), clear
     )

@@ -45,19 +45,16 @@ class SideView:
         version = str(trace.header.get("version", TRACE_VERSION))
         if version.partition(".")[0] != TRACE_VERSION.partition(".")[0]:
             raise TraceError(f"{name} has trace format {version}; this geom reads {TRACE_VERSION}.")
-        self.steps: dict[int, Record] = {}
-        for step in trace.steps:
-            if _usable(step):
-                self.steps.setdefault(step["tokenIndex"], step)
+        self.steps, rows = _usable(trace.steps)
         if not self.steps:
             raise TraceError(f"{name} has no fingerprint: there is nothing to compare.", "geom run … (captures them)")
         schemas = {step.get("schema", SCHEMA_VERSION) for step in self.steps.values()} - {SCHEMA_VERSION}
         if schemas:
             found = ", ".join(sorted(map(str, schemas)))
             raise TraceError(f"{name} has entries of schema {found}; this geom compares schema {SCHEMA_VERSION}.")
-        rows = np.array([step["fingerprint"] for step in self.steps.values()], dtype=np.float64)
         self.rows: Floats = np.clip(rows, 0.0, 1.0)
         self.mean: Floats = self.rows.mean(axis=0)
+        self._series: dict[str, Floats] = {}
         self.zones = [step.get("zone") or UNKNOWN for step in self.steps.values()]
         self.zone_counts = Counter(self.zones)
         self.ripple = self.average("ripple")
@@ -71,16 +68,21 @@ class SideView:
     def layers(self) -> tuple[int, ...]:
         shown: set[int] = set()
         for step in self.steps.values():
-            links = step.get("attention") or {}
-            several = links.get("layers") or links.get("layer_sketches")
-            shown |= {int(layer) for layer in several if layer.isdecimal()} if several else {step.get("layer_id", -1)}
+            links = step.get("attention")
+            several = (links.get("layers") or links.get("layer_sketches")) if links else None
+            if several:
+                shown.update(int(layer) for layer in several if layer.isdecimal())
+            else:
+                shown.add(step.get("layer_id", -1))
         return tuple(sorted(shown - {-1}))
 
     def series(self, field: str) -> Floats:
         """Values of a field [steps], nan where a step has none."""
-        found = [step.get(field) for step in self.steps.values()]
-        made = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
-        return np.where(np.isfinite(made), made, np.nan)
+        if field not in self._series:
+            found = [step.get(field) for step in self.steps.values()]
+            made = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+            self._series[field] = np.where(np.isfinite(made), made, np.nan)
+        return self._series[field]
 
     def average(self, field: str) -> float | None:
         values = self.series(field)
@@ -97,15 +99,23 @@ class SideView:
         dominant = min(self.zone_counts, key=lambda zone: (-self.zone_counts[zone], zone))
         return Side(trace_id, self.model, title, len(self.tokens), len(self.steps), dominant, self.layers)
 
-    def zone_of(self, row: int | None) -> str | None:
-        if row is None:
-            return None
-        step = self.steps.get(self.tokens[row]["index"])
-        return None if step is None else step.get("zone") or UNKNOWN
+    @cached_property
+    def zones_by_index(self) -> dict[int, str]:
+        """Token index -> zone of its step."""
+        return dict(zip(self.steps, self.zones, strict=True))
 
 
-def _usable(step: Record) -> bool:
-    if not has_numbers(step):  # type: ignore[arg-type]
-        return False
-    fingerprint = np.asarray(step["fingerprint"], dtype=np.float64)
-    return fingerprint.shape == (FINGERPRINT_SIZE,) and bool(np.isfinite(fingerprint).all())
+def _usable(steps: list[Record]) -> tuple[dict[int, Record], Floats]:
+    """Token index -> its first step with a sound fingerprint that has mass, and their fingerprints [n, 20]."""
+    found = [
+        step
+        for step in steps
+        if has_numbers(step)  # type: ignore[arg-type]
+        and step["fingerprint"] is not None
+        and len(step["fingerprint"]) == FINGERPRINT_SIZE
+    ]
+    rows = np.array([step["fingerprint"] for step in found], dtype=np.float64).reshape(-1, FINGERPRINT_SIZE)
+    places: dict[int, int] = {}
+    for place in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
+        places.setdefault(found[place]["tokenIndex"], place)
+    return {index: found[place] for index, place in places.items()}, rows[list(places.values())]

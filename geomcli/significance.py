@@ -68,11 +68,15 @@ def differences_of_means(
     with fewer than MIN_STEPS values or MIN_EFFECTIVE `effective_steps` on a side is left out. With the sides exchanged
     the signs are.
     """
-    names = [name for name in a if name in b and _testable(a[name]) and _testable(b[name])]
+    effective = [{name: _testable(side[name]) for name in a if name in b} for side in (a, b)]
+    names = [name for name in effective[0] if effective[0][name] and effective[1][name]]
     if not names:
         return Tested({}, None, None)
     sides = [np.stack([np.asarray(side[name], dtype=np.float64) for name in names], axis=1) for side in (a, b)]
-    made = [_resampled(side, replicates, seed) for side in sides]
+    made = [
+        _resampled(side, np.array([steps[name] for name in names]), replicates, seed)
+        for side, steps in zip(sides, effective, strict=True)
+    ]
     means = [np.nanmean(side, axis=0) for side in sides]
     delta = means[1] - means[0]
     moved = (made[1].means - means[1]) - (made[0].means - means[0])
@@ -128,7 +132,7 @@ def block_length(series: NDArray[Any]) -> int:
     x = np.asarray(series, dtype=np.float64)
     n = x.shape[0]
     x = x - x.mean()
-    if n < 4 or float(x @ x) <= n * _ROUNDING**2:
+    if n < 4 or float((x * x).sum()) <= n * _ROUNDING**2:
         return 1
     nearby = max(5, int(np.ceil(np.sqrt(np.log10(n)))))
     largest = min(int(np.ceil(np.sqrt(n))) + nearby, n - 1)
@@ -159,13 +163,13 @@ def effective_steps(series: NDArray[Any]) -> float:
     n (1 - r) / (1 + r) with the lag-1 correlation r, its bias of -(1 + 3 r) / n undone (Marriott and Pope, 1954).
     """
     x = _finite(series)
-    n = x.shape[0]
+    n: int = x.shape[0]
     x = x - x.mean() if n else x
-    power = float(x @ x)
+    power = float((x * x).sum())
     if n < 4 or power <= n * _ROUNDING**2:
         return float(n)
-    r = (float(x[1:] @ x[:-1]) / power + 1 / n) / (1 - 3 / n)
-    r = min(max(r, 0.0), _MOST_CORRELATED)
+    r = (float((x[1:] * x[:-1]).sum()) / power + 1 / n) / (1 - 3 / n)
+    r = float(min(max(r, 0.0), _MOST_CORRELATED))
     return n * (1 - r) / (1 + r)
 
 
@@ -178,8 +182,11 @@ class _Resampled(NamedTuple):
     freedom: float
 
 
-def _resampled(values: Floats, replicates: int, seed: int) -> _Resampled:
-    """Means of columns [n, m] over drawn blocks; nan counts as no value. One block length for all columns."""
+def _resampled(values: Floats, effective: Floats, replicates: int, seed: int) -> _Resampled:
+    """Means of columns [n, m], of `effective` steps [m], over drawn blocks; nan counts as no value.
+
+    One block length for all columns.
+    """
     n, there = values.shape[0], np.isfinite(values)
     mean = np.nanmean(values, axis=0)
     centred = np.where(there, values - mean, 0.0)
@@ -193,7 +200,6 @@ def _resampled(values: Floats, replicates: int, seed: int) -> _Resampled:
     sums = _block_sums(columns, block, replicates, rng)
     total = sums[:, : values.shape[1]]
     count = np.full_like(total, block * -(-n // block)) if whole else sums[:, values.shape[1] :]
-    effective = np.array([effective_steps(values[:, column]) for column in range(values.shape[1])])
     moved = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     return _Resampled(mean + moved, block, np.nanvar(values, axis=0) / effective, float(effective.min()) - 1)
 
@@ -227,9 +233,11 @@ def _half_widths(moved: Floats, least: Floats, freedom: float) -> Floats:
     return made
 
 
-def _testable(series: NDArray[Any]) -> bool:
+def _testable(series: NDArray[Any]) -> float:
+    """`effective_steps` of a series, 0 where they or its values are too few."""
     x = _finite(series)
-    return x.shape[0] >= MIN_STEPS and effective_steps(x) >= MIN_EFFECTIVE
+    effective = effective_steps(x) if x.shape[0] >= MIN_STEPS else 0.0
+    return effective if effective >= MIN_EFFECTIVE else 0.0
 
 
 def _finite(series: NDArray[Any]) -> Floats:
