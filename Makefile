@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 SOURCES = $(shell find geomcli kernels server_patch tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo demo-recording test test-kernels check compatibility install model kernel-report gpu-payload clean
+.PHONY: demo demo-recording snapshots test test-kernels check compatibility install model kernel-report gpu-payload clean
 .DEFAULT_GOAL := help
 
 help:
@@ -95,6 +95,10 @@ gpu-payload: install
 # What `geom tui --demo` plays, recorded anew with the default model.
 demo-recording: install model
 	$(BIN)/python -P benchmarks/record_demo.py
+
+# Pictures of the explorer for its tests and for the README, written anew: look at what changed before it is committed.
+snapshots: install $(VENV)/dev
+	GEOM_WRITE_SNAPSHOTS=1 $(BIN)/pytest tests/tui/test_snapshots.py
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

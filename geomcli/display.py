@@ -16,6 +16,26 @@ ZONE_GLYPHS = {
     UNKNOWN: "·",
 }
 BARS = "▁▂▃▄▅▆▇█"
+# How models write that their answer ends, and what is shown for it.
+END_TOKENS = frozenset(
+    (
+        "<|im_end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|end|>",
+        "<|return|>",
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<｜end▁of▁sentence｜>",
+        "[EOS]",
+        "<|end_of_role|>",
+    )
+)
+END_MARK = "∎"
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 # C0 and DEL have pictures of their own. C1, which an 8-bit terminal takes for escapes, marks of writing direction,

@@ -17,22 +17,30 @@ _VERSION = 1
 
 
 class Preferences(msgspec.Struct, frozen=True):
-    """always: every run takes the newest advice. next_run: advice for one run, kept until that run starts."""
+    """always: every run takes the newest advice. next_run: advice for one run, kept until that run starts.
+
+    latest: the newest advice there was while `always` is on, for the first run after a restart.
+    """
 
     always: bool = False
     next_run: Advice | None = None
+    latest: Advice | None = None
 
     def apply_to_next(self, advice: Advice) -> Preferences:
         return msgspec.structs.replace(self, next_run=advice)
 
     def apply_always(self, on: bool) -> Preferences:
-        return msgspec.structs.replace(self, always=on)
+        return msgspec.structs.replace(self, always=on, latest=self.latest if on else None)
+
+    def seen(self, latest: Advice | None) -> Preferences:
+        """Note newer advice, if every run is to take it."""
+        return msgspec.structs.replace(self, latest=latest) if self.always and latest is not None else self
 
     def take(self, latest: Advice | None) -> tuple[Advice | None, Preferences]:
         """What the run that starts now gets, and the preferences after it: advice for one run is used up."""
         if self.next_run is not None:
             return self.next_run, msgspec.structs.replace(self, next_run=None)
-        return (latest if self.always else None), self
+        return (latest or self.latest if self.always else None), self
 
 
 def applied(fields: Mapping[str, Any], advice: Advice | None) -> dict[str, Any]:
@@ -66,10 +74,11 @@ def load(path: Path | None = None) -> Preferences:
         document = msgspec.json.decode((path or preferences_file()).read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError, RecursionError):
         return Preferences()
-    advice: Advice | None = None
-    with contextlib.suppress(msgspec.ValidationError):
-        advice = msgspec.convert(document.get("next_run"), Advice | None)
-    return Preferences(always=document.get("always") is True, next_run=advice)
+    found: dict[str, Advice | None] = {}
+    for name in ("next_run", "latest"):
+        with contextlib.suppress(msgspec.ValidationError):
+            found[name] = msgspec.convert(document.get(name), Advice | None)
+    return Preferences(always=document.get("always") is True, **found)
 
 
 def save(preferences: Preferences, path: Path | None = None) -> None:

@@ -85,26 +85,32 @@ class Decision(msgspec.Struct, frozen=True):
         )
 
 
-def settle(steps: Iterable[Record]) -> list[Settled]:
-    """The zone after each step that has numbers.
+class Hysteresis:
+    """The settled zone of a trace that grows.
 
-    Hysteresis: the zone changes when at least MAJORITY of the last WINDOW steps are in one other zone; until any zone
-    has that many it is "unknown".
+    It changes when at least MAJORITY of the last WINDOW steps are in one other zone; until any zone has that many it
+    is "unknown".
     """
-    made: list[Settled] = []
-    window: deque[tuple[str, float]] = deque(maxlen=WINDOW)
-    zone = UNKNOWN
-    for step in steps:
-        if not has_numbers(step):  # type: ignore[arg-type]
-            continue
-        window.append((step.get("zone") or UNKNOWN, step.get("zone_confidence") or 0.0))
-        leader, votes = Counter(name for name, _ in window).most_common(1)[0]
+
+    def __init__(self) -> None:
+        self.zone = UNKNOWN
+        self._window: deque[tuple[str, float]] = deque(maxlen=WINDOW)
+
+    def update(self, step: Record) -> Settled:
+        """Take a step that has numbers."""
+        self._window.append((step.get("zone") or UNKNOWN, step.get("zone_confidence") or 0.0))
+        leader, votes = Counter(name for name, _ in self._window).most_common(1)[0]
         if votes >= MAJORITY:
-            zone = leader
-        own = [confidence for name, confidence in window if name == zone]
+            self.zone = leader
+        own = [confidence for name, confidence in self._window if name == self.zone]
         confidence = sum(own) / len(own) if own else 0.0
-        made.append(Settled(step["tokenIndex"], zone, len(own), len(window), confidence))
-    return made
+        return Settled(step["tokenIndex"], self.zone, len(own), len(self._window), confidence)
+
+
+def settle(steps: Iterable[Record]) -> list[Settled]:
+    """The zone after each step that has numbers, as `Hysteresis` has it."""
+    hysteresis = Hysteresis()
+    return [hysteresis.update(step) for step in steps if has_numbers(step)]  # type: ignore[arg-type]
 
 
 def recommend(
@@ -113,18 +119,21 @@ def recommend(
     modes: Sequence[str] = CAPTURE_MODES,
     ruleset: Ruleset = ZONES_V1,
     classified_by: str | None = None,
+    settled: Settled | None = None,
 ) -> Recommendation | None:
-    """Recommendation after the last of `steps`, which may be a whole trace's or its last ones; None without numbers.
+    """Recommendation after the last of `steps`; None without numbers.
+
+    `settled`: the settled zone there, where it is known; then the last WINDOW `steps` with numbers are enough.
 
     `modes`: capture modes that the server lets out (capabilities). `classified_by`: the ruleset of the trace's header,
     or None to believe that it is `ruleset`.
     """
-    settled = settle(steps)
-    if not settled:
+    kept = [step for step in steps if has_numbers(step)]  # type: ignore[arg-type]
+    if not kept:
         return None
-    now = settled[-1]
+    now = settled or settle(kept)[-1]
     rule = _rule(now.zone, ruleset)
-    last = [step for step in steps if has_numbers(step)][-WINDOW:]  # type: ignore[arg-type]
+    last = kept[-WINDOW:]
     drifting = last[-1].get("compass") in (WARN, HALT)
     reasons = [_zone_sentence(now)]
     known = classified_by in (None, "", ruleset.name)
@@ -155,27 +164,48 @@ def decisions(
     `sampling`: the request's own fields, as `capture` of a trace's header has them. `times_ms`: token index -> epoch ms
     of arrival, where somebody noted it.
     """
-    kept = [step for step in steps if has_numbers(step)]  # type: ignore[arg-type]
-    made = []
-    zone = UNKNOWN
-    for step, settled in zip(kept, settle(kept), strict=True):
-        if settled.zone == zone:
-            continue
-        zone = settled.zone
-        rule = _rule(zone, ruleset)
-        capture, _ = _capture(zone, step.get("compass") in (WARN, HALT), modes)
+    log = DecisionLog(sampling, modes=modes, ruleset=ruleset)
+    for step in steps:
+        log.add(step, (times_ms or {}).get(step["tokenIndex"]))
+    return log.decisions
+
+
+class DecisionLog:
+    """What `settle` and `decisions` say of a trace that grows: `settled`, one for each step with numbers, `decisions`.
+
+    Arguments as in `decisions`.
+    """
+
+    def __init__(
+        self, sampling: Mapping[str, Any], *, modes: Sequence[str] = CAPTURE_MODES, ruleset: Ruleset = ZONES_V1
+    ) -> None:
+        self.settled: list[Settled] = []
+        self.decisions: list[Decision] = []
+        self._sampling, self._modes, self._ruleset = sampling, modes, ruleset
+        self._hysteresis = Hysteresis()
+
+    def add(self, step: Record, time_ms: int | None = None) -> None:
+        """Take the next step; one without numbers changes nothing."""
+        if not has_numbers(step):  # type: ignore[arg-type]
+            return
+        before = self._hysteresis.zone
+        settled = self._hysteresis.update(step)
+        self.settled.append(settled)
+        if settled.zone != before:
+            self.decisions.append(self._decision(step, settled, time_ms))
+
+    def _decision(self, step: Record, settled: Settled, time_ms: int | None) -> Decision:
+        rule = _rule(settled.zone, self._ruleset)
+        capture, _ = _capture(settled.zone, step.get("compass") in (WARN, HALT), self._modes)
         advice = Advice(rule.temperature if rule else None, rule.top_p if rule else None, capture)
-        made.append(
-            Decision(
-                token_index=settled.token_index,
-                time_ms=(times_ms or {}).get(settled.token_index),
-                zone=zone,
-                confidence=settled.confidence,
-                action=rule.action if rule else "none",
-                changes=changes(sampling, advice),
-            )
+        return Decision(
+            token_index=settled.token_index,
+            time_ms=time_ms,
+            zone=settled.zone,
+            confidence=settled.confidence,
+            action=rule.action if rule else "none",
+            changes=changes(self._sampling, advice),
         )
-    return made
 
 
 def changes(sampling: Mapping[str, Any], advice: Advice) -> tuple[Change, ...]:

@@ -58,14 +58,18 @@ def lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the name `path` when all was written, and else leaves nothing behind; `.zst` compresses."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    path = path.resolve()  # a link stays one
+    if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
+        with path.open("wb") as raw, _compressed(raw, path) as stream:
+            yield stream
+        return
     try:
-        with os.fdopen(handle, "wb") as raw:
-            if path.suffix == ZSTD_SUFFIX:
-                with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as compressed:
-                    yield cast(BinaryIO, compressed)
-            else:
-                yield raw
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with os.fdopen(handle, "wb") as raw, _compressed(raw, path) as stream:
+            yield stream
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)  # mkstemp's files are the owner's alone
@@ -73,3 +77,12 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _compressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
+    if path.suffix != ZSTD_SUFFIX:
+        yield raw
+        return
+    with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as stream:
+        yield cast(BinaryIO, stream)

@@ -12,6 +12,7 @@ from textual.binding import Binding
 APP, PANE, PROMPT = "app", "pane", "prompt"
 MODES = ("chat", "inspect", "router", "manifold", "compare")
 _TOKENS = ("chat", "inspect", "router")
+_LISTS = ("inspect", "router")
 
 
 class Action(NamedTuple):
@@ -77,6 +78,16 @@ ACTIONS: tuple[Action, ...] = (
     Action("trace.save", "ctrl+s", "save", "Keep the trace in the store", (PANE,)),
     Action("trace.export", "e", "export", "Write the traces shown to a file of JSON lines", (PANE,)),
     Action("pane.maximize", "m", "maximize", "Show only the focused part; again: all parts", (PANE,)),
+    Action("row.next", "down,j", "row down", "To the next row of the list", _LISTS),
+    Action("row.prev", "up,k", "row up", "To the row before", _LISTS),
+    Action("page.next", "pagedown", "page down", "A page of the list on", _LISTS),
+    Action("page.prev", "pageup", "page up", "A page of the list back", _LISTS),
+    Action("filter.next", "f", "filter", "List all tokens, thinking only, the answer only", ("inspect",)),
+    Action("part.next", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
+    Action("decision.open", "enter", "go to step", "To the token of the chosen decision", ("router",)),
+    Action("apply.next", "a", "apply once", "Ask the next run as it is advised here", ("router",)),
+    Action("apply.always", "A", "apply always", "Ask every run as the newest advice says, or no longer", ("router",)),
+    Action("apply.clear", "c", "clear", "Take back what is applied to the next runs", ("router",)),
     Action("prompt.focus", "enter", "type", "Write a question", ("chat",)),
     Action("think.fold", "z", "thinking", "Fold or unfold thinking", ("chat",)),
     Action("run.stop", "ctrl+x", "stop", "End the answer that is being written, keep what is there", ("chat",), True),
@@ -94,6 +105,8 @@ FOOTER: dict[str, tuple[str, ...]] = {
     APP: ("command.palette", "keys.show"),
     PROMPT: ("prompt.send", "prompt.newline", "prompt.leave"),
     "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
+    "inspect": ("row.next", "layer.next", "filter.next", "part.next", "lens.toggle"),
+    "router": ("apply.next", "apply.always", "apply.clear", "decision.open", "view.freeze"),
 }
 
 

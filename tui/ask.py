@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from geomcli.recommendation import Advice
+
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """Sampling and capture of the next request. None: as the server likes it. `capture`: raw, sketch, fingerprint."""
@@ -27,6 +29,13 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     def changed(self, **values: Any) -> Ask:
         """A copy with other values."""
         return msgspec.structs.replace(self, **values)
+
+    def advised(self, advice: Advice) -> Ask:
+        """A copy that follows advice; what the advice leaves open stays."""
+        given = {"temperature": advice.temperature, "top_p": advice.top_p, "capture": advice.capture}
+        values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        # A server refuses a number of links beside a mode that has none.
+        return self.changed(**values, top_k=self.top_k if advice.capture == "raw" else None)
 
     def described(self) -> str:
         """One short phrase, like "temp 0.6  top_p 0.95"."""

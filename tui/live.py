@@ -12,12 +12,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from geomcli import config
+from geomcli import config, preferences
 from geomcli.errors import GeomError, ServerUnreachable, StoreError
+from geomcli.recommendation import changes
 from geomcli.request import attention_fields
-from geomcli.schema import Message, Record
+from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.trace import TraceBuilder
+from geomcli.tui.ask import Ask
 from geomcli.tui.session import Changed, Session
+from geomcli.tui.steering import Steering, router_field
 from geomcli.tui.storage import Storage
 from geomcli.tui.turn import Turn
 
@@ -50,8 +53,8 @@ class Live:
     """Drives a server for a session.
 
     `state`, `capabilities` (the server's document), `model`, `running` (an answer is being written), `detail` (why it
-    is not ready). `notify(text, severity)` is told what the user has to know. Answers are kept in `storage` when
-    `save` is on, whether they end well or not.
+    is not ready), `steering` (what the router's advice does to requests). `notify(text, severity)` is told what the
+    user has to know. Answers are kept in `storage` when `save` is on, whether they end well or not.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Live:
         self.running = False
         self.detail = ""
         self._notify = notify
+        self.steering = Steering(session, modes=lambda: self.modes, notify=notify)
         self._client: Client | None = None
         self._answering: asyncio.Task[Any] | None = None
         self._engine: Engine | None = None
@@ -80,6 +84,11 @@ class Live:
     def place(self) -> str:
         """The server's host and port."""
         return urlsplit(self.settings.base_url).netloc
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The capture modes that the server lets out; all while that is not known."""
+        return tuple(self.capabilities.get("modes") or CAPTURE_MODES)
 
     @property
     def status(self) -> Status:
@@ -139,13 +148,12 @@ class Live:
         if self.state is not State.READY:
             raise ServerUnreachable(f"there is no server at {self.place}.", "E starts the built-in engine")
         ask = self.session.ask
-        fields = attention_fields(
-            self.capabilities,
-            capture=ask.capture,
-            top_k=ask.top_k,
-            layers=None if ask.layers is None else list(ask.layers),
-            derotate=self.session.derotated and self._derotates(ask.capture),
-        )
+        own = {**ask.sampling, **self._fields(ask)}
+        plan = self.steering.take()
+        fields = own
+        if plan.advice is not None:
+            fields = preferences.applied({**plan.ask.sampling, **self._fields(plan.ask)}, plan.advice)
+        router = None if plan.advice is None else router_field(plan, changes(own, plan.advice))
         messages = self.session.conversation()
         if ask.system and not messages:
             messages.append({"role": "system", "content": ask.system})
@@ -156,27 +164,38 @@ class Live:
         self._answering = asyncio.current_task()
         self.running = True
         try:
-            await self._answer(messages, fields)
+            await self._answer(messages, fields, router)
         finally:
             self.running, self._answering = False, None
+            self.steering.note_newest()
             self.session.touch(Changed.STATE | Changed.TOKENS)
             self._look.set()
 
-    async def _answer(self, messages: list[Message], fields: dict[str, Any]) -> None:
-        sampling = self.session.ask.sampling
-        builder = TraceBuilder(messages, model=self.model, capture={**fields, **sampling})
+    def _fields(self, ask: Ask) -> dict[str, Any]:
+        """The fields of capture; ServerUnreachable when the server captures nothing."""
+        return attention_fields(
+            self.capabilities,
+            capture=ask.capture,
+            top_k=ask.top_k,
+            layers=None if ask.layers is None else list(ask.layers),
+            derotate=self.session.derotated and self._derotates(ask.capture),
+        )
+
+    async def _answer(self, messages: list[Message], fields: dict[str, Any], router: dict[str, Any] | None) -> None:
+        builder = TraceBuilder(messages, model=self.model, capture=fields)
         turn = self.session.begin(source=self.place)
         unsaved = builder.start()
+        if router is not None:
+            unsaved[0]["router"] = router
         self.session.feed(turn, unsaved)
         saver: asyncio.Task[None] | None = None
         error: str | None = "broke off"
         try:
             client = await self._opened()
-            async with contextlib.aclosing(
-                client.chat(messages, model=self.model, fields={**sampling, **fields})
-            ) as chunks:
+            async with contextlib.aclosing(client.chat(messages, model=self.model, fields=fields)) as chunks:
                 async for chunk in chunks:
                     records = builder.add(chunk)
+                    turn.arrived(records)
                     self.session.feed(turn, records)
                     unsaved += records
                     if saver is None and self.save:

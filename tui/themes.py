@@ -85,7 +85,25 @@ THEMES = (
         panel="ansi_default",
         boost="ansi_default",
         ansi=True,
-        variables=_variables(_ANSI),
+        # Nobody knows whether the terminal is dark or light: what is chosen is white on blue.
+        variables=_variables(
+            _ANSI,
+            **{
+                "ansi-background": "ansi_default",
+                "ansi-foreground": "ansi_default",
+                "border-blurred": "ansi_bright_black",
+                "footer-key-foreground": "ansi_yellow",
+                "block-cursor-background": "ansi_blue",
+                "block-cursor-foreground": "ansi_bright_white",
+                "input-cursor-background": "ansi_blue",
+                "input-cursor-foreground": "ansi_bright_white",
+                "input-cursor-text-style": "none",
+                "input-selection-background": "ansi_cyan",
+                "input-selection-foreground": "ansi_black",
+                "screen-selection-background": "ansi_cyan",
+                "screen-selection-foreground": "ansi_black",
+            },
+        ),
     ),
 )
 DEFAULT_THEME = "geom"

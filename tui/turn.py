@@ -101,6 +101,7 @@ class Turn:
         self.flags: Counter[str] = Counter()
         self.bytes = 0  # of attention, as they left the engine
         self.captured = 0  # tokens with an entry
+        self.times_ms: dict[int, int] = {}  # token -> epoch ms of its arrival, of what came live
         self._continued: dict[str, bool] = {}
         self._held: list[Record] = []
         self._arrivals: tuple[float, float] | None = None
@@ -167,6 +168,11 @@ class Turn:
                     self._held.append(record)
                 else:
                     self._show(record)
+
+    def arrived(self, records: Iterable[Record]) -> None:
+        """Note that these records come from a server just now; traces keep no time of their tokens."""
+        now = int(time.time() * 1000)
+        self.times_ms.update({r["tokenIndex"]: now for r in records if r["record_type"] == "step"})
 
     def release(self) -> None:
         """Show what was held back."""

@@ -15,7 +15,9 @@ from geomcli.cli import output
 from geomcli.cli.trace_names import Db, given, store_at
 from geomcli.display import printable
 from geomcli.errors import UsageError
+from geomcli.importers import Format
 from geomcli.schema import Record
+from geomcli.trace_import import Duplicates, import_traces
 
 
 def export(
@@ -52,25 +54,31 @@ def import_(
     replace: Annotated[bool, typer.Option("--replace", help="A trace of the same id gives way.")] = False,
     as_new: Annotated[bool, typer.Option("--as-new", help="Give it another id than the one that is taken.")] = False,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave lines out that cannot be read.")] = False,
+    kind: Annotated[Format, typer.Option("--format", help="auto looks into the file.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help="Of a dump of attention: 0,10,20; all if left out.")] = None,
+    top_k: Annotated[int, typer.Option(help="Of a dump of attention: links a token.", min=1, max=64)] = 16,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Ids only, for a pipe.")] = False,
     db: Db = None,
 ) -> None:
     """Take traces from files into the store: all of them, or none when one cannot be read.
 
+    Besides geom's own files: attention of Hugging Face models as npz or safetensors, and JSON lines of glassbox.
+
     \b
     Examples:
       geom traces import trace.jsonl week.jsonl.zst
       ssh gpu geom traces export last | geom traces import -
+      geom traces import attention.safetensors --layers 11
     """
-    from geomcli.trace_import import import_traces
-
     if replace and as_new:
         raise UsageError("--replace and --as-new contradict each other.", "geom traces import --as-new FILE")
     gc.disable()  # millions of small objects, none of them in a circle
     broken: list[str] = []
     with store_at(db) as store:
-        duplicates = "replace" if replace else "as-new" if as_new else "refuse"
-        done = import_traces(store, _records(files, broken, skip=skip_broken), duplicates)  # type: ignore[arg-type]
+        duplicates: Duplicates = "replace" if replace else "as-new" if as_new else "refuse"
+        done = import_traces(
+            store, _records(files, kind, broken, skip=skip_broken, layers=_layers(layers), top_k=top_k), duplicates
+        )
     narrator = output.narrator()
     for problem in broken:
         narrator.print(output.marked(f"Left out: {problem}"))
@@ -87,13 +95,22 @@ def import_(
         narrator.print(output.marked(f"{trace.trace_id}: {said}"))
 
 
-def _records(files: list[str], broken: list[str], *, skip: bool) -> Iterator[Record]:
+def _records(
+    files: list[str], kind: Format, broken: list[str], *, skip: bool, layers: list[int] | None, top_k: int
+) -> Iterator[Record]:
     from geomcli import trace_files
-    from geomcli.trace_import import checked
+    from geomcli.importers import records_of
 
     for name in files:
         lines: list[jsonl.Broken] = []
-        with trace_files.opened(name) as stream:
-            shown = trace_files.shown(name)
-            yield from checked(trace_files.lines(stream, shown), shown, lines, skip=skip)
+        yield from records_of(name, lines, kind=kind, skip=skip, layers=layers, top_k=top_k)
         broken += jsonl.problems(lines, trace_files.shown(name))
+
+
+def _layers(text: str | None) -> list[int] | None:
+    if text is None or text == "all":
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--layers {text!r}: numbers are wanted, with commas between.", "--layers 0,10,20") from None

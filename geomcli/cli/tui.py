@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -16,8 +15,6 @@ from geomcli.errors import UsageError
 
 if TYPE_CHECKING:
     from geomcli.tui.app import Opened
-
-_PANES = ("chat", "inspect", "router", "manifold", "compare")
 
 
 def tui(
@@ -90,11 +87,8 @@ def _opened(name: str, settings: config.Settings) -> Opened:
 
 
 def _serve(port: int) -> None:
-    """Start a process of the app for every browser that comes."""
     try:
-        from textual_serve.server import Server
+        from geomcli.tui.web import serve
     except ImportError:
         raise UsageError("--web needs the package textual-serve.", "pip install 'geomcli[web]'") from None
-    arguments = [argument for argument in sys.argv[1:] if argument != "--web"]
-    command = shlex.join([sys.executable, "-P", "-m", "geomcli", *arguments])
-    Server(command, host="127.0.0.1", port=port, title="geom").serve()
+    serve([argument for argument in sys.argv[1:] if argument != "--web"], port)

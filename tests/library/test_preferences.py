@@ -31,6 +31,15 @@ def test_advice_for_every_run() -> None:
     assert always.apply_always(False) == Preferences()
 
 
+def test_the_newest_advice_is_there_after_a_restart() -> None:
+    always = Preferences().apply_always(True).seen(CALM)
+    assert always.take(None) == (CALM, always)
+    assert always.take(WILD) == (WILD, always)
+    assert always.seen(None) == always
+    assert always.apply_always(False) == Preferences()
+    assert Preferences().seen(CALM) == Preferences()
+
+
 def test_fields_of_a_request() -> None:
     asked = {"temperature": 0.0, "max_tokens": 5, "return_attention_tokens": True, "attention_fingerprint_mode": False,
              "top_k_attention": 4, "attention_derotate": True, "attention_prompt_tokens": True}  # fmt: skip
@@ -57,7 +66,7 @@ def test_fields_of_a_request() -> None:
 )  # fmt: skip
 def test_what_is_kept_is_read(tmp_path: Path, always: bool, advice: Advice | None) -> None:
     path = tmp_path / "deep" / "router.json"
-    kept = Preferences(always, advice)
+    kept = Preferences(always, advice).seen(advice)
     save(kept, path)
     assert load(path) == kept
     assert [p.name for p in path.parent.iterdir()] == ["router.json"]

@@ -226,6 +226,17 @@ def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypat
         list(trace_files.lines(stream, "x"))
 
 
+def test_devices_and_links_stay_what_they_are(tmp_path: Path) -> None:
+    with trace_files.replaced(Path("/dev/null")) as stream:
+        stream.write(b"x")
+    assert Path("/dev/null").is_char_device()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    with trace_files.replaced(tmp_path / "link") as stream:
+        stream.write(b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"x"
+
+
 def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("old")

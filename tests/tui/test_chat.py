@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from textual import events
+from textual.message import Message
 from textual.pilot import Pilot
 
 from geomcli import jsonl
+from geomcli.display import END_MARK
 from geomcli.schema import Record
 from geomcli.store import Store
 from geomcli.tui.app import GeomApp
 from geomcli.tui.panes.chat import ChatPane
 from geomcli.tui.session import Overlay, Place
+from geomcli.tui.widgets.prompt import Prompt
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 
 
@@ -40,7 +45,7 @@ async def test_the_text_and_the_newest_token_are_there(make_app: MakeApp, demo: 
         last = app.session.turns[-1]
         assert app.session.cursor == Place(len(demo) - 1, len(last.tokens) - 1)
         words = " ".join(line.strip() for line in drawn(app).splitlines())
-        assert last.tokens[-1].text.strip() in words
+        assert last.tokens[-2].text.strip() in words
         assert "you" in words
 
 
@@ -256,3 +261,43 @@ async def test_scrolling_up_stops_following(make_app: MakeApp, demo: list[list[R
         await pilot.press("end")
         await settled(pilot)
         assert view.scroll_y == view.max_scroll_y
+
+
+async def test_a_question_is_whole_however_fast_it_is_typed(make_app: MakeApp) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.press("enter")
+        prompt = app.screen.query_one(Prompt)
+        sent: list[str] = []
+        prompt.post_message = _noting(prompt.post_message, sent)  # type: ignore[method-assign]
+        for key in [*"Hello", "shift+enter", *"you", "enter"]:
+            character = key if len(key) == 1 else None
+            app.post_message(events.Key(key, character))
+        await settled(pilot)
+        assert sent == ["Hello\nyou"]
+
+
+def _noting(post: Callable[[Message], bool], sent: list[str]) -> Callable[[Message], bool]:
+    def noted(message: Message) -> bool:
+        if isinstance(message, Prompt.Sent):
+            sent.append(message.text)
+        return post(message)
+
+    return noted
+
+
+async def test_the_end_mark_of_an_answer_is_not_text_but_can_be_looked_at(
+    make_app: MakeApp, demo: list[list[Record]]
+) -> None:
+    assert demo[0][-1]["record_type"] == "metrics"
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        last = app.session.turns[-1].tokens[-1]
+        assert last.text == "<|im_end|>"
+        assert "im_end" not in drawn(app)
+        assert drawn(app).count(END_MARK) == 2
+        assert app.session.token is last
+        assert "<|im_end|>" in str(chat(app).lens.query_one("#lens-head").render())
+        await pilot.press("slash", *"im_end", "enter")
+        assert len(app.session.found) == 2

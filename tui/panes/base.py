@@ -76,6 +76,7 @@ class Pane(Screen[None]):
 
     def on_screen_resume(self) -> None:
         self.session_changed(Changed.ALL)
+        self.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Keys that a text field takes as text are not offered while one has the focus."""

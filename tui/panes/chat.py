@@ -53,7 +53,7 @@ class ChatPane(TokenPane):
     def session_changed(self, changed: Changed) -> None:
         if changed & (Changed.TURNS | Changed.STATE):
             self.view.display = self.query_one(Timeline).display = bool(self.session.turns)
-            self.query_one("#ask-with", Static).update(self.session.ask.described())
+            self.query_one("#ask-with", Static).update(self.geom.live.steering.plan().described())
         super().session_changed(changed)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -28,7 +28,12 @@ class FindBar(Horizontal):
 
     def close(self) -> None:
         self.remove_class("-open")
-        self.screen.focus_next("TokenView")
+        self._leave()
+
+    def _leave(self) -> None:
+        """Give the keys back to what the pane is about."""
+        self.screen.set_focus(None)
+        self.screen.focus_next(self.screen.AUTO_FOCUS or "*")
 
     def say(self, text: str) -> None:
         self.query_one("#find-said", Static).update(text)
@@ -36,8 +41,7 @@ class FindBar(Horizontal):
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.post_message(self.Searched(event.value.strip()))
-        self.screen.set_focus(None)
-        self.screen.focus_next("TokenView")
+        self._leave()
 
     def key_escape(self) -> None:
         self.say("")

@@ -45,6 +45,11 @@ def shown(text: str) -> str:
     return printable(text.replace("\r\n", "\n").replace("\t", TAB)).translate(_JOINERS)
 
 
+def quoted(text: str) -> str:
+    """A token's text on one line, in quotes that show its spaces; breaks and tabs are symbols."""
+    return '"' + printable(text).replace("\n", "⏎").replace("\t", "⇥").translate(_JOINERS) + '"'
+
+
 class Flow:
     """Lines of at most `width` cells. `dirty`: the first line that changed since it was set to `len(lines)`."""
 

@@ -8,20 +8,21 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 
-from geomcli.display import printable
 from geomcli.tui.session import MAX_PINS, Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
 from geomcli.tui.widgets.text import SessionText
 
 TABS = ("links", "signal", "experts")
 WIDTH = 40
+_PINS = "pins"
 _NARROWEST, _WIDEST = 28, 80
 
 
 def token_name(token: Token) -> str:
-    """A token in one line: quotes show the spaces, breaks and controls are symbols."""
-    return '"' + printable(token.text).replace("\n", "⏎").replace("\t", "⇥") + '"'
+    """A token on one line."""
+    return quoted(token.text)
 
 
 class Lens(Vertical):
@@ -88,14 +89,19 @@ class LensHead(SessionText):
             style = paint.fore("accent" if here else "muted", bold=here, underline=here)
             second.append(tab.capitalize(), style + Style.from_meta({"tab": tab}))
             second.append("  ")
-        pins = Text("pins", paint.fore("muted"))
+        pins = Text()
         for place in self.session.pins:
             here = looked is not None and place == looked[0]
             style = paint.fore("accent", bold=True, underline=here)
             pins.append(" ").append(str(place.token), style + Style.from_meta({"pin": tuple(place)}))
         pins.append(" –" * (MAX_PINS - len(self.session.pins)), paint.fore("muted"))
         room = self.size.width - second.cell_len - pins.cell_len
-        second.append(" " * max(1, room)).append_text(pins)
+        if room >= len(_PINS):
+            second.append(" " * (room - len(_PINS))).append(_PINS, paint.fore("muted"))
+            room = 0
+        second.append(" " * room).append_text(pins)
+        for line in (first, second):
+            line.truncate(max(1, self.size.width), overflow="ellipsis")
         return [first, second]
 
     def on_click(self, event: events.Click) -> None:

@@ -8,11 +8,12 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, bar, printable, sparkline, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, sparkline, zone_label
 from geomcli.links import Link, layers_of
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.histogram import histogram
 from geomcli.tui.widgets.meter import meter
 from geomcli.zones import UNKNOWN
@@ -61,7 +62,7 @@ def _heading(split: bool, width: int, paint: Paint) -> Text:
 
 
 def _row(link: Link, text: str | None, split: bool, top: float, width: int, paint: Paint, style: Style) -> Text:
-    name = "?" if text is None else '"' + printable(text).replace("\n", "⏎").replace("\t", "⇥") + '"'
+    name = "?" if text is None else quoted(text)
     row = Text(f"{link.position:>5} ", paint.fore("muted") + style)
     if split:
         cells = Text(name, paint.fore("foreground") + style)
@@ -85,7 +86,7 @@ def _notes(session: Session, token: Token, turn: Turn, links: list[Link], paint:
     lines = [Text(""), Text(f"top {len(links)} cover {_number(covered)} of the attention", muted)]
     sinks = [link.probability for link in links if turn.is_sink(link.position)]
     if sinks and not session.show_sinks:
-        lines.append(Text(f"{len(sinks)} sinks hidden, {_number(sum(sinks))} (x shows)", muted))
+        lines.append(Text(f"{len(sinks)} sink{'s' * (len(sinks) > 1)} hidden, {_number(sum(sinks))} (x shows)", muted))
     layers = layers_of(token.step)
     own = token.step.get("layer_id") if session.layer is None else session.layer
     if len(layers) > 1:

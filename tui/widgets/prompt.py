@@ -31,12 +31,16 @@ class Prompt(TextArea):
             placeholder="Ask something …",
         )
 
+    # These keys reach the app before the field has taken the letters typed just before: behind those in its queue.
     def action_prompt_send(self) -> None:
-        if self.text.strip():
-            self.post_message(self.Sent(self.text.strip()))
+        self.call_later(self._send)
 
     def action_prompt_newline(self) -> None:
-        self.insert("\n")
+        self.call_later(self.insert, "\n")
+
+    def _send(self) -> None:
+        if self.text.strip():
+            self.post_message(self.Sent(self.text.strip()))
 
     def action_prompt_leave(self) -> None:
         self.screen.focus_next("TokenView")

@@ -13,9 +13,9 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
-from geomcli.compass import HALT_THRESHOLD
 from geomcli.tui.session import Changed, Overlay, Place, Session
 from geomcli.tui.themes import Paint
+from geomcli.tui.widgets.colouring import strongest_influence, token_style
 from geomcli.tui.widgets.flow import Piece
 from geomcli.tui.widgets.transcript import Transcript
 
@@ -97,7 +97,7 @@ class TokenView(ScrollView, can_focus=True):
             return
         dirty, end = flow.dirty, len(flow.lines)
         if self.session.overlay is Overlay.INFLUENCE:
-            self._strongest = max((max(t.influence, default=0.0) for t in self.session.turns), default=0.0) or 1.0
+            self._strongest = strongest_influence(self.session)
             self._strips.clear()
             self.refresh()
         for line in range(dirty, end):
@@ -200,7 +200,7 @@ class TokenView(ScrollView, can_focus=True):
         if name.startswith("mark:"):
             style = self.paint.zone_mark(name.removeprefix("mark:"))
         elif name in ("muted", "fold", "error"):
-            return self.paint.fore({"muted": "muted", "fold": "foreground"}.get(name, "error"))
+            style = self.paint.fore({"muted": "muted", "fold": "foreground"}.get(name, "error"))
         elif name == "prompt":
             style = self.paint.fore("muted")
         else:
@@ -221,21 +221,9 @@ class TokenView(ScrollView, can_focus=True):
         return style
 
     def _token_style(self, place: Place | None, *, dim: bool) -> Style:
-        token = self.session.token_of(place)
-        if token is None or place is None:
+        if place is None:
             return Style()
-        style, value = Style(), None
-        match self.session.overlay:
-            case Overlay.ZONE:
-                style = self.paint.zone(token.zone) if token.captured else style
-            case Overlay.ENTROPY:
-                value = token.entropy
-            case Overlay.DRIFT:
-                value = None if token.drift is None else token.drift / HALT_THRESHOLD
-            case Overlay.INFLUENCE:
-                value = self.session.turns[place.turn].influence[place.token] / self._strongest
-        if value is not None:
-            style = self.paint.ramp(value)
+        style = token_style(self.session, place, self.paint, self._strongest)
         return style + Style(italic=True) if dim else style
 
     def place_under(self, event: events.MouseEvent) -> Place | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from geomcli.display import ZONE_GLYPHS, zone_label
+from geomcli.display import END_MARK, END_TOKENS, ZONE_GLYPHS, zone_label
 from geomcli.tui.session import Place
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.flow import Flow, Piece
@@ -98,6 +98,11 @@ class Transcript:
             if token.phase == "think" and self.folded:
                 drawn.fold = len(self.flow.lines) - 1
         if drawn.fold is not None:
+            return
+        if token.text in END_TOKENS:
+            # It is a token like any other, to be looked at; but nobody said it.
+            self.flow.add(" ", place)
+            self.flow.add(END_MARK, place, "muted")
             return
         text = token.text if drawn.opened else token.text.lstrip(" \n")
         drawn.opened = drawn.opened or bool(text)

@@ -47,5 +47,6 @@ class Welcome(SessionText):
             ("keys.show", "all keys"),
         ]
         for name, what in offers:
-            lines.append(Text(f"  {app.key_of(name):>6}  ", paint.fore("accent", bold=True)).append(what, muted))
+            key = Text().append(f"  {app.key_of(name):>6}  ", paint.fore("accent", bold=True))
+            lines.append(key.append(what, muted))
         return lines

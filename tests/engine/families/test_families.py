@@ -17,8 +17,7 @@ from tests.engine.families import table
 from tests.engine.families.cases import CASES, Case
 from tests.engine.families.comparison import TOLERANCE, TOP_K, ask, largest_difference
 from tests.engine.families.tiny_models import FAMILIES, LAYERS, WINDOW, make
-from tests.engine.harness import Server, started_directly
-from tests.engine.test_failures import fault_plugin
+from tests.engine.harness import Server, second_plugin, started_directly
 
 COLD = list(b"The harbour log lists ships and masters.")
 # Begins like the first: its keys come from the prefix cache, but for the last tokens'.
@@ -55,7 +54,7 @@ def server(case: Case, folder: str, tmp_path_factory: pytest.TempPathFactory) ->
     extra: tuple[str, ...] = ()
     if case.family == "Qwen3-MoE":
         extra = (ROUTED,)
-        environment |= fault_plugin(tmp_path_factory.mktemp("plugin") / "p", _UNPINNED)
+        environment |= second_plugin(tmp_path_factory.mktemp("plugin") / "p", _UNPINNED)
     with started_directly(
         tmp_path_factory.mktemp("engine") / "e", folder, "--attention-capture-layers", layers,
         "--", *SMALL, "--attention-backend", case.backend, *extra, environment=environment,

@@ -1,0 +1,118 @@
+"""How every mode looks, empty, with the recording, and where it is narrow; and what lies over them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+from textual.pilot import Pilot
+
+from geomcli.schema import Record
+from geomcli.tui import panes
+from geomcli.tui.app import GeomApp
+from geomcli.tui.live import State
+from tests.tui.conftest import NARROW, WIDE, MakeApp
+from tests.tui.snapshots import assert_same
+
+MODES = [mode for _, mode in panes.offered()]
+
+
+async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
+    """Waits until the server was looked for, what changed is drawn, and no message is shown."""
+    for _ in range(400):
+        if app.live.state is not State.LOOKING:
+            break
+        await asyncio.sleep(0.02)
+    app.clear_notifications()
+    await asyncio.sleep(0.25)
+    await pilot.pause()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", ["empty", "demo", "narrow"])
+async def test_a_mode(make_app: MakeApp, demo: list[list[Record]], mode: str, case: str) -> None:
+    app = make_app(None if case == "empty" else demo, mode=mode)
+    async with app.run_test(size=NARROW if case == "narrow" else WIDE) as pilot:
+        await calm(pilot, app)
+        assert_same(app, f"{mode}-{case}", shown=case == "demo")
+
+
+class Scene(NamedTuple):
+    """The recording after some keys, in the chat pane."""
+
+    name: str
+    keys: tuple[str, ...] = ()
+    theme: str = ""
+    size: tuple[int, int] = WIDE
+    shown: bool = False
+
+
+SCENES = [
+    Scene("lens-signal", ("t",), shown=True),
+    Scene("lens-experts", ("t", "t")),
+    Scene("lens-derotated", ("d", "greater_than_sign", "greater_than_sign"), shown=True),
+    Scene("lens-pinned", ("home", "l", "l", "l", "p", "end", "x")),
+    Scene("lens-narrow", ("i",), size=NARROW),
+    Scene("overlay-entropy", ("s",)),
+    Scene("overlay-influence", ("s", "s", "s")),
+    Scene("frozen", ("space",)),
+    Scene("found", ("slash", *"the", "enter")),
+    Scene("find-refused", ("slash", *"zone:nowhere", "enter")),
+    Scene("palette", ("ctrl+p", *"theme")),
+    Scene("help", ("f1",)),
+    Scene("too-small", size=(24, 8)),
+    Scene("theme-light", theme="geom-light", shown=True),
+    Scene("theme-colour-blind", theme="geom-colour-blind"),
+    Scene("theme-ansi", theme="geom-ansi"),
+]
+
+
+@pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
+async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene) -> None:
+    app = make_app(demo, theme=scene.theme)
+    async with app.run_test(size=scene.size) as pilot:
+        await calm(pilot, app)
+        await pilot.press(*scene.keys)
+        await calm(pilot, app)
+        if scene.name == "palette":
+            await asyncio.sleep(0.5)
+            await pilot.pause()
+        assert_same(app, scene.name, shown=scene.shown)
+
+
+async def test_without_colours(make_app: MakeApp, demo: list[list[Record]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await calm(pilot, app)
+        assert_same(app, "no-color")
+
+
+def _broken_off(app: GeomApp, demo: list[list[Record]]) -> None:
+    cut = [record for record in demo[0][:60] if record["record_type"] != "metrics"]
+    app.session.show([[*cut, {"record_type": "metrics", "error": "the connection was lost"}]], title="")
+    app.live._become(State.LOST)
+
+
+def _refused(app: GeomApp, _demo: list[list[Record]]) -> None:
+    app.live.detail = "http://127.0.0.1:9 wants a key: X-Attention-Key is missing. Try: GEOM_ATTENTION_KEY=… geom …"
+    app.live._become(State.REFUSED)
+
+
+def _nothing_captured(app: GeomApp, demo: list[list[Record]]) -> None:
+    app.session.show([[r for r in demo[0] if r["record_type"] != "step"]], title="no capture")
+
+
+@pytest.mark.parametrize("prepare", [_broken_off, _refused, _nothing_captured], ids=lambda f: f.__name__[1:])
+async def test_what_went_wrong(
+    make_app: MakeApp, demo: list[list[Record]], prepare: Callable[[GeomApp, list[list[Record]]], None]
+) -> None:
+    app = make_app()
+    async with app.run_test(size=WIDE) as pilot:
+        await calm(pilot, app)
+        app.workers.cancel_group(app, "watch")
+        prepare(app, demo)
+        await calm(pilot, app)
+        assert_same(app, prepare.__name__[1:].replace("_", "-"))

@@ -1,0 +1,103 @@
+"""Lists of thousands of one-line rows: only what is in view is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from rich.text import Text
+from textual import events
+from textual.geometry import Region, Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from geomcli.tui.session import Session
+from geomcli.tui.themes import Paint
+
+if TYPE_CHECKING:
+    from geomcli.tui.app import GeomApp
+
+
+class RowView(ScrollView, can_focus=True, inherit_bindings=False):
+    """Rows `0..count-1`, drawn by `row`; subclasses say what they are and what a click on one does.
+
+    Keys are the pane's: the view binds none, so that its own scrolling takes none away.
+    """
+
+    EMPTY = "Nothing yet."
+
+    def __init__(self, session: Session, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.session = session
+        self._moving = False  # while the view scrolls by itself
+
+    @property
+    def paint(self) -> Paint:
+        return cast("GeomApp", self.app).paint
+
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        raise NotImplementedError
+
+    def row(self, number: int, width: int) -> Text:
+        """One row of `width` cells; what is longer is cut by `render_line`."""
+        raise NotImplementedError
+
+    def clicked(self, number: int) -> None:
+        """A row was clicked."""
+
+    def scrolled_by_user(self, *, up: bool) -> None:
+        """The user scrolled."""
+
+    def empty_lines(self) -> list[Text]:
+        """What is shown when there is no row."""
+        return [Text().append(self.EMPTY, self.paint.fore("muted"))]
+
+    def fit(self) -> None:
+        """Take another number of rows into account and draw anew."""
+        height = max(self.count, 0)
+        if self.virtual_size.height != height:
+            self._moving = True
+            try:
+                self.virtual_size = Size(self.scrollable_content_region.width, height)
+            finally:
+                self._moving = False
+        self.refresh()
+
+    def show_row(self, number: int) -> None:
+        """Scroll so that a row is in view, with its neighbours."""
+        self._moving = True
+        try:
+            first = max(0, number - 1)
+            self.scroll_to_region(Region(0, first, 1, number - first + 2), animate=False, immediate=True, force=True)
+        finally:
+            self._moving = False
+
+    @property
+    def page(self) -> int:
+        """Rows of a page."""
+        return max(1, self.scrollable_content_region.height - 1)
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        super().watch_scroll_y(old_value, new_value)
+        if not self._moving and old_value != new_value:
+            self.scrolled_by_user(up=new_value < old_value)
+
+    def render_line(self, y: int) -> Strip:
+        width, base = self.scrollable_content_region.width, self.rich_style
+        number = self.scroll_offset.y + y
+        if self.count == 0:
+            lines = self.empty_lines()
+            text = lines[y] if y < len(lines) else Text("")
+        elif number < self.count:
+            text = self.row(number, width)
+        else:
+            text = Text("")
+        text.truncate(width, overflow="ellipsis")
+        segments = list(text.render(self.app.console))
+        return Strip(segments).apply_style(base).adjust_cell_length(width, base).apply_offsets(0, number)
+
+    def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        if offset is not None and 0 <= (number := self.scroll_offset.y + offset.y) < self.count:
+            self.clicked(number)
