@@ -6,17 +6,21 @@ strict, for what shows tokens by their number: the first line that does not fit 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from geomcli import trace_files
 from geomcli.errors import TraceError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.schema import TRACE_VERSION, Record
 
 _encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
 _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -142,7 +146,7 @@ def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tu
             _check_version(record["version"], name)
             begun = True
         elif not begun:
-            raise TraceError(f"{name} is no trace: line {number} comes before any header.", "geom run --jsonl …")
+            raise TraceError(f"{name}, line {number}: a trace begins with its header.", _EXPORT)
         yield number, record
     if not begun:
         raise TraceError(f"{name} holds no trace{first or '.'}", "geom run --jsonl …")
@@ -182,49 +186,55 @@ def problems(broken: Sequence[Broken], name: str) -> list[str]:
 
 
 def read_file(path: Path) -> Reading:
-    """`read` of a file; OSError when it cannot be opened."""
-    with path.open("rb") as opened:
-        return read(opened, str(path))
+    """`read` of a file, which may be compressed with Zstandard; OSError when it cannot be opened."""
+    with trace_files.opened(str(path)) as opened, uncollected():
+        return read(trace_files.lines(opened, str(path)), str(path))
 
 
 def load(path: Path) -> list[list[Record]]:
     """The records of every trace of a file, each with all its tokens; TraceError names the line that does not fit.
 
-    A last line without a line break was being written when its writer ended: it may be broken, the rest is kept.
+    The file may be compressed with Zstandard. A last line without a line break was being written when its writer ended:
+    it may be broken, the rest is kept.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
     traces: list[list[Record]] = []
     tokens = 0
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            record = _record(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            if number == len(lines) and traces:
-                break
-            raise TraceError(f"{path}, line {number}: not a record of a trace ({error}).", _EXPORT) from None
-        if record["record_type"] == "header":
-            _check_version(record["version"], str(path))
-            traces.append([])
-            tokens = 0
-        elif not traces:
-            raise TraceError(f"{path}, line {number}: a trace begins with its header.", _EXPORT)
-        if record["record_type"] == "token":
-            if record["index"] != tokens:
-                raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
-            tokens += 1
-        traces[-1].append(record)
-    if not traces:
-        raise TraceError(f"{path} holds no trace.", "geom run 'Hi' --jsonl > trace.jsonl")
+    try:
+        with trace_files.opened(str(path)) as opened, uncollected():
+            for found in stream(trace_files.lines(opened, str(path)), str(path)):
+                if isinstance(found, Broken):
+                    if found.cut and traces:
+                        break
+                    reason = f"{path}, line {found.number}: not a record of a trace ({found.reason})."
+                    raise TraceError(reason, _EXPORT)
+                number, record = found
+                if record["record_type"] == "header":
+                    traces.append([])
+                    tokens = 0
+                elif record["record_type"] == "token":
+                    if record["index"] != tokens:
+                        raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
+                    tokens += 1
+                traces[-1].append(record)
+    except OSError as error:
+        raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
     return traces
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: looking for circles among millions of new records takes half of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def _record(text: str | bytes) -> Record:
-    record = msgspec.json.decode(text, type=dict[str, Any])
+    record = _decoder.decode(text)
     kind = record.get("record_type")
     known = _KINDS.get(kind) if isinstance(kind, str) else None
     if known is None:

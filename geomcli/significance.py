@@ -136,7 +136,7 @@ def block_length(series: NDArray[Any]) -> int:
         return 1
     nearby = max(5, int(np.ceil(np.sqrt(np.log10(n)))))
     largest = min(int(np.ceil(np.sqrt(n))) + nearby, n - 1)
-    size = 1 << (2 * n - 1).bit_length()
+    size = _transformed(n + largest)
     spectrum = np.fft.rfft(x, size)
     covariance = np.fft.irfft(spectrum * spectrum.conj(), size)[: largest + 1] / n
     correlated = np.abs(covariance / covariance[0]) >= 2 * np.sqrt(np.log10(n) / n)
@@ -155,6 +155,11 @@ def block_length(series: NDArray[Any]) -> int:
         return 1
     best = (2 * slope**2 / (4 / 3 * at_zero**2)) ** (1 / 3) * n ** (1 / 3)
     return int(np.clip(np.ceil(best), 1, max(1, min(3 * np.sqrt(n), n / 3))))
+
+
+def _transformed(least: int) -> int:
+    """A length of at least `least` that is quick to transform: a power of two, or one of these times it."""
+    return min(factor << max(0, (-(-least // factor) - 1).bit_length()) for factor in (1, 3, 5, 9, 15))
 
 
 def effective_steps(series: NDArray[Any]) -> float:

@@ -22,7 +22,7 @@ import zstandard
 from sqlite_utils import Database
 
 from geomcli.errors import StoreError
-from geomcli.fingerprint import FINGERPRINT_SIZE, pack, round_significant, unpack
+from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
 from geomcli.migrations import INSERT_SUMMARY, migrations
 from geomcli.schema import Record
 from geomcli.trace_summary import TraceSummary
@@ -46,6 +46,7 @@ _STEP_COLUMNS = {
     "think_phase": "think_phase",
 }
 _NO_LAYER = -1
+_SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
 class Store:
@@ -333,7 +334,8 @@ def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
 
 
 def _six_digits(blob: bytes) -> list[float]:
-    return [round_significant(v) for v in unpack(blob).tolist()]
+    """`round_significant` of each number, in one go."""
+    return [float(number) for number in (_SIX_DIGITS % tuple(unpack(blob).tolist())).split()]
 
 
 def _extra(record: Record) -> str:

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, cast
 
-import zstandard
-
 from geomcli.errors import TraceError
 
 LONGEST_LINE = 64 << 20  # bytes; a step with 64 links of each of 100 layers is about 1 MB
@@ -36,6 +34,8 @@ def opened(name: str) -> Iterator[IO[bytes]]:
         raw = sys.stdin.buffer if name == "-" else stack.enter_context(Path(name).open("rb"))
         buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, raw))
         if buffered.peek(len(_MAGIC))[: len(_MAGIC)] == _MAGIC:
+            import zstandard
+
             reader = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True, closefd=False)
             yield cast(IO[bytes], io.BufferedReader(cast(io.RawIOBase, reader)))
         else:
@@ -51,7 +51,9 @@ def lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
             if len(text) > LONGEST_LINE:
                 raise TraceError(f"{name}, line {number} is longer than {LONGEST_LINE >> 20} MB: this is no trace.")
             yield text
-    except zstandard.ZstdError as error:
+    except Exception as error:
+        if type(error).__name__ != "ZstdError":  # not imported for files that are not compressed
+            raise
         raise TraceError(f"{name} cannot be decompressed behind line {number}: {error}.") from None
 
 
@@ -84,5 +86,7 @@ def _compressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
     if path.suffix != ZSTD_SUFFIX:
         yield raw
         return
+    import zstandard
+
     with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as stream:
         yield cast(BinaryIO, stream)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import sys
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from geomcli.comparison import AlignedToken, Comparison
     from geomcli.differences import Metric, ZoneShare
     from geomcli.projection import Projection
+    from geomcli.schema import Record
     from geomcli.trace import Trace
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
@@ -66,23 +67,42 @@ def compare(
 
 
 def _load(name: str, db: Path | None) -> Trace:
-    from geomcli import config, jsonl
+    from geomcli import config, jsonl, trace_files
     from geomcli.store import Store
     from geomcli.trace import Trace
 
     path = Path(name)
-    if name == "-":
-        reading = jsonl.read(sys.stdin.buffer, "stdin")
-    elif path.is_file() or "/" in name or path.suffix in (".jsonl", ".json"):
-        reading = jsonl.read_file(path)
-    else:
+    if name != "-" and not (path.is_file() or "/" in name or path.suffix in (".jsonl", ".json", ".zst")):
         with Store(config.store_path(db=None if db is None else str(db))) as store:
-            return Trace(store.records(store.find(name)))
-    for problem in reading.problems:
+            return Trace(map(_slim, store.records(store.find(name))))
+    broken: list[jsonl.Broken] = []
+    trace: Trace | None = None
+    shown = trace_files.shown(name)
+    with trace_files.opened(name) as opened:
+        for found in jsonl.stream(trace_files.lines(opened, shown), shown):
+            if isinstance(found, jsonl.Broken):
+                broken.append(found)
+            elif found[1]["record_type"] != "header":
+                assert trace is not None
+                trace.add(_slim(found[1]))
+            elif trace is None:
+                trace = Trace([found[1]])
+            else:
+                raise TraceError(f"{name} holds more than one trace.", "geom traces export ID > one.jsonl")
+    for problem in jsonl.problems(broken, shown):
         output.narrator().print(output.marked(problem))
-    if len(reading.traces) > 1:
-        raise TraceError(f"{name} holds {len(reading.traces)} traces.", "geom traces export ID > one.jsonl")
-    return Trace(reading.traces[0])
+    assert trace is not None
+    return trace
+
+
+def _slim(record: Record) -> Record:
+    """A step as far as a comparison wants it: numbers side by side, of its links the layers only."""
+    if record.get("fingerprint") is not None:
+        record["fingerprint"] = array("d", record["fingerprint"])
+    links = record.get("attention")
+    if links:
+        record["attention"] = {k: dict.fromkeys(links[k]) for k in ("layers", "layer_sketches") if links.get(k)}
+    return record
 
 
 def _axes(models: list[str], db: Path | None) -> Projection | None:

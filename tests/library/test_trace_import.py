@@ -114,7 +114,7 @@ METRICS = '{"record_type":"metrics"}'
     ("lines", "said"),
     [
         ([], "holds no trace"),
-        ([TOKEN], "comes before any header"),
+        ([TOKEN], "a trace begins with its header"),
         ([HEADER.replace("1.0", "2.0")], "trace format 2.0; this geom reads 1.x"),
         ([HEADER, "{"], "line 2: Input data was truncated"),
         ([HEADER, '{"record_type":"pic"}'], "no kind of record is called 'pic'"),
