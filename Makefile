@@ -11,7 +11,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn
 SOURCES = $(shell find geomcli kernels server_patch tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
-.PHONY: demo demo-recording snapshots test test-kernels check compatibility install model kernel-report gpu-payload clean
+.PHONY: demo demo-recording snapshots keys-page test test-kernels check compatibility install model kernel-report gpu-payload clean
 .DEFAULT_GOAL := help
 
 help:
@@ -99,6 +99,11 @@ demo-recording: install model
 # Pictures of the explorer for its tests and for the README, written anew: look at what changed before it is committed.
 snapshots: install $(VENV)/dev
 	GEOM_WRITE_SNAPSHOTS=1 $(BIN)/pytest tests/tui/test_snapshots.py
+	$(BIN)/pytest tests/tui/test_map_snapshots.py --snapshot-update
+
+# The table of keys in docs/explorer.md.
+keys-page: install $(VENV)/dev
+	GEOM_WRITE_TABLE=1 $(BIN)/pytest tests/tui/test_keys_page.py
 
 clean:
 	rm -rf $(VENV) build .gpu .sgl .sgl2 *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

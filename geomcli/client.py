@@ -193,6 +193,8 @@ class Client:
                         if event.data == "[DONE]":
                             done = True
                             break
+                        if not event.data:
+                            continue  # a sign of life: events without data are none, says the standard
                         yield _chunk(event.data)
         except (httpx.HTTPError, SSEError) as error:
             raise self._gone(error) from None

@@ -224,12 +224,16 @@ class TraceWriter:
         self.flush()
 
     def write(self, record: Record) -> None:
-        """Take one record, the header first; StoreError when the store cannot take it."""
-        self._buffer.append(record)
+        """Take one record, the header first; StoreError when the store cannot take it now: a later flush has it."""
+        self.take(record)
         if record["record_type"] in ("header", "metrics") or len(self._buffer) >= COMMIT_RECORDS:
             self.flush()
         else:
             self.flush_if_due()
+
+    def take(self, record: Record) -> None:
+        """Take one record without committing anything."""
+        self._buffer.append(record)
 
     def flush_if_due(self) -> None:
         """Commit when the last commit is old enough; call it every CHECK_SECONDS in quiet moments of a stream."""

@@ -153,3 +153,39 @@ def step_fingerprints(store: Store, trace_id: str) -> tuple[NDArray[np.int64], N
     indices = np.array([row["output_index"] for row in rows], dtype=np.int64)
     blobs = b"".join(row["fingerprint"] for row in rows)
     return indices, np.frombuffer(blobs, dtype="<f4").reshape(-1, FINGERPRINT_SIZE).astype(np.float32)
+
+
+class TraceListing(msgspec.Struct, frozen=True):
+    """One trace in a list. created: epoch ms; steps: those with a fingerprint, 0 where it cannot be compared."""
+
+    trace_id: str
+    created: int
+    model: str
+    title: str
+    tokens: int | None
+    steps: int
+    complete: bool
+    dominant_zone: str
+
+
+def trace_list(store: Store, words: str = "", *, limit: int = 500) -> list[TraceListing]:
+    """The newest traces that have every one of the words in their id, model, title or dominant zone."""
+    conditions, parameters = [], []
+    for word in words.split():
+        conditions.append("(t.id || ' ' || t.model || ' ' || t.title || ' ' || ifnull(t.dominant_zone, '')) "
+                          "LIKE ? ESCAPE '\\'")  # fmt: skip
+        escaped = word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        parameters.append(f"%{escaped}%")
+    rows = store.rows(
+        "SELECT t.id, t.created, t.model, t.title, t.tokens, ifnull(s.steps, 0) AS steps, t.complete, t.dominant_zone "
+        "FROM traces t LEFT JOIN trace_summaries s ON s.trace_id = t.id "
+        f"{'WHERE ' + ' AND '.join(conditions) if conditions else ''} ORDER BY t.created DESC, t.id DESC LIMIT ?",
+        (*parameters, limit),
+    )
+    return [
+        TraceListing(
+            row["id"], row["created"], row["model"], row["title"], row["tokens"], row["steps"], bool(row["complete"]),
+            row["dominant_zone"] or UNKNOWN,
+        )
+        for row in rows
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from textual.binding import Binding
 APP, PANE, PROMPT = "app", "pane", "prompt"
 MODES = ("chat", "inspect", "router", "manifold", "compare")
 _TOKENS = ("chat", "inspect", "router")
-_LISTS = ("inspect", "router")
+_LISTS = ("inspect", "router", "compare")
 
 
 class Action(NamedTuple):
@@ -73,8 +73,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("find.open", "slash", "find", "Find text, zone:diffuse, @120, entropy>0.7", _TOKENS),
     Action("find.next", "n", "next match", "To the next match", _TOKENS),
     Action("find.prev", "N", "previous match", "To the match before", _TOKENS),
-    Action("copy.json", "y", "copy", "Copy this token's record as JSON", _TOKENS),
-    Action("copy.command", "Y", "copy command", "Copy the command that asks the same again", _TOKENS),
+    Action("copy.json", "y", "copy", "Copy what is under the cursor as JSON", (PANE,)),
+    Action("copy.command", "Y", "copy command", "Copy the command that does the same again", (PANE,)),
     Action("trace.save", "ctrl+s", "save", "Keep the trace in the store", (PANE,)),
     Action("trace.export", "e", "export", "Write the traces shown to a file of JSON lines", (PANE,)),
     Action("pane.maximize", "m", "maximize", "Show only the focused part; again: all parts", (PANE,)),
@@ -83,7 +83,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("page.next", "pagedown", "page down", "A page of the list on", _LISTS),
     Action("page.prev", "pageup", "page up", "A page of the list back", _LISTS),
     Action("filter.next", "f", "filter", "List all tokens, thinking only, the answer only", ("inspect",)),
-    Action("part.next", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
+    Action("list.toggle", "v", "list or map", "Where it is narrow: the list, or map and positions", ("inspect",)),
     Action("decision.open", "enter", "go to step", "To the token of the chosen decision", ("router",)),
     Action("apply.next", "a", "apply once", "Ask the next run as it is advised here", ("router",)),
     Action("apply.always", "A", "apply always", "Ask every run as the newest advice says, or no longer", ("router",)),
@@ -94,6 +94,36 @@ ACTIONS: tuple[Action, ...] = (
     Action("chat.new", "ctrl+n", "new chat", "Begin a new chat", ("chat",)),
     Action("engine.start", "E", "start engine", "Start the built-in engine with the default model", ("chat",)),
     Action("demo.play", "D", "play demo", "Play the recording that comes with geom", ("chat",)),
+    Action("point.left", "left,h", "left", "To the nearest point on the left", ("manifold",)),
+    Action("point.right", "right,l", "right", "To the nearest point on the right", ("manifold",)),
+    Action("point.up", "up,k", "up", "To the nearest point above", ("manifold",)),
+    Action("point.down", "down,j", "down", "To the nearest point below", ("manifold",)),
+    Action("point.next", "n", "next here", "To the next point in the same cell", ("manifold",)),
+    Action("point.prev", "N", "previous here", "To the point before in the same cell", ("manifold",)),
+    Action("point.here", "g", "you", "To where you are: your token, or your trace", ("manifold",)),
+    Action("point.open", "enter", "open", "Show the token or the trace under the cursor", ("manifold",)),
+    Action("point.compare", "c", "compare", "Compare its trace with yours, or with the one marked", ("manifold",)),
+    Action("scope.next", "o", "scope", "Next scope: session, recent, saved, all", ("manifold",)),
+    Action("scope.prev", "O", "previous scope", "The scope before", ("manifold",)),
+    Action("zoom.in", "plus", "zoom in", "Look closer at the cursor", ("manifold",)),
+    Action("zoom.out", "minus", "zoom out", "Show more of the plane", ("manifold",)),
+    Action("zoom.all", "0", "whole", "Show the whole plane", ("manifold",)),
+    Action("dots.toggle", "b", "dots", "Points as zone glyphs or as braille dots", ("manifold",)),
+    Action("side.a", "a", "choose A", "Choose the first trace", ("compare",)),
+    Action("side.b", "b", "choose B", "Choose the second trace", ("compare",)),
+    Action("side.swap", "x", "swap", "Exchange A and B", ("compare",)),
+    Action("axes.toggle", "t", "axes", "Read the shift on named axes, or on PCA of stored traces", ("compare",)),
+    Action("row.first", "home", "first row", "To the first row", ("compare",)),
+    Action("row.last", "end,G", "last row", "To the last row", ("compare",)),
+    Action("row.open", "enter", "open", "Show A's token of this row in Chat", ("compare",)),
+    Action("difference.first", "d", "divergence", "To where the texts part", ("compare",)),
+    Action("difference.next", "n", "next difference", "To the next place where the texts differ", ("compare",)),
+    Action("difference.prev", "N", "previous difference", "To the place before where the texts differ", ("compare",)),
+    Action("zone.next", "z", "next zone ≠", "To the next place where the zones differ", ("compare",)),
+    Action("zone.prev", "Z", "previous zone ≠", "To the place before where the zones differ", ("compare",)),
+    Action("part.next", "i", "parts", "Show tokens and report, tokens, report", ("compare",)),
+    Action("report.down", "J", "report down", "Scroll the report down", ("compare",)),
+    Action("report.up", "K", "report up", "Scroll the report up", ("compare",)),
     Action("prompt.send", "enter", "send", "Send the question", (PROMPT,)),
     Action("prompt.newline", "shift+enter,ctrl+j", "new line", "A new line in the question", (PROMPT,)),
     Action("prompt.leave", "escape", "commands", "Leave the text field; keys are commands again", (PROMPT,)),
@@ -105,8 +135,10 @@ FOOTER: dict[str, tuple[str, ...]] = {
     APP: ("command.palette", "keys.show"),
     PROMPT: ("prompt.send", "prompt.newline", "prompt.leave"),
     "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
-    "inspect": ("row.next", "layer.next", "filter.next", "part.next", "lens.toggle"),
+    "inspect": ("row.next", "layer.next", "filter.next", "list.toggle", "lens.toggle"),
     "router": ("apply.next", "apply.always", "apply.clear", "decision.open", "view.freeze"),
+    "manifold": ("point.open", "point.compare", "scope.next", "zoom.in", "point.here"),
+    "compare": ("side.a", "side.b", "side.swap", "difference.first", "part.next"),
 }
 
 

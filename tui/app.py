@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,8 +18,9 @@ from textual.theme import Theme
 from geomcli import config, jsonl
 from geomcli.errors import GeomError, UsageError
 from geomcli.schema import Record
-from geomcli.tui import panes
+from geomcli.tui import panes, remembered
 from geomcli.tui.actions import ACTIONS, APP, bindings
+from geomcli.tui.collector import Collector
 from geomcli.tui.commands import GeomCommands
 from geomcli.tui.help import Help
 from geomcli.tui.keymap import checked
@@ -29,6 +32,7 @@ from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
 from geomcli.tui.turn import Turn
 
 FLUSH_SECONDS = 1 / 20
+REST_SECONDS = 1.0  # from the end of an answer until memory is tidied up
 DEMO_RATE = 14.0  # tokens a second
 DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
 
@@ -36,11 +40,22 @@ Severity = Literal["information", "warning", "error"]
 
 
 class Opened(NamedTuple):
-    """Traces to show from the start, read before the app starts so that a bad file is an error of the command."""
+    """Traces to show from the start, read before the app starts so that a bad file is an error of the command.
+
+    `path`: the file they are from, as a command would name it; "" for a stored trace.
+    """
 
     title: str
     traces: Sequence[Sequence[Record]]
     saved: bool = False
+    path: str = ""
+
+    def compared(self) -> Turn:
+        """The trace that is compared: the last one."""
+        turn = Turn(self.traces[-1], source=self.title)
+        turn.saved = self.saved
+        turn.path = self.path if len(self.traces) == 1 else ""
+        return turn
 
 
 class GeomApp(App[None]):
@@ -78,6 +93,9 @@ class GeomApp(App[None]):
         self._opened, self._demo, self._mode = opened, demo, mode
         self._paint: Paint | None = None
         self._flush_is_due = False
+        self._collector = Collector()
+        self.remembered = remembered.load()
+        self._remembered_before = msgspec.structs.replace(self.remembered)
         for made in THEMES:
             self.register_theme(made)
         msgspec.structs.replace(settings.tui, keys={}).check(actions=(), themes=self.available_themes)
@@ -85,6 +103,7 @@ class GeomApp(App[None]):
         self.session.overlay = Overlay(settings.tui.signal)
         self.set_keymap(checked({**settings.tui.keys, **(keys or {})}))
         self.session.on_change = self._flush_soon
+        self.live.on_rest = self._rest_soon
 
     def _known_theme(self, name: str) -> str:
         if name not in self.available_themes:
@@ -98,16 +117,23 @@ class GeomApp(App[None]):
         if self._opened:
             first = self._opened[0]
             self.session.show(first.traces, title=first.title, saved=first.saved)
-            self.session.compared = [Turn(o.traces[-1], source=o.title) for o in self._opened[:2]]
+            if len(first.traces) == 1:
+                self.session.turns[0].path = first.path
+            if len(self._opened) > 1:
+                self.session.compared = [opened.compared() for opened in self._opened[:2]]
         if self._demo:
             self.play_demo()
         # Looking for a server needs imports that the first paint does not.
-        self.call_after_refresh(self.run_worker, self.live.watch(), group="watch", exit_on_error=True)
+        self.call_after_refresh(self._collector.begin)
+        self.call_after_refresh(self.run_worker, self.live.watch, group="watch", exit_on_error=True)
         wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
         if wanted in self.MODES and wanted != self.current_mode:
             self.switch_mode(wanted)
 
     async def on_unmount(self) -> None:
+        self._collector.end()
+        if self.remembered != self._remembered_before:
+            remembered.save(self.remembered)
         await self.live.close()
 
     @property
@@ -152,6 +178,13 @@ class GeomApp(App[None]):
             self._flush_is_due = True
             self.call_later(self.flush)
 
+    def _rest_soon(self) -> None:
+        self.set_timer(REST_SECONDS, self._rest)
+
+    def _rest(self) -> None:
+        if not self.live.running:
+            self._collector.rest()
+
     def _notice(self, text: str, severity: str) -> None:
         self.notify(text, severity=cast("Severity", severity), timeout=8)
 
@@ -181,6 +214,20 @@ class GeomApp(App[None]):
         self.session.show([records], title=str(records[0].get("trace_id", name)), saved=True)
         if self.current_mode != "chat":
             self.switch_mode("chat")
+
+    def lose_terminal(self) -> None:
+        """The terminal is gone: end, keeping what was captured; what is still drawn goes nowhere.
+
+        Textual's thread that writes to the terminal has died of it, and who hands it more waits for ever.
+        """
+        driver = self._driver
+        writer = getattr(driver, "_writer_thread", None)
+        if driver is not None and writer is not None:
+            vars(driver).update(_writer_thread=None, write=lambda _data: None)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    writer._queue.get_nowait()
+        self.exit(return_code=130)
 
     def action_mode(self, mode: str) -> None:
         self.switch_mode(mode)

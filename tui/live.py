@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from enum import Enum
 from importlib import import_module
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from geomcli import config, preferences
+from geomcli import config, jsonl, preferences
 from geomcli.errors import GeomError, ServerUnreachable, StoreError
 from geomcli.recommendation import changes
 from geomcli.request import attention_fields
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from geomcli.engine import Engine
 
 _SAVE_SECONDS = 0.25
+_MOST_FAILURES = 3  # to write an answer that has ended
+_LONGEST_SECONDS = 0.01  # of work without a look at the keys
 _PATIENT_SECONDS, _EAGER_SECONDS = 5.0, 1.0
 
 
@@ -72,6 +75,8 @@ class Live:
         self.model = ""
         self.running = False
         self.detail = ""
+        self.lost = ""  # what could not be kept at the end, said when the terminal is the user's again
+        self.on_rest: Callable[[], None] = lambda: None  # called when an answer has ended
         self._notify = notify
         self.steering = Steering(session, modes=lambda: self.modes, notify=notify)
         self._client: Client | None = None
@@ -169,6 +174,7 @@ class Live:
             self.running, self._answering = False, None
             self.steering.note_newest()
             self.session.touch(Changed.STATE | Changed.TOKENS)
+            self.on_rest()
             self._look.set()
 
     def _fields(self, ask: Ask) -> dict[str, Any]:
@@ -193,6 +199,7 @@ class Live:
         try:
             client = await self._opened()
             async with contextlib.aclosing(client.chat(messages, model=self.model, fields=fields)) as chunks:
+                since = time.monotonic()
                 async for chunk in chunks:
                     records = builder.add(chunk)
                     turn.arrived(records)
@@ -202,6 +209,10 @@ class Live:
                         saver = asyncio.create_task(self._keep(turn, unsaved))
                         self._saving.add(saver)
                         saver.add_done_callback(self._saving.discard)
+                    if time.monotonic() - since > _LONGEST_SECONDS:
+                        # What has arrived at once must not keep keys and screen waiting.
+                        await asyncio.sleep(0)
+                        since = time.monotonic()
             error = None
         except GeomError as failure:
             error = failure.message
@@ -219,19 +230,33 @@ class Live:
             self._become(State.LOST)
 
     async def _keep(self, turn: Turn, unsaved: list[Record]) -> None:
-        """Write what arrives into the store, four times a second, until the trace has ended."""
-        try:
-            while True:
-                batch = unsaved[:]
-                unsaved.clear()
+        """Write what arrives into the store, four times a second, until the trace has ended.
+
+        What cannot be written is tried again; after the end of the answer a few times more.
+        """
+        failures, ended = 0, False
+        while True:
+            batch = unsaved[:]
+            unsaved.clear()
+            ended = ended or (bool(batch) and batch[-1]["record_type"] == "metrics")
+            try:
                 await self.storage.append(turn.id, batch)
-                if batch and batch[-1]["record_type"] == "metrics":
+            except StoreError as error:
+                failures += 1
+                if failures == 1:
+                    why = error.message
+                    self._notify(f"{why} The answer stays here: e writes it to a file, ctrl+s tries again.", "error")
+                if ended and failures >= _MOST_FAILURES:
+                    return
+            else:
+                if failures:
+                    self._notify("The store can be written again; nothing is missing in it.", "information")
+                failures = 0
+                if ended:
                     turn.saved = True
                     self.session.touch(Changed.STATE)
                     return
-                await asyncio.sleep(_SAVE_SECONDS)
-        except StoreError as error:
-            self._notify(f"{error.message} The answer stays here; e writes it to a file.", "error")
+            await asyncio.sleep(_SAVE_SECONDS * (1 + 3 * failures))
 
     def stop(self) -> bool:
         """End the answer that is being written, or a replay; what is there is kept. False when there is neither."""
@@ -285,9 +310,23 @@ class Live:
             await asyncio.sleep(0)
         if self._saving:
             await asyncio.wait(self._saving, timeout=5)
-        await self.storage.close()
+        try:
+            await self.storage.close()
+        except StoreError as error:
+            self.lost = f"{error.message} {self._rescued()}"
         await self._forget_client()
         await self._end_engine()
+
+    def _rescued(self) -> str:
+        """Write the answers that the store does not have to a file; a sentence that says where, or that it failed."""
+        turns = [turn for turn in self.session.turns if turn.finished and not turn.saved]
+        path = config.state_dir() / f"{turns[-1].id if turns else 'unsaved'}.jsonl"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(jsonl.dump(turn.trace.records()) for turn in turns), encoding="utf-8")
+        except OSError as error:
+            return f"{path} could not be written either: {error.strerror}."
+        return f"What it lacks is in {path}; geom tui {path} opens it."
 
     async def _end_engine(self) -> None:
         if self._engine is not None:

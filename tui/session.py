@@ -56,7 +56,8 @@ class Session:
     """Turns, cursor, pins, overlay, freeze.
 
     `turns`: oldest first. `cursor`: the Place looked at, None before there is a token. `following`: whether the cursor
-    stays on the newest token. `hover`: the token under the mouse. `pins`: at most MAX_PINS places. `compared`: traces
+    stays on the newest token. `hover`: the token under the mouse. `named`: the token whose
+    row in the lens is under the mouse. `pins`: at most MAX_PINS places. `compared`: traces
     opened beside this chat for comparison. `layer`: captured layer whose links are shown, None = the entry's own.
     `ask`: what the next question is asked with. `title`: what was opened, "" for a live chat.
     """
@@ -66,6 +67,7 @@ class Session:
         self.compared: list[Turn] = []
         self.cursor: Place | None = None
         self.hover: Place | None = None
+        self.named: Place | None = None
         self.pins: list[Place] = []
         self.found: list[Place] = []
         self.overlay = Overlay.ZONE
@@ -130,7 +132,7 @@ class Session:
     def clear(self) -> None:
         """Begin anew: no turns, no pins."""
         self.turns, self.pins, self.found, self._back = [], [], [], []
-        self.cursor = self.hover = self.player = self.layer = None
+        self.cursor = self.hover = self.named = self.player = self.layer = None
         self.following, self.frozen, self.title = True, False, ""
         self.touch(Changed.ALL)
 
@@ -266,6 +268,12 @@ class Session:
         """The token under the mouse, None when there is none."""
         if place != self.hover:
             self.hover = place
+            self.touch(Changed.CURSOR)
+
+    def name(self, place: Place | None) -> None:
+        """The token that a row under the mouse is about, None when there is none."""
+        if place != self.named:
+            self.named = place
             self.touch(Changed.CURSOR)
 
     def toggle_pin(self, place: Place | None = None) -> None:

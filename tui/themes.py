@@ -120,6 +120,7 @@ class Paint:
     def __init__(self, variables: Mapping[str, str], *, ansi: bool, plain: bool) -> None:
         self.ansi, self.plain = ansi, plain
         self._variables = dict(variables)
+        self._colours: dict[str, str] = {}
         self._muted = self._between("background", "foreground", 0.62) if not ansi else "bright_black"
         self._zones = {zone: self._zone_style(zone) for zone in _ZONES}
         self._ramp = [self._ramp_style(level / 7) for level in range(8)]
@@ -132,6 +133,11 @@ class Paint:
         """A theme variable (`zone-diffuse`, `primary` …), or `muted`, as Rich and Textual both read it."""
         if name == "muted":
             return self._muted
+        if name not in self._colours:
+            self._colours[name] = self._read(name)
+        return self._colours[name]
+
+    def _read(self, name: str) -> str:
         value = self._variables.get(name, "")
         if value.startswith("ansi_"):
             return value.removeprefix("ansi_")

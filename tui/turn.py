@@ -93,6 +93,7 @@ class Turn:
     def __init__(self, records: Iterable[Record] = (), *, source: str = "") -> None:
         self.trace = Trace()
         self.source = source
+        self.path = ""  # of the file that holds this trace and no other
         self.saved = False
         self.tokens: list[Token] = []
         self.influence: list[float] = []
@@ -104,6 +105,7 @@ class Turn:
         self.times_ms: dict[int, int] = {}  # token -> epoch ms of its arrival, of what came live
         self._continued: dict[str, bool] = {}
         self._held: list[Record] = []
+        self.held = 0  # tokens that arrived while the view was frozen
         self._arrivals: tuple[float, float] | None = None
         self.take(records)
 
@@ -135,11 +137,6 @@ class Turn:
         return "".join(token.text for token in self.tokens if token.phase == "output")
 
     @property
-    def held(self) -> int:
-        """Tokens that arrived while the view was frozen."""
-        return sum(record["record_type"] == "token" for record in self._held)
-
-    @property
     def error(self) -> str | None:
         """Why the answer broke off, if it did."""
         return self.trace.metrics.get("error")
@@ -166,6 +163,7 @@ class Turn:
                 self._arrivals = (self._arrivals[0] if self._arrivals else now, now)
                 if hold:
                     self._held.append(record)
+                    self.held += record["record_type"] == "token"
                 else:
                     self._show(record)
 
@@ -176,7 +174,7 @@ class Turn:
 
     def release(self) -> None:
         """Show what was held back."""
-        held, self._held = self._held, []
+        held, self._held, self.held = self._held, [], 0
         for record in held:
             self._show(record)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geomcli import config
-from geomcli.errors import UsageError
+from geomcli.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from geomcli.tui.app import Opened
@@ -41,6 +41,7 @@ def tui(
       geom tui --demo
       geom tui                      chat with the server at GEOM_BASE_URL, or start one from there
       geom tui trace.jsonl
+      geom tui a.jsonl b.jsonl      compare two
       geom tui --web
     """
     from geomcli.tui import panes
@@ -66,9 +67,11 @@ def tui(
         raise UsageError(
             "geom tui needs a terminal; its input or output is a pipe or a file.", "geom run, or geom traces show"
         )
-    for sign in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(sign, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=130))
+    signal.signal(signal.SIGHUP, lambda *_: app.lose_terminal())
     app.run()
+    if app.live.lost:
+        raise StoreError(app.live.lost)
     if app.return_code:
         raise typer.Exit(app.return_code)
 
@@ -80,7 +83,7 @@ def _opened(name: str, settings: config.Settings) -> Opened:
 
     path = Path(name)
     if path.exists() or path.suffix:
-        return Opened(path.name, jsonl.load(path))
+        return Opened(path.name, jsonl.load(path), path=name)
     with Store(settings.db_path) as store:
         trace_id = store.find(name)
         return Opened(trace_id, [list(store.records(trace_id))], saved=True)

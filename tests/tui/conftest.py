@@ -43,7 +43,7 @@ def make_app(settings: config.Settings) -> MakeApp:
     """`make_app(traces)`: an app that shows these traces; without any, an empty chat."""
 
     def made(traces: list[list[Record]] | None = None, **more: Any) -> GeomApp:
-        opened = [Opened("demo", traces)] if traces else []
+        opened = more.pop("opened", [Opened("demo", traces)] if traces else [])
         return GeomApp(more.pop("settings", settings), opened=opened, **more)
 
     return made

@@ -67,7 +67,7 @@ class Terminal:
             dead, status = self.tmux("display-message", "-p", "-t", "geom", "#{pane_dead} #{pane_dead_status}").split(
                 " "
             )
-            if dead == "1":
+            if dead == "1" and status.strip():
                 return int(status)
             time.sleep(0.1)
         raise AssertionError(f"it did not end within {seconds} s:\n{self.screen()}")

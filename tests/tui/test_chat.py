@@ -132,7 +132,7 @@ async def test_every_colour_draws_and_none_changes_the_text(make_app: MakeApp, d
         seen = []
         for _ in Overlay:
             seen.append(app.session.overlay)
-            assert app.session.turns[-1].tokens[-1].text.strip() in drawn(app)
+            assert app.session.turns[-1].tokens[-2].text.strip() in drawn(app)
             await pilot.press("s")
             await settled(pilot, 0.05)
         assert seen == list(Overlay)
@@ -301,3 +301,53 @@ async def test_the_end_mark_of_an_answer_is_not_text_but_can_be_looked_at(
         assert "<|im_end|>" in str(chat(app).lens.query_one("#lens-head").render())
         await pilot.press("slash", *"im_end", "enter")
         assert len(app.session.found) == 2
+
+
+async def test_a_row_of_the_lens_shows_where_its_token_is(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        body = chat(app).lens.query_one("#lens-body")
+        before = drawn_styles(app)
+        await pilot.hover(body, offset=(8, 1))
+        await settled(pilot)
+        place = app.session.named
+        assert place is not None
+        assert app.session.hover is None
+        turn = app.session.turns[app.session.cursor.turn]  # type: ignore[union-attr]
+        shown = [link for link in app.session.token.links() if not turn.is_sink(link.position)]  # type: ignore[union-attr]
+        assert place == app.session.place_of(app.session.cursor.turn, shown[0].position)  # type: ignore[union-attr]
+        assert drawn_styles(app) != before
+        await pilot.hover("#hud")
+        await settled(pilot)
+        assert app.session.named is None
+
+
+def drawn_styles(app: GeomApp) -> list[str]:
+    view = chat(app).view
+    return [str(segment.style) for y in range(view.size.height) for segment in view.render_line(y)]
+
+
+async def test_tab_opens_and_closes_the_lens(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        await pilot.press("tab")
+        assert not chat(app).lens.display
+        await pilot.press("tab")
+        assert chat(app).lens.display
+        assert app.screen.focused is chat(app).view
+
+
+async def test_the_width_of_the_lens_is_remembered(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        before = chat(app).lens.outer_size.width
+        await pilot.press("greater_than_sign", "greater_than_sign")
+        await settled(pilot)
+        assert chat(app).lens.outer_size.width == before + 8
+    again = make_app(demo)
+    async with again.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        assert chat(again).lens.outer_size.width == before + 8

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 
 from geomcli.schema import Record
 from geomcli.tui import panes
-from geomcli.tui.app import GeomApp
+from geomcli.tui.app import GeomApp, Opened
 from geomcli.tui.live import State
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.snapshots import assert_same
@@ -33,20 +33,24 @@ async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", ["empty", "demo", "narrow"])
 async def test_a_mode(make_app: MakeApp, demo: list[list[Record]], mode: str, case: str) -> None:
-    app = make_app(None if case == "empty" else demo, mode=mode)
+    shown = [] if case == "empty" else demo
+    app = make_app(shown, mode=mode)
+    if mode == "compare" and shown:
+        app = make_app(opened=[Opened(f"{name}.jsonl", [trace]) for name, trace in zip("ab", shown, strict=True)])
     async with app.run_test(size=NARROW if case == "narrow" else WIDE) as pilot:
         await calm(pilot, app)
         assert_same(app, f"{mode}-{case}", shown=case == "demo")
 
 
 class Scene(NamedTuple):
-    """The recording after some keys, in the chat pane."""
+    """The recording after some keys."""
 
     name: str
     keys: tuple[str, ...] = ()
     theme: str = ""
     size: tuple[int, int] = WIDE
     shown: bool = False
+    mode: str = "chat"
 
 
 SCENES = [
@@ -66,12 +70,17 @@ SCENES = [
     Scene("theme-light", theme="geom-light", shown=True),
     Scene("theme-colour-blind", theme="geom-colour-blind"),
     Scene("theme-ansi", theme="geom-ansi"),
+    Scene("inspect-list", ("v",), size=NARROW, mode="inspect"),
+    Scene("inspect-lens", ("h", "minus", "x", "i", "t"), mode="inspect"),
+    Scene("inspect-ansi", theme="geom-ansi", mode="inspect"),
+    Scene("router-applied", ("up", "enter", "A"), mode="router"),
+    Scene("router-ansi", theme="geom-ansi", size=NARROW, mode="router"),
 ]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene) -> None:
-    app = make_app(demo, theme=scene.theme)
+    app = make_app(demo, theme=scene.theme, mode=scene.mode)
     async with app.run_test(size=scene.size) as pilot:
         await calm(pilot, app)
         await pilot.press(*scene.keys)

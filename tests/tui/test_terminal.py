@@ -45,6 +45,23 @@ def test_from_no_server_to_an_answer_and_out_again(home: dict[str, str], tmp_pat
         seen.wait("Keys in Chat")
         seen.press("Escape")
 
+        # A second answer beside the first.
+        seen.press("C-n")
+        seen.write("Name three animals.")
+        seen.press("Enter")
+        seen.wait("you   Name three animals.", " tok/s", seconds=60)
+        _stored(tmp_path, 2)
+        seen.press("Escape", "5", "a")
+        seen.wait("Name three colours.", "Name three animals.", "enter chooses")
+        seen.write("colours")
+        seen.press("Enter")
+        seen.wait("Name three colours.", "compared with")
+        seen.press("b")
+        seen.wait("enter chooses")
+        seen.write("animals")
+        seen.press("Enter")
+        seen.wait("similarity", "DIFFERENCES", "Name three colours.", "Name three animals.")
+
         started = seen.processes()
         assert len(started) > 2
         seen.press("C-q")
@@ -79,3 +96,15 @@ def test_the_terminal_is_left_as_it_was(home: dict[str, str], tmp_path: Path) ->
         assert seen.ended() == 0
         assert "Traceback" not in seen.screen()
         assert "1 Chat" not in seen.screen()
+
+
+def test_a_terminal_that_is_closed_leaves_nothing_behind(home: dict[str, str], tmp_path: Path) -> None:
+    with terminal(tmp_path, ["tui", "--demo"], home) as seen:
+        seen.wait("playing demo", "tok/s")
+        started = seen.processes()
+        assert started
+        seen.tmux("kill-server")
+        deadline = time.monotonic() + 15
+        while alive(started) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert alive(started) == set()

@@ -119,12 +119,14 @@ class Pane(Screen[None]):
         if not turns:
             self.notify("There is no trace to export yet.", severity="warning")
             return
-        path = _free_path(Path.cwd(), turns[-1].id)
         text = "".join(jsonl.dump(turn.trace.records()) for turn in turns)
         try:
+            path = _free_path(Path.cwd(), turns[-1].id)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            self.notify(f"{path} cannot be written: {error.strerror}.", severity="error")
+            where = error.filename or "This folder"
+            why = (error.strerror or str(error)).lower()
+            self.notify(f"{where} cannot be written: {why}. ctrl+s keeps the trace in the store.", severity="error")
             return
         self.notify(f"Written to {path}; geom tui {path.name} opens it.")
 

@@ -64,7 +64,7 @@ class InspectPane(TokenPane):
         self.list.show(self.list.segment.next)
         self.session.touch(Changed.VIEW)
 
-    def action_part_next(self) -> None:
+    def action_list_toggle(self) -> None:
         self.toggle_class("-list")
 
     def action_row_next(self) -> None:

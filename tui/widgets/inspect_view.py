@@ -15,7 +15,7 @@ from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets import layer_lines as parts
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.text import KeptText
 from geomcli.tui.widgets.token_list import Segment, TokenList
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _HEADS_WIDTH = 40
 _BESIDE = 104  # cells from which the heads stand beside the positions
 
 
-class _TokenText(SessionText):
+class _TokenText(KeptText):
     """Lines about the token under the cursor and the chosen layer."""
 
     WATCHES = _TOKEN
@@ -79,7 +79,7 @@ class InspectBar(_TokenText):
         if looked is not None:
             place, token, turn = looked
             of = "" if len(self.session.turns) == 1 else f"answer {place.turn + 1}, "
-            right = f"{of}step {token.index + 1}/{len(turn.tokens)}"
+            right = f"{of}#{token.index} of {len(turn.tokens)}"
             pad = self.size.width - line.cell_len - len(right)
             if pad >= 0:
                 line.append(" " * pad + right, paint.fore("foreground"))
@@ -107,9 +107,7 @@ def _around(layers: list[int], chosen: int | None, room: int) -> list[int | None
 class LayerMap(_TokenText):
     """Layer x log distance of the token under the cursor; the chosen layer's values below. A click chooses a layer."""
 
-    def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
+    GROWS = True
 
     def lines(self) -> list[Text]:
         looked, paint, width = self.looked, self.paint, max(20, self.container_size.width - 3)
@@ -169,7 +167,7 @@ class LayerMap(_TokenText):
         app, paint = self.geom, self.paint
         lines = [
             self.heading("INSPECT"),
-            Text("Every token, layer by layer: how far back it looks, and where to."),
+            Text().append("Every token, layer by layer: how far back it looks, and where to."),
             Text(""),
         ]
         for keys, what in (
@@ -189,11 +187,8 @@ class LayerMap(_TokenText):
 class Positions(_TokenText):
     """What the token looked at in the chosen layer, strongest first; the layer's heads beside or below it."""
 
+    GROWS = True
     WATCHES = _TOKEN | Changed.STATE
-
-    def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
 
     def lines(self) -> list[Text]:
         looked = self.looked
@@ -223,7 +218,7 @@ class Positions(_TokenText):
         session, paint, muted = self.session, self.paint, self.paint.fore("muted")
         links = token.links(layer)
         head = self.heading("ATTENDED POSITIONS")
-        head.append(f"  step {token.index + 1} ", muted).append(token_name(token), paint.fore("foreground", bold=True))
+        head.append(f"  #{token.index} ", muted).append(token_name(token), paint.fore("foreground", bold=True))
         if not links:
             return [head, Text(""), *(Text().append(line, muted) for line in self._why_none(token, layer))]
         shown = [link for link in links if session.show_sinks or not turn.is_sink(link.position)]

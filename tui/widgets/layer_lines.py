@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich.style import Style
 from rich.text import Text
@@ -22,7 +23,7 @@ _BANDS = (
     ("mid", MID_BINS, "zone-semantic-bridge"),
     ("long", LONG_BINS, "zone-long-range"),
 )
-_LABEL = 7  # cells of a layer's name
+_LABEL = 6  # cells of a layer's name
 _ZONE = 21  # cells of a layer's zone and confidence
 _WIDEST_CELL = 5
 
@@ -66,11 +67,14 @@ def map_row(view: LayerView, name: str, top: float, paint: Paint, width: int, *,
     )
     if histogram is None:
         return row.append("no histogram of this layer", paint.fore("muted"))
-    for mass in histogram:
-        percent = round(float(mass) * 100)
-        text = "·" if mass <= 0 else "<1" if percent == 0 else str(percent)
-        style = paint.fore("muted") if mass <= 0 else paint.ramp(float(mass) / top) + paint.fore("foreground")
-        row.append(text.rjust(cell - 1) + " ", style)
+    for empty, masses in groupby(map(float, histogram), lambda mass: mass <= 0):
+        if empty:
+            row.append(("·".rjust(cell - 1) + " ") * len(list(masses)), paint.fore("muted"))
+            continue
+        for mass in masses:
+            percent = round(mass * 100)
+            text = "<1" if percent == 0 else str(percent)
+            row.append(text.rjust(cell - 1) + " ", paint.ramp(mass / top) + paint.fore("foreground"))
     decision = view.decision
     assert decision is not None  # there is a histogram
     row.append(f"{ZONE_GLYPHS.get(decision.zone, '·')} {zone_label(decision.zone):<17}", paint.zone_mark(decision.zone))
@@ -132,9 +136,8 @@ def position_row(
     row.append(name.plain, paint.fore("muted" if text is None else "foreground") + style)
     top = max((other.probability for other in links), default=1.0) or 1.0
     room -= name_room + 1
-    row.append(
-        " " + (bar(link.probability, top=top, width=room) if room > 1 else " " * max(0, room)), paint.fore("primary")
-    )
+    length = bar(link.probability, top=top, width=room) if room > 1 else " " * max(0, room)
+    row.append(" " + length, paint.fore("primary"))
     row.append(f"{short(link.probability):>8}", paint.fore("foreground", bold=True) + style)
     row.append(f"{short(link.share):>7}", paint.fore("muted") + style)
     if split:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 from rich.style import Style
 from rich.text import Text
 from textual import events
@@ -13,6 +15,9 @@ from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
 from geomcli.tui.widgets.text import SessionText
+
+if TYPE_CHECKING:
+    from geomcli.tui.app import GeomApp
 
 TABS = ("links", "signal", "experts")
 WIDTH = 40
@@ -38,6 +43,11 @@ class Lens(Vertical):
         with VerticalScroll(can_focus=False):
             yield LensBody(self)
 
+    def on_mount(self) -> None:
+        width = cast("GeomApp", self.app).remembered.lens_width
+        if width is not None:
+            self.styles.width = width
+
     @property
     def is_open(self) -> bool:
         return bool(self.display)
@@ -56,7 +66,7 @@ class Lens(Vertical):
     def resize(self, cells: int) -> None:
         """Make the drawer wider by `cells`, within bounds."""
         width = max(_NARROWEST, min(_WIDEST, self.outer_size.width + cells))
-        self.styles.width = width
+        self.styles.width = cast("GeomApp", self.app).remembered.lens_width = width
 
     def looked_at(self) -> tuple[Place, Token, Turn] | None:
         """The token that is shown, with its turn."""
@@ -121,11 +131,30 @@ class LensBody(SessionText):
         super().__init__(lens.session, id="lens-body")
         self.lens = lens
 
+    _drawn: list[Text] | None = None
+
     def session_changed(self, changed: Changed) -> None:
-        if changed & self.WATCHES:
-            self.refresh(layout=True)
+        if changed & self.WATCHES and self.lens.display:
+            before = self._height()
+            self._drawn = self._made()
+            # A layout of the whole screen, only when it is needed.
+            self.refresh(layout=before != self._height())
+
+    def _height(self) -> int:
+        """Lines that are drawn, or the room there is for them, whichever is more; 0 before the first."""
+        lines = sum(line.plain.count("\n") + 1 for line in self._drawn or ())
+        return max(lines, self.container_size.height) if lines else 0
+
+    def on_resize(self) -> None:
+        self._drawn = None
+        self.refresh(layout=True)
 
     def lines(self) -> list[Text]:
+        if self._drawn is None:
+            self._drawn = self._made()
+        return self._drawn
+
+    def _made(self) -> list[Text]:
         looked = self.lens.looked_at()
         if looked is None:
             return [Text("Move with h and l, or click a token.", self.paint.fore("muted"))]
@@ -145,6 +174,13 @@ class LensBody(SessionText):
                     self.session, pin, pinned, self.session.turns[pin.turn], self.paint, width, most=3, notes=False
                 )
         return lines
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        place = event.style.meta.get("place")
+        self.session.name(None if place is None else Place(*place))
+
+    def on_leave(self) -> None:
+        self.session.name(None)
 
     def on_click(self, event: events.Click) -> None:
         place = event.style.meta.get("place")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.style import Style
@@ -39,7 +40,7 @@ def wrapped(text: str, width: int, style: Style, *, bullet: str = "") -> list[Te
     lines = textwrap.wrap(
         text, max(8, width), initial_indent=bullet, subsequent_indent=" " * len(bullet), break_long_words=True
     )
-    return [Text(line, style) for line in lines]
+    return [said(line, style) for line in lines]
 
 
 def zone_mark(zone: str, paint: Paint, *, bold: bool = False) -> Text:
@@ -59,10 +60,12 @@ def strips(turn: Turn, settled: Sequence[Settled], paint: Paint, width: int) -> 
     """Two rows of glyphs, a step a cell: each step's own zone, and the settled one below it."""
     kept = settled[-max(1, width - 9) :]
     own, after = said("steps    ", paint.fore("muted")), said("settled  ", paint.fore("muted"))
-    for entry in kept:
-        zone = turn.tokens[entry.token_index].zone
-        own.append(ZONE_GLYPHS.get(zone, "·"), paint.zone_mark(zone))
-        after.append(ZONE_GLYPHS.get(entry.zone, "·"), paint.zone_mark(entry.zone))
+    for row, zones in (
+        (own, (turn.tokens[entry.token_index].zone for entry in kept)),
+        (after, (entry.zone for entry in kept)),
+    ):
+        for zone, run in groupby(zones):
+            row.append(ZONE_GLYPHS.get(zone, "·") * len(list(run)), paint.zone_mark(zone))
     return [own, after]
 
 
@@ -84,7 +87,7 @@ def advice_rows(found: Recommendation, fields: Mapping[str, Any], paint: Paint) 
         "top_p": "as asked" if advice.top_p is None else f"{advice.top_p:g}",
         "capture": advice.capture,
     }
-    rows = [Text(f"{'':13}{'asked with':<14}advised", muted)]
+    rows = [said(f"{'':13}{'asked with':<14}advised", muted)]
     for name, value in advised.items():
         given = asked.get(name, "unset")
         other = value not in ("as asked", given)
@@ -97,7 +100,7 @@ def evidence_rows(found: Recommendation, paint: Paint, width: int) -> list[Text]
     """A meter for each rule: value, bar with a tick at the threshold, threshold, margin."""
     if not found.evidence:
         return wrapped("The thresholds of this trace's ruleset are not known here.", width, paint.fore("muted"))
-    rows = [Text("value".rjust(15) + "threshold  margin".rjust(max(18, width - 15)), paint.fore("muted"))]
+    rows = [said("value".rjust(15) + "threshold  margin".rjust(max(18, width - 15)), paint.fore("muted"))]
     for item in found.evidence:
         decides = item.zone == found.settled.zone
         row = said(f"{ZONE_GLYPHS.get(item.zone, '·')} ", paint.zone_mark(item.zone) + Style(bold=decides or None))
@@ -119,7 +122,7 @@ def evidence_rows(found: Recommendation, paint: Paint, width: int) -> list[Text]
 
 def rule_rows(paint: Paint) -> list[Text]:
     """The ruleset as a table: zone, from which value on, and what it advises."""
-    rows = [Text(f"{'zone':<20}{'when':<15}temp  top_p", paint.fore("muted"))]
+    rows = [said(f"{'zone':<20}{'when':<15}temp  top_p", paint.fore("muted"))]
     for rule in ZONES_V1.rules:
         mark = zone_mark(rule.zone, paint)
         mark.append(" " * (20 - mark.cell_len))
@@ -159,7 +162,7 @@ def compass_rows(token: Token, turn: Turn, paint: Paint, width: int, *, compact:
     ripple = token.step.get("ripple")
     rippling = "ripple –" if ripple is None else f"ripple {short(ripple)}"
     if token.drift is None:
-        head.append(f"no drift before {DRIFT_WINDOW} steps with numbers", muted)
+        head.append(f"no drift before step {DRIFT_WINDOW}", muted)
         return [head.append(f"  {rippling}", muted)]
     mark = {"OK": "✓", "WARN": "!", "HALT": "‼"}.get(token.status, "?")
     head.append(f"{mark} {token.status}", paint.status(token.status))
@@ -194,7 +197,7 @@ def change_words(changes: Sequence[Change]) -> str:
 def decision_row(decision: Decision, paint: Paint, *, clock: bool, action: bool) -> Text:
     """When, zone, confidence, action, and what the advice would have changed; time and action where wanted."""
     muted = paint.fore("muted")
-    row = said(f"{'#' + str(decision.token_index + 1):>6} ", paint.fore("foreground"))
+    row = said(f"{'#' + str(decision.token_index):>6} ", paint.fore("foreground"))
     if clock:
         at = decision.time_ms
         row.append(f"{'–' if at is None else time.strftime('%H:%M:%S', time.localtime(at / 1000)):<9}", muted)
@@ -223,5 +226,5 @@ def turn_row(number: int, turn: Turn, applied: Applied | None, scope: str, paint
 
 def decision_heading(paint: Paint, *, clock: bool, action: bool) -> Text:
     """Names of the columns of `decision_row`."""
-    line = f" {'step':>6} {'time'.ljust(9) if clock else ''}{'zone':<19}{'conf':<5}"
-    return Text(f"{line}{'action'.ljust(20) if action else ''}would have changed", paint.fore("muted"))
+    line = f" {'token':>6} {'time'.ljust(9) if clock else ''}{'zone':<19}{'conf':<5}"
+    return said(f"{line}{'action'.ljust(20) if action else ''}would have changed", paint.fore("muted"))

@@ -12,15 +12,15 @@ from geomcli.recommendation import Decision, changes
 from geomcli.tui.session import Changed, Place
 from geomcli.tui.steering import WORDS, Steering, applied_to
 from geomcli.tui.widgets import router_lines as parts
-from geomcli.tui.widgets.rows import RowView
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.rows import Rows
+from geomcli.tui.widgets.text import KeptText
 from geomcli.zones import ZONES_V1
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
 
 
-class _RouterText(SessionText):
+class _RouterText(KeptText):
     """Lines about the token under the cursor."""
 
     WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.STATE
@@ -40,14 +40,6 @@ class _RouterText(SessionText):
     def heading(self, text: str) -> Text:
         return parts.said(text, self.paint.fore("primary", bold=True))
 
-    def render(self) -> Text:
-        lines = self.lines()
-        if len(lines) > self.size.height > 0:
-            lines = [*lines[: self.size.height - 1], Text("…", self.paint.fore("muted"))]
-        text = Text("\n", end="").join(lines)
-        text.no_wrap, text.overflow = True, "ellipsis"
-        return text
-
 
 class RouterNow(_RouterText):
     """The settled zone, the last steps, and what is recommended with the reasons."""
@@ -61,7 +53,7 @@ class RouterNow(_RouterText):
         count = len(turn.tokens)
         newest = token.index == count - 1 and turn is session.turns[-1]
         head = self.heading("NOW" if newest else "THEN")
-        head.append(f"  step {token.index + 1} of {count}", paint.fore("muted"))
+        head.append(f"  #{token.index} of {count} tokens", paint.fore("muted"))
         if not newest:
             head.append(f"  {self.geom.key_of('token.last')} goes to the newest", paint.fore("muted"))
         if found is None:
@@ -81,8 +73,8 @@ class RouterNow(_RouterText):
             return [head.append("  ").append_text(zone), parts.votes(settled, paint), *strips, advised]
         rows = [head, zone, parts.votes(settled, paint), Text(""), *strips, Text(""), self.heading("RECOMMENDED")]
         rows += parts.advice_rows(found, fields, paint)
-        rows += [Text(f"{'cache':<13}{found.cache}", paint.fore("muted"))]
-        rows += [Text(f"{'action':<13}{found.action}", paint.fore("muted"))]
+        rows += [parts.said(f"{'cache':<13}{found.cache}", paint.fore("muted"))]
+        rows += [parts.said(f"{'action':<13}{found.action}", paint.fore("muted"))]
         for reason in found.reasons:
             words = reason.replace(settled.zone, zone_label(settled.zone))
             rows += parts.wrapped(words, width, paint.fore("foreground"), bullet="· ")
@@ -138,7 +130,7 @@ class RouterPlan(_RouterText):
         return [line]
 
 
-def has_times(widget: SessionText | RowView) -> bool:
+def has_times(widget: KeptText | Rows) -> bool:
     """Whether there is room for the times of decisions, and a turn that has any: traces keep none."""
     return not widget.screen.has_class("-narrow") and any(turn.times_ms for turn in widget.session.turns)
 
@@ -150,7 +142,7 @@ class DecisionHead(_RouterText):
         return [parts.decision_heading(self.paint, clock=has_times(self), action=not self.narrow)]
 
 
-class DecisionList(RowView):
+class DecisionList(Rows):
     """Decisions of every turn, oldest first, below a row that says what was applied to the turn's request.
 
     `selected`: the row that `enter` opens; it stays on the last one until the user moves it.
@@ -175,20 +167,32 @@ class DecisionList(RowView):
     def session_changed(self, changed: Changed) -> None:
         """Take what is new; the last row stays selected unless another one was chosen."""
         if changed & (Changed.TURNS | Changed.TOKENS):
-            self.entries = [
+            entries: list[tuple[int, Decision | None]] = [
                 (number, decision)
                 for number, turn in enumerate(self.session.turns)
                 if turn.tokens
                 for decision in (None, *self.steering.decisions(turn))
             ]
-            if self._at_end or self.selected >= self.count:
-                self.selected = max(0, self.count - 1)
-                self._at_end = True
-            self.fit()
-            if self.count and self._at_end:
-                self.show_row(self.selected)
-        elif changed & (Changed.VIEW | Changed.STATE | Changed.CURSOR):
-            self.refresh()
+            if entries != self.entries or changed & Changed.TURNS:
+                self._show(entries)
+        if changed & (Changed.VIEW | Changed.STATE):
+            self.forget()
+
+    def _show(self, entries: list[tuple[int, Decision | None]]) -> None:
+        self.entries = entries
+        if self._at_end or self.selected >= self.count:
+            self.selected = max(0, self.count - 1)
+            self._at_end = True
+        self.forget()
+        self.fit()
+        if self.count and self._at_end:
+            self.show_row(self.selected)
+
+    def on_focus(self) -> None:
+        self.forget()
+
+    def on_blur(self) -> None:
+        self.forget()
 
     def row(self, number: int, width: int) -> Text:
         turn_number, decision = self.entries[number]
@@ -218,8 +222,8 @@ class DecisionList(RowView):
             return
         self.selected = max(0, min(self.count - 1, number))
         self._at_end = self.selected == self.count - 1
+        self.forget()
         self.show_row(self.selected)
-        self.refresh()
 
     def open(self) -> bool:
         """Put the cursor on the token of the selected row; False when there is none."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, cast
 
+from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.geometry import Region, Size
@@ -12,12 +14,13 @@ from textual.strip import Strip
 
 from geomcli.tui.session import Session
 from geomcli.tui.themes import Paint
+from geomcli.tui.widgets.text import strip_of
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
 
 
-class RowView(ScrollView, can_focus=True, inherit_bindings=False):
+class Rows(ScrollView, can_focus=True, inherit_bindings=False):
     """Rows `0..count-1`, drawn by `row`; subclasses say what they are and what a click on one does.
 
     Keys are the pane's: the view binds none, so that its own scrolling takes none away.
@@ -29,6 +32,8 @@ class RowView(ScrollView, can_focus=True, inherit_bindings=False):
         super().__init__(id=id)
         self.session = session
         self._moving = False  # while the view scrolls by itself
+        self._strips: dict[int, Strip] = {}
+        self._drawn_for = (0, Style())  # width and style of the strips
 
     @property
     def paint(self) -> Paint:
@@ -53,8 +58,17 @@ class RowView(ScrollView, can_focus=True, inherit_bindings=False):
         """What is shown when there is no row."""
         return [Text().append(self.EMPTY, self.paint.fore("muted"))]
 
+    def forget(self, rows: Iterable[int] | None = None) -> None:
+        """Draw these rows anew, all if left out."""
+        if rows is None:
+            self._strips.clear()
+        else:
+            for number in rows:
+                self._strips.pop(number, None)
+        self.refresh()
+
     def fit(self) -> None:
-        """Take another number of rows into account and draw anew."""
+        """Take another number of rows into account; rows that were drawn stay until they are forgotten."""
         height = max(self.count, 0)
         if self.virtual_size.height != height:
             self._moving = True
@@ -83,9 +97,25 @@ class RowView(ScrollView, can_focus=True, inherit_bindings=False):
         if not self._moving and old_value != new_value:
             self.scrolled_by_user(up=new_value < old_value)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        # Once for all lines: the style takes longer to find than a line to draw.
+        now = (self.scrollable_content_region.width, self.rich_style)
+        if now != self._drawn_for:
+            self._drawn_for = now
+            self._strips.clear()
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
-        width, base = self.scrollable_content_region.width, self.rich_style
         number = self.scroll_offset.y + y
+        strip = self._strips.get(number)
+        if strip is None:
+            strip = self._drawn(number, y)
+            if number < self.count:
+                self._strips[number] = strip
+        return strip
+
+    def _drawn(self, number: int, y: int) -> Strip:
+        width, base = self._drawn_for
         if self.count == 0:
             lines = self.empty_lines()
             text = lines[y] if y < len(lines) else Text("")
@@ -93,9 +123,7 @@ class RowView(ScrollView, can_focus=True, inherit_bindings=False):
             text = self.row(number, width)
         else:
             text = Text("")
-        text.truncate(width, overflow="ellipsis")
-        segments = list(text.render(self.app.console))
-        return Strip(segments).apply_style(base).adjust_cell_length(width, base).apply_offsets(0, number)
+        return strip_of(text, width, base, self.app.console).apply_offsets(0, number)
 
     def on_click(self, event: events.Click) -> None:
         offset = event.get_content_offset(self)

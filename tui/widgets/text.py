@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from rich.console import Console
+from rich.style import Style
 from rich.text import Text
+from textual.geometry import Region, Size
+from textual.strip import Strip
 from textual.widget import Widget
 
 from geomcli.tui.session import Changed, Session
@@ -40,3 +44,75 @@ class SessionText(Widget):
         text = Text("\n", end="").join(self.lines())
         text.no_wrap, text.overflow = True, "crop"
         return text
+
+
+class KeptText(SessionText):
+    """Lines of which only those are drawn again that are others than before.
+
+    `GROWS`: the widget is as high as they are many, and the screen is laid out again only when their number changed;
+    else what does not fit is left out, and an ellipsis says so.
+    """
+
+    GROWS = False
+
+    def __init__(self, session: Session, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        super().__init__(session, id=id, classes=classes)
+        self._made: list[Text] = []
+        self._made_for: tuple[int, ...] = ()
+        self._strips: dict[int, Strip] = {}
+        self._drawn_for = (0, Style())  # width and style of the strips
+
+    def session_changed(self, changed: Changed) -> None:
+        if not changed & self.WATCHES:
+            return
+        before, self._made_for = self._made, ()
+        made = self._current()
+        if len(made) != len(before):
+            self._strips.clear()
+            self.refresh(layout=self.GROWS)
+            return
+        others = [y for y, (line, old) in enumerate(zip(made, before, strict=True)) if line != old]
+        for y in others:
+            self._strips.pop(y, None)
+        if others:
+            self.refresh(*(Region(0, y, self.size.width, 1) for y in others))
+
+    def _current(self) -> list[Text]:
+        """The lines, made once for a change and a size."""
+        size = (*self.size, *self.container_size, self.screen.size.height)
+        if self._made_for != size:
+            self._made, self._made_for = self.lines(), size
+            self._strips.clear()
+        return self._made
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return max(1, len(self._current())) if self.GROWS else super().get_content_height(container, viewport, width)
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        now = (self.size.width, self.rich_style)
+        if now != self._drawn_for:
+            self._drawn_for = now
+            self._strips.clear()
+        return super().render_lines(crop)
+
+    def render_line(self, y: int) -> Strip:
+        if self.text_selection is not None:
+            return super().render_line(y)
+        lines = self._current()
+        if y not in self._strips:
+            width, base = self._drawn_for
+            cut = not self.GROWS and y == self.size.height - 1 and len(lines) > self.size.height
+            line = Text().append("…") if cut else lines[y] if y < len(lines) else Text("")
+            self._strips[y] = strip_of(line, width, base, self.app.console).apply_offsets(0, y)
+        return self._strips[y]
+
+    def render(self) -> Text:
+        return Text("\n", end="", no_wrap=True, overflow="crop").join(self._current())
+
+
+def strip_of(text: Text, width: int, base: Style, console: Console) -> Strip:
+    """A line of exactly `width` cells; what is longer ends with an ellipsis."""
+    if text.cell_len > width:
+        text = text.copy()
+        text.truncate(width, overflow="ellipsis")
+    return Strip(list(text.render(console))).apply_style(base).adjust_cell_length(width, base)

@@ -14,7 +14,7 @@ from geomcli.tui.turn import Token
 from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.rows import RowView
+from geomcli.tui.widgets.rows import Rows
 
 _ROOMY = 72  # cells from which a row has room for all of a token's numbers
 
@@ -32,7 +32,7 @@ class Segment(Enum):
         return members[(members.index(self) + 1) % len(members)]
 
 
-class TokenList(RowView):
+class TokenList(Rows):
     """Rows are places, ascending; a place with token -1 is the heading of its turn. Grows with the turns."""
 
     EMPTY = " No token yet. Ask something in Chat."
@@ -44,6 +44,7 @@ class TokenList(RowView):
         self._taken: list[int] = []  # tokens of each turn that are listed or left out
         self._turns: list[object] = []
         self._strongest = 1.0
+        self._marks: set[tuple[str, Place]] = set()
 
     @property
     def count(self) -> int:
@@ -51,13 +52,26 @@ class TokenList(RowView):
 
     def session_changed(self, changed: Changed) -> None:
         """List what is new; follow the cursor."""
-        session = self.session
+        session, before = self.session, self.count
         if changed & Changed.TURNS and self._turns != session.turns[: len(self._turns)]:
             self.rebuild()
         elif changed & (Changed.TURNS | Changed.TOKENS):
             self._extend()
         if session.overlay is Overlay.INFLUENCE and changed & (Changed.TOKENS | Changed.VIEW | Changed.TURNS):
             self._strongest = strongest_influence(session)
+        if changed & (Changed.TURNS | Changed.VIEW) or (
+            session.overlay is Overlay.INFLUENCE and changed & Changed.TOKENS
+        ):
+            self.forget()
+        elif changed & Changed.TOKENS:
+            # The newest token may have got its numbers, its turn's heading another count.
+            self.forget({before - 1, self.index_of(Place(len(session.turns) - 1, -1)) or 0})
+        if changed & Changed.CURSOR:
+            kinds = (("cursor", (session.cursor,)), ("pin", session.pins), ("found", session.found))
+            marks = {(kind, place) for kind, places in kinds for place in places if place is not None}
+            # A row that loses one mark of two is drawn anew, too.
+            self.forget(row for _, place in marks ^ self._marks if (row := self.index_of(place)) is not None)
+            self._marks = marks
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW):
             self.fit()
         if changed & (Changed.TURNS | Changed.CURSOR) or (changed & Changed.TOKENS and session.following):
@@ -67,6 +81,7 @@ class TokenList(RowView):
         """List another segment; the cursor goes to the nearest token of it."""
         self.segment = segment
         self.rebuild()
+        self.forget()
         self.fit()
         cursor = self.session.cursor
         if cursor is not None and self.index_of(cursor) is None and (near := self.nearest(cursor)) is not None:
@@ -135,7 +150,7 @@ class TokenList(RowView):
         token = session.turns[place.turn].tokens[place.token]
         here, pinned = place == session.cursor, place in session.pins
         line = Text().append("▶" if here else "●" if pinned else " ", paint.fore("accent", bold=True))
-        line.append(f"{token.index + 1:>5} ", paint.fore("foreground" if here else "muted"))
+        line.append(f"{token.index:>5} ", paint.fore("foreground" if here else "muted"))
         name = Text(token_name(token))
         roomy = width >= _ROOMY
         name.truncate(max(4, min(30, width - 58) if roomy else width - 16), overflow="ellipsis", pad=True)

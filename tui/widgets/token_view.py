@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.binding import Binding, BindingType
 from textual.geometry import Region, Size
 from textual.scroll_view import ScrollView
 from textual.selection import Selection
@@ -29,6 +30,8 @@ class TokenView(ScrollView, can_focus=True):
     """All turns of a session. Wraps what arrives, redraws the lines that changed, keeps the drawn ones."""
 
     ALLOW_SELECT = True
+    # Beside the lens's own key. It would go to the next field, which has a key already.
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("tab", "screen.lens_toggle", show=False)]
 
     def __init__(self, session: Session, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
@@ -109,7 +112,10 @@ class TokenView(ScrollView, can_focus=True):
     def _resize_content(self, lines: int) -> None:
         self._moving = True
         try:
-            self.virtual_size = Size(self.scrollable_content_region.width, lines)
+            # Set as such it would lay out and draw the whole screen for every new line.
+            size = Size(self.scrollable_content_region.width, lines)
+            self.set_reactive(TokenView.virtual_size, size)
+            self._scroll_update(size)
             if self.session.following and not self.session.frozen:
                 self.scroll_end(animate=False, immediate=True, force=True, x_axis=False)
         finally:
@@ -127,7 +133,8 @@ class TokenView(ScrollView, can_focus=True):
                     linked[target] = link.probability
         marks = {*self._linked, *linked, *self._marked_places}
         self._linked = linked
-        self._marked_places = {p for p in (place, self.session.cursor, *self.session.pins, *self.session.found) if p}
+        marked = (place, self.session.cursor, self.session.named, *self.session.pins, *self.session.found)
+        self._marked_places = {p for p in marked if p}
         for changed in marks | self._marked_places:
             line = self._transcript.flow.line_of(changed)
             if line is not None:
@@ -214,6 +221,8 @@ class TokenView(ScrollView, can_focus=True):
             style += Style(underline2=True)
         if place in session.pins:
             style += self.paint.fore("accent", bold=True, underline=True)
+        if place == session.named:
+            style += self.paint.fore("accent", bold=True) + Style(reverse=True)
         if place in (session.hover, session.cursor):
             style += Style(reverse=True)
         if place.token >= 0:

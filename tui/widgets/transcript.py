@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.cells import cell_len
 
@@ -28,6 +29,8 @@ class _Drawn:
     aligned: bool = False  # whether its question was laid out token by token
     opened: bool = False  # whether the paragraph has any text: white space before it is left out
     ended: bool = False
+    thought: int = 0  # tokens of thinking so far
+    zones: Counter[str] = field(default_factory=Counter)  # of those of them that were captured
 
 
 class Transcript:
@@ -97,6 +100,9 @@ class Transcript:
             drawn.fold = None
             if token.phase == "think" and self.folded:
                 drawn.fold = len(self.flow.lines) - 1
+        if token.phase == "think":
+            drawn.thought += 1
+            drawn.zones[token.zone] += token.captured
         if drawn.fold is not None:
             return
         if token.text in END_TOKENS:
@@ -116,10 +122,11 @@ class Transcript:
     def _summary(self, drawn: _Drawn) -> None:
         """One line for thinking that is folded: how long it is and which zones it has."""
         turn = drawn.turn
-        tokens = [token for token in turn.tokens if token.phase == "think"]
-        ended = turn.finished or tokens[-1].index < len(turn.tokens) - 1
-        texts = [("▸ thought" if ended else "▸ thinking …", "fold"), (f"  {len(tokens)} tokens", "muted")]
-        for zone, share in turn.zone_shares(tokens)[:2]:
+        ended = turn.finished or turn.tokens[-1].phase != "think"
+        texts = [("▸ thought" if ended else "▸ thinking …", "fold"), (f"  {drawn.thought} tokens", "muted")]
+        captured = drawn.zones.total()
+        for zone, count in drawn.zones.most_common(2) if captured else ():
+            share = count / captured
             texts += [
                 ("  ", ""),
                 (ZONE_GLYPHS.get(zone, "·"), f"mark:{zone}"),

@@ -1,0 +1,150 @@
+"""What the manifold shows: a scope, its points, and the one that is looked at. Knows no widget."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.compass import HALT_THRESHOLD
+from geomcli.store_queries import RECENT_DAYS, RECENT_TRACES, Scope, TracePoint
+from geomcli.tui.cloud import SCOPES, Cloud, Key, TokenCloud, empty, mean_fingerprint
+from geomcli.tui.session import Overlay, Place, Session
+from geomcli.tui.turn import Token, Turn
+
+SCOPE_WORDS: dict[Scope, str] = {
+    "session": "the tokens of this session",
+    "recent": f"the newest {RECENT_TRACES} traces of the last {RECENT_DAYS} days",
+    "saved": "every finished trace of the store",
+    "all": "every trace of the store, cut off ones too",
+}
+
+
+class Manifold:
+    """`scope`; `cloud`: its points; `chosen`: index of the point under the cursor; `loading`, `error`: of the store."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.scope: Scope = "recent"
+        self.cloud: Cloud = empty()
+        self.chosen: int | None = None
+        self.loading = False
+        self.error = ""
+        self._tokens = TokenCloud()
+
+    @property
+    def of_session(self) -> bool:
+        return self.scope == "session"
+
+    def choose_scope(self, scope: Scope) -> None:
+        """Another scope; its points have to be taken anew."""
+        self.scope, self.cloud, self.chosen = scope, empty(), None
+        self.error, self.loading = "", not self.of_session
+        if self.of_session:
+            self.take_tokens()
+
+    def next_scope(self, delta: int) -> Scope:
+        return SCOPES[(SCOPES.index(self.scope) + delta) % len(SCOPES)]
+
+    def take_tokens(self) -> None:
+        """Points of the session as it is now; the point looked at follows the session's cursor."""
+        self.cloud = self._tokens.update(self.session.turns)
+        self.chosen = self.cloud.index(self.session.cursor) if self.chosen is None else self.chosen
+        if self.chosen is None and len(self.cloud):
+            self.chosen = len(self.cloud) - 1
+
+    def take(self, cloud: Cloud) -> None:
+        """Points that were read from the store; the point looked at stays the same trace, else is one's own."""
+        key = self.key
+        self.cloud, self.loading, self.error = cloud, False, ""
+        self.chosen = cloud.index(key)
+        if self.chosen is None:
+            self.chosen = cloud.index(self.session.turn.id) if self.session.turn is not None else None
+        if self.chosen is None and len(cloud):
+            self.chosen = 0
+
+    def fail(self, message: str) -> None:
+        """Why the store could not be read."""
+        self.cloud, self.chosen, self.loading, self.error = empty(), None, False, message
+
+    @property
+    def key(self) -> Key | None:
+        """What the chosen point is."""
+        return None if self.chosen is None else self.cloud.keys[self.chosen]
+
+    @property
+    def point(self) -> TracePoint | None:
+        """The chosen trace; None where points are tokens."""
+        return self.cloud.traces[self.chosen] if self.chosen is not None and self.cloud.of_traces else None
+
+    @property
+    def token(self) -> tuple[Token, Turn] | None:
+        """The chosen token and its turn; None where points are traces."""
+        key = self.key
+        token = self.session.token_of(key) if isinstance(key, Place) else None
+        return None if token is None or not isinstance(key, Place) else (token, self.session.turns[key.turn])
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the chosen point is where the session is."""
+        if self.chosen is None:
+            return False
+        turn = self.session.turn
+        return self.key == self.session.cursor if self.of_session else turn is not None and self.key == turn.id
+
+    def here(self) -> tuple[float, float] | None:
+        """Coordinates of where the session is: of its cursor's token, or of its trace, stored or not."""
+        place: NDArray[np.float64] | None = None
+        if self.of_session:
+            index = self.cloud.index(self.session.cursor)
+            place = None if index is None else self.cloud.xy[index]
+        elif len(self.cloud) and self.session.turn is not None:
+            index = self.cloud.index(self.session.turn.id)
+            mean = mean_fingerprint(self.session.turn) if index is None else self.cloud.fingerprints[index]
+            place = None if mean is None else self.cloud.projection.project(mean[None])[0]
+        if place is None or not np.isfinite(place).all():
+            return None
+        x, y = place.tolist()
+        return float(x), float(y)
+
+    def values(self) -> NDArray[np.float64] | None:
+        """What points are shaded by, [n] in 0..1 or nan; None where their zones' colours say it all."""
+        match self.session.overlay:
+            case Overlay.ENTROPY:
+                return self.cloud.entropies
+            case Overlay.DRIFT:
+                return np.minimum(self.cloud.drifts / HALT_THRESHOLD, 1.0)
+            case Overlay.INFLUENCE if self.of_session:
+                turns = self.session.turns
+                found = (turns[p.turn].influence[p.token] for p in self.cloud.keys if isinstance(p, Place))
+                influence = np.fromiter(found, dtype=np.float64, count=len(self.cloud))
+                return influence / max(float(influence.max(initial=0.0)), 1e-9)
+        return None
+
+    def as_json(self) -> str | None:
+        """The chosen point with its fingerprint and coordinates; None where there is none."""
+        if self.chosen is None:
+            return None
+        if self.token is not None:
+            token, turn = self.token
+            from geomcli import reproduction
+
+            return reproduction.token_json(turn.trace, token.index)
+        document: dict[str, Any] = msgspec.to_builtins(self.point)
+        document["fingerprint"] = self.cloud.fingerprints[self.chosen].tolist()
+        document["principal_components"] = self.cloud.xy[self.chosen].tolist()
+        return json.dumps(document, ensure_ascii=False, indent=2)
+
+    def command(self, base_url: str, db: str) -> str | None:
+        """The command that shows the chosen trace, or asks a token's question again."""
+        if self.token is not None:
+            from geomcli import reproduction
+
+            return reproduction.command(self.token[1].trace, base_url=base_url)
+        if self.point is None:
+            return None
+        return shlex.join(["geom", "traces", "show", self.point.trace_id, *(["--db", db] if db else [])])
