@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Pair = tuple[int | None, int | None]
 
 _MOST_BITS = 1 << 29  # rows kept for the way back: 64 MB
+_KEPT_CARRIES = 64  # carries out of a row, which change nothing inside it, before they are cut off
 
 
 def align(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[Pair]:
@@ -124,9 +125,12 @@ def _lengths(x: list[int], y: list[int]) -> NDArray[np.int64]:
     """Length of the longest common subsequence of x and each prefix of y: [len(y) + 1]."""
     masks, ones = _masks(y), (1 << len(y)) - 1
     row = ones
-    for token in x:
+    for place, token in enumerate(x):
         matched = row & masks.get(token, 0)
-        row = ((row + matched) | (row - matched)) & ones
+        row = (row + matched) | (row - matched)
+        if not place % _KEPT_CARRIES:
+            row &= ones
+    row &= ones
     raw = np.frombuffer(row.to_bytes((len(y) + 7) // 8, "little"), dtype=np.uint8)
     bits = np.unpackbits(raw, count=len(y), bitorder="little")
     return np.concatenate([[0], np.cumsum(1 - bits.astype(np.int64))])

@@ -1,48 +1,40 @@
 """Two traces side by side: aligned tokens, how similar their attention is, and what differs, in numbers and in words.
 
-docs/geometry.md, "Comparison", holds the formulas. Differences are described, not tested: whether one is larger than
-the noise of the steps is not decided here.
+docs/geometry.md, "Comparison" and "Significance", holds the formulas.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
+from msgspec.structs import replace
 
 from geomcli.alignment import align
+from geomcli.comparison_side import Floats, Side, SideView
 from geomcli.compass import bhattacharyya_angle
-from geomcli.differences import Divergence, Metric, ZoneShare, sentences
+from geomcli.differences import Divergence, Metric, ZoneAgreement, ZoneShare, sentences
 from geomcli.errors import TraceError
-from geomcli.fingerprint import BIN_ENTROPY, FINGERPRINT_SIZE, LOCAL, LONG, MID, N_BINS
+from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import Interpretation, fitted, heuristic
 from geomcli.projection import Projection
-from geomcli.schema import SCHEMA_VERSION, TRACE_VERSION, Record, has_numbers
+from geomcli.schema import Record
+from geomcli.significance import (
+    CONFIDENCE,
+    REPLICATES,
+    SEED,
+    Significance,
+    agreement_interval,
+    differences_of_means,
+    kappa,
+    verdict,
+)
 from geomcli.trace import Trace
-from geomcli.zones import UNKNOWN
-
-Floats = NDArray[np.float64]
-_TITLE = 120
 
 
-class Side(msgspec.Struct, frozen=True):
-    """One of the two traces. `steps`: tokens that have a fingerprint; `title`: the user's last message, shortened."""
-
-    trace_id: str
-    model: str
-    title: str
-    tokens: int
-    steps: int
-    dominant_zone: str
-    layers: tuple[int, ...]
-
-
-class AlignedToken(msgspec.Struct, frozen=True):
+class AlignedToken(msgspec.Struct, frozen=True, gc=False):
     """One row of the alignment: token indices of both sides, and the zone of each where it has one."""
 
     kind: Literal["same", "changed", "only_a", "only_b"]
@@ -81,6 +73,8 @@ class Comparison(msgspec.Struct, frozen=True):
     same_tokens: float  # 2 * same / (tokens of A + tokens of B)
     divergence: Divergence | None
     zone_pairs: int  # aligned tokens that have a zone on both sides
+    agreement: ZoneAgreement | None  # None without such tokens
+    significance: Significance
     zones: tuple[ZoneShare, ...]
     metrics: tuple[Metric, ...]
     histogram: Histograms
@@ -90,118 +84,52 @@ class Comparison(msgspec.Struct, frozen=True):
     alignment: tuple[AlignedToken, ...]
 
 
-def compare(a: Trace, b: Trace, *, projection: Projection | None = None) -> Comparison:
+def compare(a: Trace, b: Trace, *, projection: Projection | None = None, fitted_on: Sequence[str] = ()) -> Comparison:
     """Compare two traces; TraceError names the reason why they cannot be.
 
-    `projection`: axes fitted on stored fingerprints; without them the four named axes are used and called heuristic.
+    `projection`: axes fitted on stored fingerprints, of the models `fitted_on`; without them the four named axes are
+    used and called heuristic.
     compare(b, a) has the sides and the signs exchanged and the same similarity.
     """
-    left, right = _View(a, "A"), _View(b, "B")
+    left, right = SideView(a, "A"), SideView(b, "B")
     _check_rulesets(left, right)
     by_id = left.model == right.model
     rows = _aligned(left, right, by_id)
     zoned = [row for row in rows if row.zone_a is not None and row.zone_b is not None]
-    agreement = sum(not row.zones_differ for row in zoned) / len(zoned) if zoned else None
+    agreement = _agreement(zoned)
     direction = _cosine(left.mean, right.mean)
     entropy = 1.0 - abs(float(left.mean[BIN_ENTROPY] - right.mean[BIN_ENTROPY]))
-    parts = [part for part in (direction, agreement, entropy) if part is not None]
+    same_zone = None if agreement is None else agreement.agreement
+    parts = [part for part in (direction, same_zone, entropy) if part is not None]
     same = sum(row.kind == "same" for row in rows)
     total = len(left.tokens) + len(right.tokens)
     divergence = _divergence(left, right, rows)
-    metrics = tuple(_metrics(left, right))
-    zones = _zone_shares(left, right)
+    metrics, zones, significance = _tested(left, right, _metrics(left, right), _zone_shares(left, right))
     axes = (
-        fitted(left.mean, right.mean, projection)
+        fitted(left.mean, right.mean, projection, tuple(fitted_on))
         if projection is not None
         else heuristic(left.mean, right.mean, left.ripple, right.ripple)
     )
     return Comparison(
         a=left.side(),
         b=right.side(),
-        similarity=Similarity(sum(parts) / len(parts), direction, agreement, entropy),
+        similarity=Similarity(sum(parts) / len(parts), direction, same_zone, entropy),
         same_tokens=2 * same / total if total else 1.0,
         divergence=divergence,
         zone_pairs=len(zoned),
+        agreement=agreement,
+        significance=significance,
         zones=zones,
         metrics=metrics,
         histogram=_histograms(left, right),
         interpretation=axes,
-        differences=sentences(metrics, zones, divergence),
+        differences=sentences(metrics, zones, divergence, agreement),
         notes=_notes(left, right),
         alignment=rows,
     )
 
 
-class _View:
-    """What is compared of a trace."""
-
-    def __init__(self, trace: Trace, name: str) -> None:
-        self.name = name
-        self.trace = trace
-        self.model = str(trace.header.get("model", ""))
-        self.tokens = trace.tokens
-        version = str(trace.header.get("version", TRACE_VERSION))
-        if version.partition(".")[0] != TRACE_VERSION.partition(".")[0]:
-            raise TraceError(f"{name} has trace format {version}; this geom reads {TRACE_VERSION}.")
-        self.steps: dict[int, Record] = {}
-        for step in trace.steps:
-            if _usable(step):
-                self.steps.setdefault(step["tokenIndex"], step)
-        if not self.steps:
-            raise TraceError(f"{name} has no fingerprint: there is nothing to compare.", "geom run … (captures them)")
-        schemas = {step.get("schema", SCHEMA_VERSION) for step in self.steps.values()} - {SCHEMA_VERSION}
-        if schemas:
-            found = ", ".join(sorted(map(str, schemas)))
-            raise TraceError(f"{name} has entries of schema {found}; this geom compares schema {SCHEMA_VERSION}.")
-        rows = np.array([step["fingerprint"] for step in self.steps.values()], dtype=np.float64)
-        self.mean: Floats = np.clip(rows, 0.0, 1.0).mean(axis=0)
-        self.zone_counts = Counter(step.get("zone") or UNKNOWN for step in self.steps.values())
-        self.ripple = self.average("ripple")
-
-    @property
-    def ruleset(self) -> str:
-        named = self.trace.header.get("ruleset") or next(iter(self.steps.values())).get("ruleset")
-        return str(named or "")
-
-    @cached_property
-    def layers(self) -> tuple[int, ...]:
-        shown: set[int] = set()
-        for step in self.steps.values():
-            links = step.get("attention") or {}
-            several = links.get("layers") or links.get("layer_sketches")
-            shown |= {int(layer) for layer in several if layer.isdecimal()} if several else {step.get("layer_id", -1)}
-        return tuple(sorted(shown - {-1}))
-
-    def values(self, field: str) -> list[float]:
-        found = (step.get(field) for step in self.steps.values())
-        return [float(value) for value in found if value is not None and np.isfinite(value)]
-
-    def average(self, field: str) -> float | None:
-        values = self.values(field)
-        return sum(values) / len(values) if values else None
-
-    def side(self) -> Side:
-        spoken = [m["content"] for m in self.trace.messages if m.get("role") == "user"]
-        title = " ".join(str(spoken[-1]).split())[:_TITLE] if spoken else ""
-        trace_id = str(self.trace.header.get("trace_id", ""))
-        dominant = min(self.zone_counts, key=lambda zone: (-self.zone_counts[zone], zone))
-        return Side(trace_id, self.model, title, len(self.tokens), len(self.steps), dominant, self.layers)
-
-    def zone_of(self, row: int | None) -> str | None:
-        if row is None:
-            return None
-        step = self.steps.get(self.tokens[row]["index"])
-        return None if step is None else step.get("zone") or UNKNOWN
-
-
-def _usable(step: Record) -> bool:
-    if not has_numbers(step):  # type: ignore[arg-type]
-        return False
-    fingerprint = np.asarray(step["fingerprint"], dtype=np.float64)
-    return fingerprint.shape == (FINGERPRINT_SIZE,) and bool(np.isfinite(fingerprint).all())
-
-
-def _check_rulesets(a: _View, b: _View) -> None:
+def _check_rulesets(a: SideView, b: SideView) -> None:
     if a.ruleset and b.ruleset and a.ruleset != b.ruleset:
         raise TraceError(
             f"A was classified by {a.ruleset}, B by {b.ruleset}: their zones do not mean the same.",
@@ -209,8 +137,10 @@ def _check_rulesets(a: _View, b: _View) -> None:
         )
 
 
-def _aligned(a: _View, b: _View, by_id: bool) -> tuple[AlignedToken, ...]:
+def _aligned(a: SideView, b: SideView, by_id: bool) -> tuple[AlignedToken, ...]:
     keys_a, keys_b = _keys(a.tokens, by_id), _keys(b.tokens, by_id)
+    indices_a, indices_b = ([int(token["index"]) for token in view.tokens] for view in (a, b))
+    zones_a, zones_b = a.zones_by_index, b.zones_by_index
     rows = []
     for i, j in align(keys_a, keys_b):
         kind: Literal["same", "changed", "only_a", "only_b"] = "changed"
@@ -218,9 +148,11 @@ def _aligned(a: _View, b: _View, by_id: bool) -> tuple[AlignedToken, ...]:
             kind = "only_b" if i is None else "only_a"
         elif keys_a[i] == keys_b[j]:
             kind = "same"
-        at_a = None if i is None else int(a.tokens[i]["index"])
-        at_b = None if j is None else int(b.tokens[j]["index"])
-        rows.append(AlignedToken(kind, at_a, at_b, a.zone_of(i), b.zone_of(j)))
+        at_a = None if i is None else indices_a[i]
+        at_b = None if j is None else indices_b[j]
+        zone_a = None if at_a is None else zones_a.get(at_a)
+        zone_b = None if at_b is None else zones_b.get(at_b)
+        rows.append(AlignedToken(kind, at_a, at_b, zone_a, zone_b))
     return tuple(rows)
 
 
@@ -229,7 +161,7 @@ def _keys(tokens: Sequence[Record], by_id: bool) -> list[str | int | None]:
     return [t["text"] if t.get("text") is not None else t.get("tokenId") if by_id else None for t in tokens]
 
 
-def _divergence(a: _View, b: _View, rows: tuple[AlignedToken, ...]) -> Divergence | None:
+def _divergence(a: SideView, b: SideView, rows: tuple[AlignedToken, ...]) -> Divergence | None:
     texts_a = {t["index"]: t.get("text") for t in a.tokens}
     texts_b = {t["index"]: t.get("text") for t in b.tokens}
     for place, row in enumerate(rows):
@@ -247,7 +179,7 @@ def _cosine(a: Floats, b: Floats) -> float:
     return min(1.0, max(0.0, float(a @ b) / float(np.sqrt(size))))
 
 
-def _metrics(a: _View, b: _View) -> list[Metric]:
+def _metrics(a: SideView, b: SideView) -> list[Metric]:
     def metric(name: str, label: str, unit: str, x: float | None, y: float | None) -> Metric:
         delta = None if x is None or y is None else y - x
         relative = None if delta is None or not x else delta / x
@@ -260,7 +192,7 @@ def _metrics(a: _View, b: _View) -> list[Metric]:
         return metric(name, label, unit, a.average(field), b.average(field))
 
     speeds = [view.trace.metrics.get("tokensPerSecond") for view in (a, b)]
-    drifts = [max(view.values("drift"), default=None) for view in (a, b)]
+    drifts = [view.largest("drift") for view in (a, b)]
     return [
         metric("tokens", "tokens", "tokens", float(len(a.tokens)), float(len(b.tokens))),
         of_fingerprint("local", "local mass", "share", LOCAL),
@@ -277,7 +209,7 @@ def _metrics(a: _View, b: _View) -> list[Metric]:
     ]
 
 
-def _zone_shares(a: _View, b: _View) -> tuple[ZoneShare, ...]:
+def _zone_shares(a: SideView, b: SideView) -> tuple[ZoneShare, ...]:
     shares = []
     for zone in {*a.zone_counts, *b.zone_counts}:
         x, y = (view.zone_counts[zone] / len(view.steps) for view in (a, b))
@@ -285,13 +217,70 @@ def _zone_shares(a: _View, b: _View) -> tuple[ZoneShare, ...]:
     return tuple(sorted(shares, key=lambda share: (-(share.a + share.b), share.zone)))
 
 
-def _histograms(a: _View, b: _View) -> Histograms:
+# Metrics that are means over the steps; their values are a place of the fingerprint or a field of the step.
+_MEANS: dict[str, int | str] = {
+    "local": LOCAL,
+    "mid": MID,
+    "long": LONG,
+    "bin_entropy": BIN_ENTROPY,
+    "entropy_bits": "entropy_bits",
+    "sink_mass": "sink_mass",
+    "ripple": "ripple",
+    "drift": "drift",
+    "zone_confidence": "zone_confidence",
+}
+
+
+def _tested(
+    a: SideView, b: SideView, metrics: list[Metric], zones: tuple[ZoneShare, ...]
+) -> tuple[tuple[Metric, ...], tuple[ZoneShare, ...], Significance]:
+    """The differences with their intervals; all are tested together."""
+    sides: list[dict[str, Floats]] = []
+    for view in (a, b):
+        made = {
+            name: view.rows[:, where] if isinstance(where, int) else view.series(where)
+            for name, where in _MEANS.items()
+        }
+        labels = np.array(view.zones)
+        made |= {f"zone {share.zone}": (labels == share.zone).astype(np.float64) for share in zones}
+        sides.append(made)
+    found = differences_of_means(*sides)
+    tested = found.intervals
+    with_metrics = tuple(
+        replace(m, interval=tested.get(m.name), verdict=verdict(m.delta, tested.get(m.name))) for m in metrics
+    )
+    with_zones = tuple(
+        replace(z, interval=tested.get(f"zone {z.zone}"), verdict=verdict(z.delta, tested.get(f"zone {z.zone}")))
+        for z in zones
+    )
+    clear = sum(m.verdict == "clear" for m in with_metrics) + sum(z.verdict == "clear" for z in with_zones)
+    how = Significance(
+        "circular block bootstrap", CONFIDENCE, REPLICATES, SEED, found.block_a, found.block_b, len(tested), clear
+    )
+    return with_metrics, with_zones, how
+
+
+def _agreement(rows: Sequence[AlignedToken]) -> ZoneAgreement | None:
+    if not rows:
+        return None
+    codes: dict[str | None, int] = {}
+    # Numbered by name: the same numbers from either side.
+    for zone in sorted({str(zone) for row in rows for zone in (row.zone_a, row.zone_b)}):
+        codes[zone] = len(codes)
+    a, b = (
+        np.array([codes[zone] for zone in zones]) for zones in zip(*((r.zone_a, r.zone_b) for r in rows), strict=True)
+    )
+    agreement, chance, value = kappa(a, b)
+    return ZoneAgreement(len(rows), agreement, chance, value, None if value is None else agreement_interval(a, b))
+
+
+def _histograms(a: SideView, b: SideView) -> Histograms:
     x, y = a.mean[-N_BINS:], b.mean[-N_BINS:]
     angle = 0.0 if np.array_equal(x, y) else bhattacharyya_angle(x, y)
     return Histograms(tuple(x.tolist()), tuple(y.tolist()), tuple((y - x).tolist()), angle)
 
 
-def _notes(a: _View, b: _View) -> tuple[str, ...]:
+def _notes(a: SideView, b: SideView) -> tuple[str, ...]:
     notes = []
     if a.model != b.model:
         notes.append(f"Two models, {a.model or 'unknown'} and {b.model or 'unknown'}: layers and tokens differ too.")

@@ -1,6 +1,7 @@
 """What differs between two traces: its numbers, and the sentences that say them.
 
-Sentences speak of B against A. A difference below a point of the attention is not worth one.
+Sentences speak of B against A. A difference below a point of the attention is not worth one; one that is not larger
+than the noise of the steps is called that.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from geomcli.interpretation import SHARE_STEPS
+from geomcli.significance import Verdict
 
 
 class Divergence(msgspec.Struct, frozen=True):
@@ -21,7 +23,10 @@ class Divergence(msgspec.Struct, frozen=True):
 
 
 class Metric(msgspec.Struct, frozen=True):
-    """One number of both sides; `delta` = b - a, `relative` = delta / a; None where it cannot be said."""
+    """One number of both sides; `delta` = b - a, `relative` = delta / a; None where it cannot be said.
+
+    `interval`: of `delta`, simultaneous with all others of the comparison; None where it was not tested.
+    """
 
     name: str
     label: str
@@ -30,15 +35,33 @@ class Metric(msgspec.Struct, frozen=True):
     b: float | None
     delta: float | None
     relative: float | None
+    interval: tuple[float, float] | None = None
+    verdict: Verdict = "untested"
 
 
 class ZoneShare(msgspec.Struct, frozen=True):
-    """Share of the steps in a zone."""
+    """Share of the steps in a zone; `interval` and `verdict` as in `Metric`."""
 
     zone: str
     a: float
     b: float
     delta: float
+    interval: tuple[float, float] | None = None
+    verdict: Verdict = "untested"
+
+
+class ZoneAgreement(msgspec.Struct, frozen=True):
+    """Zones of aligned tokens, side by side: the one number that sees the order of the steps.
+
+    agreement: share of the pairs in one zone; chance: what unrelated orders of the same zones would have; kappa:
+    Cohen's, 0 by chance and 1 for the same, None where there is one zone only; interval: of kappa.
+    """
+
+    pairs: int
+    agreement: float
+    chance: float
+    kappa: float | None
+    interval: tuple[float, float] | None = None
 
 
 _SPOKEN = {
@@ -50,9 +73,15 @@ _SPOKEN = {
 
 
 def sentences(
-    metrics: tuple[Metric, ...], zones: tuple[ZoneShare, ...], divergence: Divergence | None
+    metrics: tuple[Metric, ...],
+    zones: tuple[ZoneShare, ...],
+    divergence: Divergence | None,
+    agreement: ZoneAgreement | None = None,
 ) -> tuple[str, ...]:
-    """What differs, largest first, behind where the texts part and which is longer; empty where nothing does."""
+    """What differs, largest first, behind where the texts part, which is longer and how often aligned tokens agree.
+
+    Empty where nothing differs.
+    """
     found: list[tuple[float, str]] = []
     smallest = SHARE_STEPS[0]
     for m in metrics:
@@ -63,10 +92,10 @@ def sentences(
             how = "more" if m.delta > 0 else "less"
             # A share of nearly nothing is not a number that says anything.
             amount = f"{abs(m.delta) * 100:.1f} points" if m.a < 2 * smallest else f"{abs(m.delta) / m.a:.0%}"
-            found.append((abs(m.delta), f"B keeps {amount} {how} {_SPOKEN[m.name]}: {values}."))
+            found.append((abs(m.delta), f"B keeps {amount} {how} {_SPOKEN[m.name]}: {values}{_noise(m)}."))
         elif m.name == "bin_entropy":
             how = "more diffuse" if m.delta > 0 else "more focused"
-            found.append((abs(m.delta), f"B is {how}: bin entropy {values}."))
+            found.append((abs(m.delta), f"B is {how}: bin entropy {values}{_noise(m)}."))
         elif m.name == "max_drift":
             how = "changes its pattern more" if m.delta > 0 else "changes its pattern less"
             found.append((abs(m.delta), f"B {how}: largest drift {values}."))
@@ -74,10 +103,12 @@ def sentences(
         if abs(share.delta) >= smallest:
             how = "more" if share.delta > 0 else "fewer"
             amount = f"{abs(share.delta) * 100:.0f} points"
-            text = f"B has {amount} {how} of its tokens in {share.zone}: {share.b:.0%} against {share.a:.0%}."
-            found.append((abs(share.delta), text))
+            text = f"B has {amount} {how} of its tokens in {share.zone}: {share.b:.0%} against {share.a:.0%}"
+            found.append((abs(share.delta), f"{text}{_noise(share)}."))
     found.sort(key=lambda item: (-item[0], item[1]))
     said = [text for _, text in found]
+    if agreement is not None and agreement.agreement <= 1 - smallest:
+        said.insert(0, _agreeing(agreement))
     tokens = metrics[0]
     if tokens.delta:
         how = "longer" if tokens.delta > 0 else "shorter"
@@ -86,6 +117,19 @@ def sentences(
     if divergence is not None:
         said.insert(0, _parting(divergence))
     return tuple(said)
+
+
+def _noise(difference: Metric | ZoneShare) -> str:
+    return ", within the noise of the steps" if difference.verdict == "noise" else ""
+
+
+def _agreeing(agreement: ZoneAgreement) -> str:
+    pairs = f"{agreement.pairs} aligned token{'s' if agreement.pairs != 1 else ''}"
+    text = f"At {pairs} the zones agree in {agreement.agreement:.0%}; unrelated orders would in {agreement.chance:.0%}"
+    if agreement.interval is None:
+        return f"{text}."
+    low, high = agreement.interval
+    return f"{text}: {'more than' if low > 0 else 'less than' if high < 0 else 'no more than'} by chance."
 
 
 def _parting(divergence: Divergence) -> str:

@@ -45,11 +45,15 @@ class AxisReading(msgspec.Struct, frozen=True):
 
 
 class Interpretation(msgspec.Struct, frozen=True):
-    """Readings, strongest first. `n`: fingerprints that the axes were fitted on, None where they are heuristic."""
+    """Readings, strongest first.
+
+    n: mean fingerprints of traces that the axes were fitted on, None where they are heuristic; models: whose they are.
+    """
 
     kind: Literal["heuristic", "fitted"]
     n: int | None
     axes: tuple[AxisReading, ...]
+    models: tuple[str, ...] = ()
 
 
 def portrait(fingerprint: NDArray[Any]) -> tuple[str, ...]:
@@ -80,7 +84,7 @@ def heuristic(
     return Interpretation("heuristic", None, _sorted(axes))
 
 
-def fitted(a: NDArray[Any], b: NDArray[Any], projection: Projection) -> Interpretation:
+def fitted(a: NDArray[Any], b: NDArray[Any], projection: Projection, models: tuple[str, ...] = ()) -> Interpretation:
     """Difference of two fingerprints [20] along fitted axes, in standard deviations of what they were fitted on."""
     places = projection.project(np.stack([np.asarray(a), np.asarray(b)]))
     axes = []
@@ -92,7 +96,7 @@ def fitted(a: NDArray[Any], b: NDArray[Any], projection: Projection) -> Interpre
         reading = _shift(projection.name(axis), value, f"towards {plus}", f"towards {minus}", DEVIATION_STEPS)
         sentence = f"{reading.sentence} ({abs(value):.1f} standard deviations)"
         axes.append(msgspec.structs.replace(reading, sentence=sentence, explained=float(projection.explained[axis])))
-    return Interpretation("fitted", projection.n, _sorted(axes))
+    return Interpretation("fitted", projection.n, _sorted(axes), models)
 
 
 def strength(value: float, steps: tuple[float, float, float] = SHARE_STEPS) -> Strength:

@@ -6,17 +6,21 @@ strict, for what shows tokens by their number: the first line that does not fit 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
+from geomcli import trace_files
 from geomcli.errors import TraceError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.schema import TRACE_VERSION, Record
 
 _encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(dict[str, Any])
 
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
 _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -113,6 +117,41 @@ def dump(records: Iterable[Record]) -> str:
     return "".join(line(record) + "\n" for record in records)
 
 
+class Broken(NamedTuple):
+    """A line that is no record of a trace; `cut` where the input ends in the middle of it."""
+
+    number: int
+    reason: str
+    cut: bool
+
+
+def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tuple[int, Record] | Broken]:
+    """(line number, record) of JSON lines as they come, or what is wrong with the line; blank lines are passed over.
+
+    TraceError, naming `name`, for a newer format, a record in front of the first header, or no trace at all.
+    """
+    begun = False
+    first = ""
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            record = _record(text)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            first = first or f": {name}, line {number}: {error}."
+            # Only the last line of an input can be without its break.
+            yield Broken(number, str(error), text[-1:] not in ("\n", b"\n"))
+            continue
+        if record["record_type"] == "header":
+            _check_version(record["version"], name)
+            begun = True
+        elif not begun:
+            raise TraceError(f"{name}, line {number}: a trace begins with its header.", _EXPORT)
+        yield number, record
+    if not begun:
+        raise TraceError(f"{name} holds no trace{first or '.'}", "geom run --jsonl …")
+
+
 class Reading(NamedTuple):
     """The traces of a file, each the list of its records, and one sentence for each line that could not be read."""
 
@@ -121,80 +160,81 @@ class Reading(NamedTuple):
 
 
 def read(lines: Iterable[str | bytes], name: str = "the input") -> Reading:
-    """Read JSON lines; a header starts a trace.
+    """Read JSON lines; a header starts a trace. TraceError as in `stream`.
 
-    TraceError, naming `name`, when there is no trace in it or one has a newer format. At most 20 broken lines are
-    named, the last sentence counts the others.
+    At most 20 broken lines are named, the last sentence counts the others.
     """
     traces: list[list[Record]] = []
-    problems: list[str] = []
-    broken = 0
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
+    broken: list[Broken] = []
+    for found in stream(lines, name):
+        if isinstance(found, Broken):
+            broken.append(found)
             continue
-        try:
-            record = _record(text)
-            if record["record_type"] == "header":
-                _check_version(record["version"], name)
-                traces.append([])
-            elif not traces:
-                raise TraceError(f"{name} is no trace: line {number} comes before any header.", "geom run --jsonl …")
-            traces[-1].append(record)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            broken += 1
-            if broken <= _MOST_PROBLEMS:
-                problems.append(f"{name}, line {number}: {error}.")
-    if broken > _MOST_PROBLEMS:
-        problems.append(f"{name}: {broken - _MOST_PROBLEMS} more lines could not be read.")
-    if not traces:
-        raise TraceError(f"{name} holds no trace{f': {problems[0]}' if problems else '.'}", "geom run --jsonl …")
-    return Reading(traces, problems)
+        _, record = found
+        if record["record_type"] == "header":
+            traces.append([])
+        traces[-1].append(record)
+    return Reading(traces, problems(broken, name))
+
+
+def problems(broken: Sequence[Broken], name: str) -> list[str]:
+    """A sentence for each broken line, at most 20, and one that counts the others."""
+    said = [f"{name}, line {line.number}: {line.reason}." for line in broken[:_MOST_PROBLEMS]]
+    if len(broken) > _MOST_PROBLEMS:
+        said.append(f"{name}: {len(broken) - _MOST_PROBLEMS} more lines could not be read.")
+    return said
 
 
 def read_file(path: Path) -> Reading:
-    """`read` of a file; OSError when it cannot be opened."""
-    with path.open("rb") as stream:
-        return read(stream, str(path))
+    """`read` of a file, which may be compressed with Zstandard; OSError when it cannot be opened."""
+    with trace_files.opened(str(path)) as opened, uncollected():
+        return read(trace_files.lines(opened, str(path)), str(path))
 
 
 def load(path: Path) -> list[list[Record]]:
     """The records of every trace of a file, each with all its tokens; TraceError names the line that does not fit.
 
-    A last line without a line break was being written when its writer ended: it may be broken, the rest is kept.
+    The file may be compressed with Zstandard. A last line without a line break was being written when its writer ended:
+    it may be broken, the rest is kept.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
     traces: list[list[Record]] = []
     tokens = 0
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            record = _record(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            if number == len(lines) and traces:
-                break
-            raise TraceError(f"{path}, line {number}: not a record of a trace ({error}).", _EXPORT) from None
-        if record["record_type"] == "header":
-            _check_version(record["version"], str(path))
-            traces.append([])
-            tokens = 0
-        elif not traces:
-            raise TraceError(f"{path}, line {number}: a trace begins with its header.", _EXPORT)
-        if record["record_type"] == "token":
-            if record["index"] != tokens:
-                raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
-            tokens += 1
-        traces[-1].append(record)
-    if not traces:
-        raise TraceError(f"{path} holds no trace.", "geom run 'Hi' --jsonl > trace.jsonl")
+    try:
+        with trace_files.opened(str(path)) as opened, uncollected():
+            for found in stream(trace_files.lines(opened, str(path)), str(path)):
+                if isinstance(found, Broken):
+                    if found.cut and traces:
+                        break
+                    reason = f"{path}, line {found.number}: not a record of a trace ({found.reason})."
+                    raise TraceError(reason, _EXPORT)
+                number, record = found
+                if record["record_type"] == "header":
+                    traces.append([])
+                    tokens = 0
+                elif record["record_type"] == "token":
+                    if record["index"] != tokens:
+                        raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
+                    tokens += 1
+                traces[-1].append(record)
+    except OSError as error:
+        raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
     return traces
 
 
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: looking for circles among millions of new records takes half of the time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
 def _record(text: str | bytes) -> Record:
-    record = msgspec.json.decode(text, type=dict[str, Any])
+    record = _decoder.decode(text)
     kind = record.get("record_type")
     known = _KINDS.get(kind) if isinstance(kind, str) else None
     if known is None:

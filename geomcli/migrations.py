@@ -14,6 +14,7 @@ from sqlite_utils import Database, Migrations
 from geomcli.trace_summary import of_blobs
 
 migrations = Migrations("geom")
+SEARCH_TOKENS = "unicode61 remove_diacritics 2"  # words without case and accents
 
 
 @migrations()
@@ -127,6 +128,48 @@ def m002_trace_summaries(db: Database) -> None:
     for row in made:
         db.execute(INSERT_SUMMARY, row)
 
+
+@migrations()
+def m003_search_in_thoughts_and_views(db: Database) -> None:
+    messages = db.table("messages")
+    messages.disable_fts()
+    # Computed when it is read: the record itself stays in `extra`, and nothing is kept twice.
+    db.execute(
+        "ALTER TABLE messages ADD COLUMN reasoning TEXT "
+        "GENERATED ALWAYS AS (json_extract(extra, '$.reasoning')) VIRTUAL"
+    )
+    messages.enable_fts(["content", "reasoning"], create_triggers=True, tokenize=SEARCH_TOKENS)
+    for statement in _VIEWS:
+        db.execute(statement)
+
+
+_VIEWS = (
+    "DROP VIEW zone_counts",
+    """
+    CREATE VIEW zone_counts AS
+        SELECT trace_id, zone, count(*) AS steps,
+            round(1.0 * count(*) / sum(count(*)) OVER (PARTITION BY trace_id), 4) AS share
+        FROM steps WHERE zone IS NOT NULL GROUP BY trace_id, zone
+    """,
+    """
+    CREATE VIEW trace_list AS
+        SELECT t.id, datetime(t.created / 1000, 'unixepoch') AS created_utc, t.model, t.title, t.tokens,
+            t.dominant_zone, t.avg_entropy, t.max_drift, t.complete, s.local, s.mid, s.long, s.bin_entropy
+        FROM traces t LEFT JOIN trace_summaries s ON s.trace_id = t.id
+    """,
+    """
+    CREATE VIEW zone_timeline AS
+        SELECT steps.trace_id, steps.output_index, tokens.text, steps.layer, steps.zone,
+            round(steps.confidence, 4) AS confidence, steps.local, steps.mid, steps.long, steps.bin_entropy
+        FROM steps LEFT JOIN tokens USING (trace_id, output_index)
+    """,
+    """
+    CREATE VIEW model_summary AS
+        SELECT t.model, count(*) AS traces, sum(t.tokens) AS tokens, avg(s.local) AS local, avg(s.mid) AS mid,
+            avg(s.long) AS long, avg(s.bin_entropy) AS bin_entropy, max(t.max_drift) AS max_drift
+        FROM traces t LEFT JOIN trace_summaries s ON s.trace_id = t.id GROUP BY t.model
+    """,
+)
 
 INSERT_SUMMARY = (
     "INSERT OR REPLACE INTO trace_summaries "

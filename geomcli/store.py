@@ -11,7 +11,8 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import zstandard
 from sqlite_utils import Database
 
 from geomcli.errors import StoreError
-from geomcli.fingerprint import FINGERPRINT_SIZE, pack, round_significant, unpack
+from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
 from geomcli.migrations import INSERT_SUMMARY, migrations
 from geomcli.schema import Record
 from geomcli.trace_summary import TraceSummary
@@ -45,6 +46,7 @@ _STEP_COLUMNS = {
     "think_phase": "think_phase",
 }
 _NO_LAYER = -1
+_SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
 class Store:
@@ -137,27 +139,59 @@ class Store:
             yield {"record_type": "metrics", **msgspec.json.decode(header["metrics"])}
 
     def _tokens_and_steps(self, trace_id: str) -> Iterator[Record]:
-        steps: dict[int, list[Record]] = {}
-        rows = self.rows(
+        """Two readings side by side: a long trace is never in memory as a whole."""
+        steps = self._each(
             "SELECT steps.*, links.payload FROM steps LEFT JOIN links ON links.step_id = steps.id "
             "WHERE trace_id = ? ORDER BY output_index, steps.id",
             (trace_id,),
         )
-        for row in rows:
-            steps.setdefault(row["output_index"], []).append(_step_of(row))
-        for t in self.rows("SELECT * FROM tokens WHERE trace_id = ? ORDER BY output_index", (trace_id,)):
+        step = next(steps, None)
+        for t in self._each("SELECT * FROM tokens WHERE trace_id = ? ORDER BY output_index", (trace_id,)):
             token = {"record_type": "token", "index": t["output_index"], "text": t["text"]}
             yield _merge({**token, "segmentId": t["segment"], "tokenId": t["token_id"]}, t["extra"])
-            yield from steps.get(t["output_index"], ())
+            while step is not None and step["output_index"] <= t["output_index"]:
+                if step["output_index"] == t["output_index"]:
+                    yield _step_of(step)
+                step = next(steps, None)
 
-    def rows(self, sql: str, parameters: tuple[Any, ...] = ()) -> list[dict[str, Any]]:
-        """What a SELECT finds, by column name; StoreError when it cannot be read."""
+    def remove(self, trace_ids: Sequence[str]) -> int:
+        """Take traces out with all that belongs to them, all or none; how many there were."""
+        removed = 0
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for trace_id in trace_ids:
+                removed += self._connection.execute("DELETE FROM traces WHERE id = ?", (trace_id,)).rowcount
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._connection.rollback()
+            raise StoreError(f"the trace store could not be written: {error}.", "geom traces ls") from None
+        return removed
+
+    def unsafe(self) -> None:
+        """For a store that is thrown away: nothing waits for the disk."""
+        self._connection.execute("PRAGMA synchronous = OFF")
+
+    @contextlib.contextmanager
+    def attached(self, path: Path, name: str) -> Iterator[sqlite3.Connection]:
+        """The connection, with another store's tables under `name`."""
+        self._connection.execute(f"ATTACH ? AS {name}", (str(path),))
+        try:
+            yield self._connection
+        finally:
+            self._connection.execute(f"DETACH {name}")
+
+    def _each(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any]) -> Iterator[dict[str, Any]]:
         try:
             cursor = self._connection.execute(sql, parameters)
             names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor]
+            for row in cursor:
+                yield dict(zip(names, row, strict=True))
         except sqlite3.Error as error:
             raise StoreError(f"the trace store {self.path} cannot be read: {error}.") from None
+
+    def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[dict[str, Any]]:
+        """What a SELECT finds, by column name; StoreError when it cannot be read."""
+        return list(self._each(sql, parameters))
 
 
 @contextlib.contextmanager
@@ -180,6 +214,7 @@ class TraceWriter:
         self._flushed = time.monotonic()
         self._positions = {"message": 0, "segment": 0}
         self._summary = TraceSummary()
+        self._compressor = zstandard.ZstdCompressor()
         self.trace_id = ""
 
     def __enter__(self) -> TraceWriter:
@@ -264,7 +299,7 @@ class TraceWriter:
         index = r.pop("tokenIndex")
         cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
         if links is not None:
-            payload = zstandard.compress(msgspec.msgpack.encode(links))
+            payload = self._compressor.compress(msgspec.msgpack.encode(links))
             self._insert("links", step_id=cursor.lastrowid, payload=payload)
 
     def _segment(self, r: Record) -> None:
@@ -287,9 +322,7 @@ class TraceWriter:
         return self._positions[kind]
 
     def _insert(self, table: str, **columns: Any) -> sqlite3.Cursor:
-        names = ", ".join(f'"{name}"' for name in columns)
-        marks = ", ".join("?" * len(columns))
-        return self._execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(columns.values()))
+        return self._execute(_insert_sql(table, tuple(columns)), tuple(columns.values()))
 
     def _execute(self, sql: str, parameters: tuple[Any, ...]) -> sqlite3.Cursor:
         try:
@@ -298,8 +331,15 @@ class TraceWriter:
             raise StoreError(f"the trace store could not be written: {error}.", "geom run --no-save …") from None
 
 
+@lru_cache(maxsize=1024)  # one for each set of fields that a step can have
+def _insert_sql(table: str, columns: tuple[str, ...]) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    return f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})"
+
+
 def _six_digits(blob: bytes) -> list[float]:
-    return [round_significant(v) for v in unpack(blob).tolist()]
+    """`round_significant` of each number, in one go."""
+    return [float(number) for number in (_SIX_DIGITS % tuple(unpack(blob).tolist())).split()]
 
 
 def _extra(record: Record) -> str:

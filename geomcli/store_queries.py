@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.projection import Projection, fit
 from geomcli.store import Store
 from geomcli.zones import UNKNOWN
 
@@ -21,6 +22,9 @@ Scope = Literal["session", "recent", "saved", "all"]
 
 RECENT_TRACES = 200
 RECENT_DAYS = 7
+AXES_TRACES = 40  # stored traces from which axes are fitted: two for each number of a fingerprint
+_AXES = 4
+_MOST_FITTED = 5000
 _DAY_MS = 86_400_000
 
 
@@ -102,6 +106,17 @@ def _point(row: dict[str, Any]) -> TracePoint:
         zones=zones,
         max_drift=row["max_drift"],
     )
+
+
+def fitted_axes(store: Store, models: Sequence[str]) -> Projection | None:
+    """Four principal components of the mean fingerprints of the newest stored traces of `models`.
+
+    None with fewer than AXES_TRACES of them: a direction in 20 numbers needs more rows than that to mean anything.
+    """
+    some = dict.fromkeys(models)
+    points = [trace_points(store, "all", model=model).fingerprints[:_MOST_FITTED] for model in some]
+    rows = np.concatenate(points) if points else np.zeros((0, FINGERPRINT_SIZE))
+    return fit(rows, _AXES) if rows.shape[0] >= AXES_TRACES else None
 
 
 class ZoneStep(msgspec.Struct, frozen=True):

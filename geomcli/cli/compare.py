@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import sys
+from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from geomcli.comparison import AlignedToken, Comparison
-    from geomcli.differences import Metric
+    from geomcli.differences import Metric, ZoneShare
+    from geomcli.projection import Projection
+    from geomcli.schema import Record
     from geomcli.trace import Trace
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
@@ -46,8 +49,10 @@ def compare(
 
     if a == b == "-":
         raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
+    gc.disable()  # millions of small objects that all live to the end: looking for dead ones takes a third of the time
     left, right = (_load(name, db) for name in (a, b))
-    result = comparison.compare(left, right)
+    models = list(dict.fromkeys(str(trace.header.get("model", "")) for trace in (left, right)))
+    result = comparison.compare(left, right, projection=_axes(models, db), fitted_on=models)
     if as_json:
         import msgspec
 
@@ -62,23 +67,60 @@ def compare(
 
 
 def _load(name: str, db: Path | None) -> Trace:
-    from geomcli import config, jsonl
+    from geomcli import config, jsonl, trace_files
     from geomcli.store import Store
     from geomcli.trace import Trace
 
     path = Path(name)
-    if name == "-":
-        reading = jsonl.read(sys.stdin.buffer, "stdin")
-    elif path.is_file() or "/" in name or path.suffix in (".jsonl", ".json"):
-        reading = jsonl.read_file(path)
-    else:
+    if name != "-" and not (path.is_file() or "/" in name or path.suffix in (".jsonl", ".json", ".zst")):
         with Store(config.store_path(db=None if db is None else str(db))) as store:
-            return Trace(store.records(store.find(name)))
-    for problem in reading.problems:
+            return Trace(map(_slim, store.records(store.find(name))))
+    broken: list[jsonl.Broken] = []
+    trace: Trace | None = None
+    shown = trace_files.shown(name)
+    with trace_files.opened(name) as opened:
+        for found in jsonl.stream(trace_files.lines(opened, shown), shown):
+            if isinstance(found, jsonl.Broken):
+                broken.append(found)
+            elif found[1]["record_type"] != "header":
+                assert trace is not None
+                trace.add(_slim(found[1]))
+            elif trace is None:
+                trace = Trace([found[1]])
+            else:
+                raise TraceError(f"{name} holds more than one trace.", "geom traces export ID > one.jsonl")
+    for problem in jsonl.problems(broken, shown):
         output.narrator().print(output.marked(problem))
-    if len(reading.traces) > 1:
-        raise TraceError(f"{name} holds {len(reading.traces)} traces.", "geom traces export ID > one.jsonl")
-    return Trace(reading.traces[0])
+    assert trace is not None
+    return trace
+
+
+def _slim(record: Record) -> Record:
+    """A step as far as a comparison wants it: numbers side by side, of its links the layers only."""
+    if record.get("fingerprint") is not None:
+        record["fingerprint"] = array("d", record["fingerprint"])
+    links = record.get("attention")
+    if links:
+        record["attention"] = {k: dict.fromkeys(links[k]) for k in ("layers", "layer_sketches") if links.get(k)}
+    return record
+
+
+def _axes(models: list[str], db: Path | None) -> Projection | None:
+    """Axes of the stored traces of these models, where there are enough."""
+    from geomcli import config
+    from geomcli.errors import StoreError
+    from geomcli.store import Store
+    from geomcli.store_queries import fitted_axes
+
+    path = config.store_path(db=None if db is None else str(db))
+    if not path.is_file():
+        return None  # two files are compared without making a store
+    try:
+        with Store(path) as store:
+            return fitted_axes(store, models)
+    except StoreError as error:
+        output.narrator().print(output.marked(f"No fitted axes: {error.message}"))
+        return None
 
 
 def _print(c: Comparison, a: Trace, b: Trace) -> None:
@@ -91,32 +133,56 @@ def _print(c: Comparison, a: Trace, b: Trace) -> None:
     for note in c.notes:
         console.print(f"   [dim]{output.marked(note)}[/]")
     _similarity(console, c)
-    _section(console, "Differences (B against A; described, not tested against noise)")
+    _section(console, f"Differences (B against A; {_tested(c)})")
     for sentence in c.differences or ("None.",):
         console.print(f"  {output.marked(sentence)}")
     if c.divergence is not None:
         _section(console, "Where the texts part")
         _rows(console, c, a, b)
     _section(console, "Zones")
-    for share in c.zones:
-        glyph, style = output.ZONE_STYLES.get(share.zone, ("·", "default"))
+    for zone in c.zones:
+        glyph, style = output.ZONE_STYLES.get(zone.zone, ("·", "default"))
         console.print(
-            f"  [{style}]{glyph} {output.marked(f'{share.zone:<17}')}[/] A {share.a:4.0%} {display.bar(share.a)}  "
-            f"B {share.b:4.0%} {display.bar(share.b)}  {share.delta * 100:+.0f} points"
+            f"  [{style}]{glyph} {output.marked(f'{zone.zone:<17}')}[/] A {zone.a:4.0%} {display.bar(zone.a)}  "
+            f"B {zone.b:4.0%} {display.bar(zone.b)}  {zone.delta * 100:+.0f} points{_verdict(zone)}"
         )
     _section(console, "Metrics")
     for metric in c.metrics:
         if metric.a is not None or metric.b is not None:
             console.print(f"  {_metric(metric)}")
     _histogram(console, c)
-    kind = "fitted axes" if c.interpretation.kind == "fitted" else "heuristic axes, not fitted"
-    _section(console, f"Shift of the fingerprint ({kind})")
+    _section(console, f"Shift of the fingerprint ({_axes_of(c)})")
     for reading in c.interpretation.axes:
-        console.print(f"  {reading.name:<20} {reading.value:+.3f}  {reading.sentence}", markup=False)
+        share = "" if reading.explained is None else f"{reading.explained:4.0%} of variance  "
+        console.print(f"  {reading.name:<24} {share}{reading.value:+.3f}  {reading.sentence}", markup=False)
+
+
+def _axes_of(c: Comparison) -> str:
+    i = c.interpretation
+    if i.kind == "heuristic":
+        return "heuristic axes, not fitted"
+    return f"principal components of {i.n} stored traces of {', '.join(map(output.marked, i.models))}"
 
 
 def _section(console: Console, title: str) -> None:
     console.print(f"\n[bold]{title}[/]")
+
+
+def _tested(c: Comparison) -> str:
+    """How the differences were tested, in the words of the title."""
+    s = c.significance
+    if not s.tested:
+        return "too few steps to test them against noise"
+    lengths = f"blocks of {s.block_a} and {s.block_b} steps"
+    return f"{s.clear} of {s.tested} tested are larger than the noise of the steps; bootstrap, {lengths}"
+
+
+def _verdict(difference: Metric | ZoneShare) -> str:
+    if difference.interval is None:
+        return ""
+    low, high = difference.interval
+    within = f"[{low:+.3f}, {high:+.3f}]"
+    return f"  {within} noise" if difference.verdict == "noise" else f"  {within}"
 
 
 def _similarity(console: Console, c: Comparison) -> None:
@@ -165,7 +231,7 @@ def _metric(m: Metric) -> str:
     a, b = (f"{_number(v, m.unit):>8} {display.bar(v or 0.0, top=top)}" for v in (m.a, m.b))
     delta = "" if m.delta is None else f"{'+' if m.delta >= 0 else '-'}{_number(abs(m.delta), m.unit)}"
     relative = "" if m.relative is None else f"({m.relative:+.0%})"
-    return f"{m.label:<23} A {a} B {b} {delta:>8} {relative}".rstrip()
+    return f"{m.label:<23} A {a} B {b} {delta:>8} {relative:<7}{_verdict(m)}".rstrip()
 
 
 def _number(value: float | None, unit: str) -> str:

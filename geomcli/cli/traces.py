@@ -1,47 +1,148 @@
-"""`geom traces`: ls, show, export."""
+"""`geom traces`: ls, show, search, rm; export and import are in `trace_files`."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from pathlib import Path
-from typing import Annotated
+from datetime import datetime
+from typing import Annotated, Any
 
 import typer
 
-from geomcli import config, jsonl
-from geomcli.cli import output
+from geomcli.cli import output, trace_files
 from geomcli.cli.summary import print_summary
+from geomcli.cli.trace_names import Db, given, store_at
 from geomcli.display import printable
+from geomcli.errors import UsageError
 from geomcli.links import strongest_links, texts_by_position
+from geomcli.moments import milliseconds
 from geomcli.schema import Record
-from geomcli.store import Store
+from geomcli.store_listing import MATCH_BEGIN, MATCH_END, Filter, list_traces, search_traces
 from geomcli.trace import Trace
-from geomcli.zones import UNKNOWN
+from geomcli.zones import UNKNOWN, ZONE_NAMES
 
 app = typer.Typer(name="traces", help="The answers that were kept.", no_args_is_help=True)
+app.command("export")(trace_files.export)
+app.command("import")(trace_files.import_)
 
-_Db = Annotated[Path | None, typer.Option("--db", help="Trace store; GEOM_DB.", dir_okay=False)]
 _Id = Annotated[str, typer.Argument(help="Trace id, the start of one, or `last`.")]
-
-
-def _store(db: Path | None) -> Store:
-    return Store(config.store_path(db=None if db is None else str(db)))
+_Limit = Annotated[int, typer.Option(help="Most traces to name.", min=1, max=1_000_000)]
+_Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Ids only, for a pipe.")]
+_Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+_Zone = Annotated[str | None, typer.Option(help="Only traces that are mostly in this zone.")]
+_Since = Annotated[str | None, typer.Option(help="Only newer ones: 7d, 12h, 2026-11-20, 2026-11-20T18:30.")]
+_Until = Annotated[str | None, typer.Option(help="Only older ones; a day counts to its end.")]
+_Model = Annotated[str | None, typer.Option("-m", "--model", help="Only traces of this model.")]
 
 
 @app.command()
 def ls(
-    limit: Annotated[int, typer.Option(help="Newest traces to list.", min=1, max=1_000_000)] = 20,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Ids only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
-    db: _Db = None,
+    limit: _Limit = 20,
+    zone: _Zone = None,
+    since: _Since = None,
+    until: _Until = None,
+    model: _Model = None,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+    db: Db = None,
 ) -> None:
-    """List the newest traces."""
-    with _store(db) as store:
-        rows = store.ls(limit=limit)
+    """List the newest traces.
+
+    \b
+    Examples:
+      geom traces ls --zone long_range --since 7d
+      geom traces ls -q --model smollm2 | geom traces export - -o smollm2.jsonl.zst
+    """
+    only = _filter(zone, since, until, model)
+    with store_at(db) as store:
+        rows = list_traces(store, only, limit=limit)
+    _listed(rows, quiet=quiet, as_json=as_json)
+    if not rows and not as_json:
+        nothing = "No traces yet. Try: geom run 'Why is the sky blue?'" if only == Filter() else "No such traces."
+        output.narrator().print(nothing, markup=False)
+
+
+@app.command()
+def search(
+    words: Annotated[list[str], typer.Argument(help="Words that all stand in one message; 'begin*', '\"a phrase\"'.")],
+    limit: _Limit = 20,
+    zone: _Zone = None,
+    since: _Since = None,
+    until: _Until = None,
+    model: _Model = None,
+    quiet: _Quiet = False,
+    as_json: _Json = False,
+    db: Db = None,
+) -> None:
+    """Find traces by what was asked, thought or answered; best match first.
+
+    \b
+    Examples:
+      geom traces search photon
+      geom traces search '"blue light" scatter*' --since 2026-11-01
+      geom traces search -q photon | geom traces export - -o photons.jsonl
+    """
+    only = _filter(zone, since, until, model)
+    with store_at(db) as store:
+        rows = search_traces(store, " ".join(words), only, limit=limit)
+    _listed(rows, quiet=quiet, as_json=as_json)
+    if not rows and not as_json:
+        output.narrator().print("Nothing found.")
+
+
+@app.command()
+def rm(
+    traces: Annotated[list[str], typer.Argument(help="Trace ids, starts of ids, `last`; `-` reads ids from stdin.")],
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask; needed without a terminal.")] = False,
+    db: Db = None,
+) -> None:
+    """Remove traces for good.
+
+    \b
+    Examples:
+      geom traces rm 20261123-19
+      geom traces ls -q --until 90d --limit 1000 | geom traces rm --yes -
+    """
+    narrator = output.narrator()
+    with store_at(db) as store:
+        ids = given(store, traces)
+        if not ids:
+            narrator.print("Nothing to remove.")
+            return
+        what = f"{len(ids)} trace{'s' if len(ids) != 1 else ''}"
+        if not yes:
+            if not (sys.stdin.isatty() and sys.stderr.isatty()):
+                raise UsageError(
+                    f"removing {what} has to be confirmed, and there is no terminal.", "geom traces rm --yes …"
+                )
+            for trace_id in ids[:20]:
+                narrator.print(f"  {output.marked(trace_id)}")
+            if len(ids) > 20:
+                narrator.print(f"  and {len(ids) - 20} more")
+            typer.confirm(f"Remove {what} for good?", abort=True, err=True)
+        removed = store.remove(ids)
+    narrator.print(f"Removed {removed} trace{'s' if removed != 1 else ''}.")
+
+
+def _filter(zone: str | None, since: str | None, until: str | None, model: str | None) -> Filter:
+    if zone is not None and zone not in ZONE_NAMES:
+        raise UsageError(f"there is no zone {zone!r}.", f"--zone with one of {', '.join(ZONE_NAMES)}")
+    now = datetime.now().astimezone()
+    return Filter(
+        zone=zone,
+        since=None if since is None else milliseconds(since, now=now),
+        until=None if until is None else milliseconds(until, now=now, end=True),
+        model=model,
+    )
+
+
+def _listed(rows: list[dict[str, Any]], *, quiet: bool, as_json: bool) -> None:
     if as_json:
-        output.print_json(rows)
+        marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
+        output.print_json([{k: v.translate(marks) if k == "snippet" else v for k, v in row.items()} for row in rows])
         return
+    console = output.speaker()
     for row in rows:
         if quiet:
             print(row["id"])
@@ -50,8 +151,18 @@ def ls(
         tokens = "cut off" if not row["complete"] else f"{row['tokens']} tokens"
         cells = (row["id"], created, row["model"], tokens, row["dominant_zone"] or "-", row["title"])
         print("\t".join(printable(" ".join(cell.split())) for cell in cells))
-    if not rows:
-        output.narrator().print("No traces yet. Try: geom run 'Why is the sky blue?'")
+        if "snippet" in row:
+            console.print(f"  [dim]{output.marked(row['role'])}[/] {_snippet(row['snippet'])}")
+
+
+def _snippet(text: str) -> str:
+    """A snippet on one line, matches bold; escaped piece by piece, for only our marks may act."""
+    made = []
+    for place, piece in enumerate(" ".join(text.split()).split(MATCH_BEGIN)):
+        match, end, rest = piece.partition(MATCH_END)
+        bold = place > 0 and end
+        made.append(f"[bold]{output.marked(match)}[/]{output.marked(rest)}" if bold else output.marked(match + rest))
+    return "".join(made)
 
 
 @app.command()
@@ -59,31 +170,15 @@ def show(
     trace: _Id = "last",
     as_json: Annotated[bool, typer.Option("--json", help="All records as one JSON list.")] = False,
     links: Annotated[int, typer.Option(help="Attended positions shown for each token.", min=0)] = 3,
-    db: _Db = None,
+    db: Db = None,
 ) -> None:
     """Show a trace token by token: zone, drift, and what each token looked at most."""
-    with _store(db) as store:
+    with store_at(db) as store:
         records = list(store.records(store.find(trace)))
     if as_json:
         output.print_json(records)
         return
     _print_tokens(Trace(records), links)
-
-
-@app.command()
-def export(
-    traces: Annotated[list[str], typer.Argument(help="Trace ids, starts of ids, or `last`.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; stdout if left out.")] = None,
-    db: _Db = None,
-) -> None:
-    """Write traces as JSON lines, one record a line."""
-    with _store(db) as store:
-        ids = [store.find(name) for name in traces]
-        text = "".join(jsonl.dump(store.records(trace_id)) for trace_id in ids)
-    if out is None:
-        output.write_data(text)
-    else:
-        out.write_text(text, encoding="utf-8")
 
 
 def _print_tokens(trace: Trace, n_links: int) -> None:

@@ -6,12 +6,14 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from geomcli import jsonl
 from geomcli.store import Store
+from geomcli.store_queries import AXES_TRACES
 from tests.conftest import GEOM
-from tests.library.made_traces import LOCAL, LONG, entry, records
+from tests.library.made_traces import LOCAL, LONG, MID, entry, records
 
 
 @pytest.fixture
@@ -50,13 +52,55 @@ def test_for_a_person(home: dict[str, str], files: tuple[Path, Path]) -> None:
 def test_for_a_program(home: dict[str, str], files: tuple[Path, Path]) -> None:
     document = json.loads(geom(*files, "--json", env=home).stdout)
     assert list(document) == [
-        "a", "b", "similarity", "same_tokens", "divergence", "zone_pairs", "zones", "metrics", "histogram",
-        "interpretation", "differences", "notes", "alignment",
+        "a", "b", "similarity", "same_tokens", "divergence", "zone_pairs", "agreement", "significance",
+        "zones", "metrics", "histogram", "interpretation", "differences", "notes", "alignment",
     ]  # fmt: skip
     assert list(document["similarity"]) == ["overall", "direction", "zones", "entropy"]
     assert document["divergence"]["text_b"] == " photons"
     assert len(document["histogram"]["a"]) == 16
     assert document["interpretation"]["kind"] == "heuristic"
+    assert document["significance"]["tested"] == 0
+    assert {metric["verdict"] for metric in document["metrics"]} == {"untested"}
+
+
+def test_noise_is_called_noise(home: dict[str, str], tmp_path: Path) -> None:
+    """Two answers from one source, then one of another: in the sentences, the table and the JSON."""
+    rng = np.random.default_rng(5)
+    paths = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    for path, weights in zip(paths, (LOCAL + MID, LOCAL + MID, LOCAL + 3 * LONG), strict=True):
+        hists = rng.dirichlet(weights * 3 + 0.01, 60)
+        answer = records([entry(n, f"t{n}", hist) for n, hist in enumerate(hists, 1)])
+        path.write_text(jsonl.dump(answer), encoding="utf-8")
+    alike, unlike = (geom(paths[0], other, env=home).stdout for other in paths[1:])
+    assert "0 of 8 tested are larger than the noise of the steps; bootstrap, blocks of" in alike
+    assert ", within the noise of the steps." in alike
+    assert "] noise" in alike
+    document = json.loads(geom(*paths[:2], "--json", env=home).stdout)
+    assert {m["verdict"] for m in document["metrics"] if m["interval"]} == {"noise"}
+    assert "more long-range mass (256 tokens back and more): 0." in unlike
+    document = json.loads(geom(paths[0], paths[2], "--json", env=home).stdout)
+    assert next(m for m in document["metrics"] if m["name"] == "long")["verdict"] == "clear"
+
+
+def test_axes_are_fitted_on_stored_traces_of_the_model(
+    home: dict[str, str], tmp_path: Path, files: tuple[Path, Path]
+) -> None:
+    db = tmp_path / "t.db"
+    rng = np.random.default_rng(0)
+    with Store(db) as store:
+        for count in range(AXES_TRACES):
+            if count == AXES_TRACES - 1:
+                assert "heuristic axes, not fitted" in geom(*files, "--db", db, env=home).stdout
+            store.add(made(["a"], rng.dirichlet(np.ones(16))))
+        store.add(records([entry(1, "a", LOCAL)], model="another"))
+    printed = geom(*files, "--db", db, env=home).stdout
+    assert f"(principal components of {AXES_TRACES} stored traces of m)" in printed
+    assert "% of variance" in printed
+    found = json.loads(geom(*files, "--db", db, "--json", env=home).stdout)["interpretation"]
+    assert (found["kind"], found["n"], found["models"]) == ("fitted", AXES_TRACES, ["m"])
+    shares = [axis["explained"] for axis in found["axes"]]
+    assert len(shares) == 4
+    assert 0 < sum(shares) <= 1
 
 
 def test_stored_traces_and_stdin(home: dict[str, str], tmp_path: Path, files: tuple[Path, Path]) -> None:
@@ -85,7 +129,7 @@ def test_refusals(home: dict[str, str], tmp_path: Path, files: tuple[Path, Path]
         ((files[0], tmp_path / "no.jsonl"), 1, "no.jsonl: No such file"),
         ((files[0], "no-such-id"), 1, "no trace 'no-such-id'"),
         ((files[0], empty), 1, "holds no trace"),
-        ((files[0], two), 1, "holds 2 traces"),
+        ((files[0], two), 1, "holds more than one trace"),
         (("-", "-"), 2, "only one of the two can be stdin"),
         ((files[0],), 2, "Missing argument"),
         ((*files, "--fail-under", "2"), 2, "--fail-under"),

@@ -70,7 +70,7 @@ def test_many_broken_lines_are_counted() -> None:
     [
         ([], "holds no trace"),
         (["{"], "holds no trace: the input, line 1"),
-        (['{"record_type": "token", "index": 0}'], "line 1 comes before any header"),
+        (['{"record_type": "token", "index": 0}'], "line 1: a trace begins with its header"),
         ([HEADER.replace("1.0", "2.0")], "trace format 2.0; this geom reads 1.x"),
     ],
 )

@@ -1,0 +1,51 @@
+"""Which importer a file is for: our own traces, dumps of attention, glassbox; by what it begins with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from geomcli import attention_dumps, glassbox, jsonl, trace_files
+from geomcli.errors import TraceError
+from geomcli.schema import Record
+from geomcli.trace_import import checked
+
+Format = Literal["auto", "geom", "hf", "glassbox"]
+
+
+def records_of(
+    name: str,
+    broken: list[jsonl.Broken],
+    *,
+    kind: Format = "auto",
+    skip: bool = False,
+    layers: Sequence[int] | None = None,
+    top_k: int = 16,
+) -> Iterator[Record]:
+    """The records of every trace in a file, or on stdin for `-`; errors and the other arguments as in `checked`.
+
+    layers, top_k: of dumps of attention only.
+    """
+    shown = trace_files.shown(name)
+    with trace_files.opened(name) as stream:
+        begin = stream.peek(16)[:16]  # type: ignore[attr-defined]
+        if kind == "hf" or (kind == "auto" and _is_arrays(begin)):
+            if name == "-":
+                raise TraceError("a dump of attention is no stream.", "geom traces import FILE.npz")
+            yield from attention_dumps.read_dump(Path(name), layers=layers, top_k=top_k)
+            return
+        lines = trace_files.lines(stream, shown)
+        first = next(lines, b"")
+        lines = itertools.chain([first], lines) if first else lines
+        if kind == "glassbox" or (kind == "auto" and glassbox.is_glassbox(first)):
+            for trace in glassbox.read_glassbox(lines, Path(name)):
+                yield from trace
+            return
+        yield from checked(lines, shown, broken, skip=skip)
+
+
+def _is_arrays(begin: bytes) -> bool:
+    """npz is a zip archive; safetensors begins with the length of a JSON object and that object."""
+    return begin[:4] == b"PK\x03\x04" or (begin[8:9] == b"{" and begin[:1] != b"{" and b"\0\0" in begin[:8])

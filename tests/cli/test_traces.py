@@ -1,0 +1,171 @@
+"""`geom traces`: lists that pipe, files that come back, removal that asks first."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from geomcli import jsonl
+from geomcli.store import Store
+from tests.conftest import GEOM
+from tests.library.made_traces import LOCAL, LONG, MID, entry, records
+
+
+@pytest.fixture
+def db(tmp_path: Path, home: dict[str, str]) -> Path:
+    path = tmp_path / "t.db"
+    with Store(path) as store:
+        for n, (name, hist) in enumerate((("one", LOCAL), ("two", LONG), ("three", MID))):
+            made = records(
+                [entry(1, f"photon{n}", hist)],
+                messages=[{"role": "user", "content": f"Say [bold]{name}[/]"}],
+                trace_id=f"trace-{name}",
+                model="m" if n else "other",
+            )
+            made[0]["created"] = n * 86_400_000
+            store.add(made)
+    home["GEOM_DB"] = str(path)
+    return path
+
+
+def geom(*arguments: object, env: dict[str, str], stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [str(GEOM), "traces", *map(str, arguments)]
+    given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
+    return subprocess.run(command, capture_output=True, encoding="utf-8", env=env, timeout=60, **given)  # type: ignore[call-overload,no-any-return]
+
+
+def ids(*arguments: object, env: dict[str, str]) -> list[str]:
+    done = geom(*arguments, "-q", env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.usefixtures("db")
+def test_lists(home: dict[str, str]) -> None:
+    assert ids("ls", env=home) == ["trace-three", "trace-two", "trace-one"]
+    assert ids("ls", "--zone", "long_range", env=home) == ["trace-two"]
+    assert ids("ls", "--model", "m", "--limit", 1, env=home) == ["trace-three"]
+    assert ids("ls", "--until", "1970-01-01T12:00+00:00", env=home) == ["trace-one"]
+    assert ids("ls", "--since", "7d", env=home) == []
+    assert "No such traces." in geom("ls", "--since", "7d", env=home).stderr
+    rows = json.loads(geom("ls", "--json", env=home).stdout)
+    assert [row["dominant_zone"] for row in rows] == ["semantic_bridge", "long_range", "syntax_floor"]
+    for arguments, said in ((("--zone", "x"), "there is no zone 'x'"), (("--since", "x"), "'x' is no time")):
+        refused = geom("ls", *arguments, env=home)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert said in refused.stderr
+
+
+@pytest.mark.usefixtures("db")
+def test_search(home: dict[str, str]) -> None:
+    assert ids("search", "photon1", env=home) == ["trace-two"]
+    assert sorted(ids("search", "photon*", "--model", "m", env=home)) == ["trace-three", "trace-two"]
+    shown = geom("search", "two", env=home).stdout
+    assert "trace-two\t" in shown
+    assert "user Say [bold]two[/]" in shown
+    (row,) = json.loads(geom("search", "two", "--json", env=home).stdout)
+    assert (row["role"], row["snippet"]) == ("user", "Say [bold]two[/]")
+    nothing = geom("search", "neutrino", env=home)
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    assert "Nothing found." in nothing.stderr
+    assert "no word to look for" in geom("search", '"', env=home).stderr
+
+
+def test_from_a_list_through_a_file_into_another_store(home: dict[str, str], db: Path, tmp_path: Path) -> None:
+    for name in ("x.jsonl", "x.jsonl.zst"):
+        out = tmp_path / name
+        done = geom("export", "-", "-o", out, env=home, stdin="trace-two\ntrace-one\n")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        again = geom("import", out, "--db", tmp_path / f"{name}.db", env=home)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.split() == ["trace-two", "trace-one"]
+        assert "trace-two: imported" in again.stderr
+        other = {**home, "GEOM_DB": str(tmp_path / f"{name}.db")}
+        assert geom("export", "trace-two", "trace-one", env=other).stdout == (
+            geom("export", "trace-two", "trace-one", env=home).stdout
+        )
+    assert (tmp_path / "x.jsonl.zst").read_bytes()[:4] == b"\x28\xb5\x2f\xfd"
+    text = geom("export", "trace-one", env=home).stdout
+    same = geom("import", "-", env=home, stdin=text)
+    assert "trace-one: was there already, the same" in same.stderr
+    assert geom("import", "-q", "-", env=home, stdin=text).stderr == ""
+
+
+def test_another_trace_of_the_same_name(home: dict[str, str], db: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(jsonl.dump(records([entry(1, "other", LONG)], trace_id="trace-one")), encoding="utf-8")
+    refused = geom("import", path, env=home)
+    assert refused.returncode == 1
+    assert "'trace-one' is in the store already; nothing was imported" in refused.stderr
+    new = geom("import", "--as-new", path, env=home)
+    assert "trace-one is another trace and stays" in new.stderr
+    assert geom("import", "--replace", path, env=home).stdout == "trace-one\n"
+    assert '"other"' in geom("export", "trace-one", env=home).stdout
+    assert len(ids("ls", env=home)) == 4
+    assert geom("import", "--replace", "--as-new", path, env=home).returncode == 2
+
+
+def test_files_that_are_broken(home: dict[str, str], db: Path, tmp_path: Path) -> None:
+    before = geom("ls", "--json", env=home).stdout
+    good = jsonl.dump(records([entry(1, "a", LOCAL)], trace_id="new"))
+    for name, text, said in (
+        ("cut.jsonl", good[: len(good) // 2], "ends in the middle of line"),
+        ("newer.jsonl", good.replace('"1.0"', '"2.0"'), "trace format 2.0; this geom reads 1.x"),
+        ("corrupt.jsonl", good.replace('"token"', '"tok', 1), "nothing was imported"),
+        ("empty.jsonl", "", "holds no trace"),
+        ("binary.jsonl", "\0" * 1000, "holds no trace"),
+    ):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        done = geom("import", tmp_path / "no such" if name == "none" else path, env=home)
+        assert (done.returncode, done.stdout) == (1, ""), name
+        assert said in done.stderr, name
+        assert "Traceback" not in done.stderr
+    assert "No such file" in geom("import", tmp_path / "none.jsonl", env=home).stderr
+    assert geom("ls", "--json", env=home).stdout == before
+    rescued = geom("import", "--skip-broken", tmp_path / "cut.jsonl", env=home)
+    assert rescued.returncode == 0
+    assert "Left out:" in rescued.stderr
+    assert "cut off" in geom("ls", env=home).stdout
+
+
+@pytest.mark.usefixtures("db")
+def test_removal_without_a_terminal_wants_a_word(home: dict[str, str]) -> None:
+    refused = geom("rm", "trace-one", env=home)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "removing 1 trace has to be confirmed" in refused.stderr
+    assert "geom traces rm --yes" in refused.stderr
+    unknown = geom("rm", "--yes", "trace-one", "nonsense", env=home)
+    assert (unknown.returncode, len(ids("ls", env=home))) == (1, 3)
+    done = geom("rm", "--yes", "-", env=home, stdin="trace-one\ntrace-two\ntrace-one\n")
+    assert (done.returncode, done.stderr) == (0, "Removed 2 traces.\n")
+    assert ids("ls", env=home) == ["trace-three"]
+    assert geom("rm", "--yes", "-", env=home, stdin="").stderr == "Nothing to remove.\n"
+
+
+@pytest.mark.usefixtures("db")
+@pytest.mark.parametrize(("answer", "left", "code"), [("y\n", 2, 0), ("n\n", 3, 130), ("\n", 3, 130)])
+def test_removal_on_a_terminal_asks(home: dict[str, str], answer: str, left: int, code: int) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [str(GEOM), "traces", "rm", "trace-one"], stdin=theirs, stdout=theirs, stderr=theirs, env=home
+    )
+    os.close(theirs)
+    seen = b""
+    while b"[y/N]" not in seen:
+        seen += os.read(ours, 1000)
+    assert b"trace-one" in seen
+    os.write(ours, answer.encode())
+    try:
+        while os.read(ours, 1000):
+            pass
+    except OSError:
+        pass  # its end closed
+    assert process.wait(timeout=30) == code
+    os.close(ours)
+    assert len(ids("ls", env=home)) == left
