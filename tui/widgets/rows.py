@@ -69,11 +69,17 @@ class Rows(ScrollView, can_focus=True, inherit_bindings=False):
 
     def fit(self) -> None:
         """Take another number of rows into account; rows that were drawn stay until they are forgotten."""
-        height = max(self.count, 0)
+        height = self.count
         if self.virtual_size.height != height:
             self._moving = True
             try:
-                self.virtual_size = Size(self.scrollable_content_region.width, height)
+                size = Size(self.scrollable_content_region.width, height)
+                if self.show_vertical_scrollbar and height > self.size.height:
+                    # Set as such it would lay out the whole screen for every new row.
+                    self.set_reactive(Rows.virtual_size, size)
+                    self._scroll_update(size)
+                else:
+                    self.virtual_size = size
             finally:
                 self._moving = False
         self.refresh()
