@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ class Terminal:
 
     def __init__(self, socket: Path) -> None:
         self._tmux_command = ["tmux", "-S", str(socket), "-f", "/dev/null"]
+        self.exit_code = socket.with_name("exit-code")
 
     def tmux(self, *arguments: str) -> str:
         done = subprocess.run([*self._tmux_command, *arguments], capture_output=True, text=True, timeout=30)
@@ -64,11 +66,8 @@ class Terminal:
         """Waits for the end of the program; its exit code."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            dead, status = self.tmux("display-message", "-p", "-t", "geom", "#{pane_dead} #{pane_dead_status}").split(
-                " "
-            )
-            if dead == "1" and status.strip():
-                return int(status)
+            if self.exit_code.exists() and (code := self.exit_code.read_text().strip()):
+                return int(code)
             time.sleep(0.1)
         raise AssertionError(f"it did not end within {seconds} s:\n{self.screen()}")
 
@@ -81,7 +80,9 @@ def terminal(
     made = Terminal(folder / "tmux")
     # What tmux itself would hand on is the environment of whoever started its server: this test.
     command = shlex.join(["env", "-u", "TMUX", str(GEOM), *arguments])
-    # The session has to exist until its screen and exit code have been read.
+    # tmux sometimes misses with which code its program ended: the shell writes it down.
+    command = f"{command}; echo $? > {shlex.quote(str(made.exit_code))}"
+    # The session has to exist until its screen has been read.
     start = [
         *made._tmux_command, "set-option", "-g", "remain-on-exit", "on", ";", "set-option", "-g", "default-terminal",
         "tmux-256color", ";", "new-session", "-d", "-s", "geom", "-x", str(columns), "-y", str(rows), command,
@@ -90,10 +91,16 @@ def terminal(
         [*made._tmux_command, "start-server", ";", *start[len(made._tmux_command) :]],
         env={**environment, "LC_ALL": "C.UTF-8"}, cwd=folder, check=True, timeout=30,
     )  # fmt: skip
+    server = int(made.tmux("display-message", "-p", "#{pid}"))
     try:
         yield made
     finally:
         subprocess.run([*made._tmux_command, "kill-server"], capture_output=True, timeout=30)
+        deadline = time.monotonic() + 5
+        while alive({server}) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if alive({server}):
+            os.kill(server, signal.SIGKILL)
 
 
 def alive(pids: set[int]) -> set[int]:

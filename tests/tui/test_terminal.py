@@ -65,7 +65,7 @@ def test_from_no_server_to_an_answer_and_out_again(home: dict[str, str], tmp_pat
         started = seen.processes()
         assert len(started) > 2
         seen.press("C-q")
-        assert seen.ended(120) == 0, seen.screen()
+        assert seen.ended(60) == 0, seen.screen()
         deadline = time.monotonic() + 20
         while alive(started) and time.monotonic() < deadline:
             time.sleep(0.1)
