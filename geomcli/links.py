@@ -93,6 +93,12 @@ def layers_of(step: Mapping[str, Any]) -> list[int]:
     return sorted({int(name) for name in named if name.isdigit()} | ({own} if own is not None else set()))
 
 
+def sink_count(trace: Trace) -> int:
+    """How many first positions count as sinks: what the trace says, else the server's default."""
+    given = (trace.header.get("capture") or {}).get("sink_tokens")
+    return given if isinstance(given, int) and given >= 0 else 4
+
+
 def texts_by_position(trace: Trace) -> dict[int, str]:
     """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
     texts: dict[int, str] = {}

@@ -83,4 +83,4 @@ class Message(TypedDict):
 
 def has_numbers(entry: Entry) -> bool:
     """Whether the entry carries a fingerprint with mass in it (not failed, not stopped, not empty)."""
-    return "fingerprint" in entry and "empty" not in entry.get("flags", ())
+    return entry.get("fingerprint") is not None and "empty" not in entry.get("flags", ())

@@ -16,8 +16,8 @@ _LISTS = ("inspect", "router", "compare")
 
 
 class Action(NamedTuple):
-    """`keys`: comma separated. `where`: APP, PANE (every pane), PROMPT, or names of modes. `first`: comes before
-    what a text field would do with the key, as those of the prompt do.
+    """`keys`: comma separated. `where`: APP, PANE (every pane), PROMPT, or names of modes. `first`: done before
+    the focus sees the key, as those of the prompt are: what is typed behind it is then meant for what it opens.
     """
 
     id: str
@@ -70,7 +70,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("semantic.toggle", "d", "de-rotated", "Split each link into content and position", _TOKENS),
     Action("layer.next", "plus", "next layer", "Links of the next captured layer", _TOKENS),
     Action("layer.prev", "minus", "previous layer", "Links of the captured layer before", _TOKENS),
-    Action("find.open", "slash", "find", "Find text, zone:diffuse, @120, entropy>0.7", _TOKENS),
+    Action("find.open", "slash", "find", "Find text, zone:diffuse, @120, entropy>0.7", _TOKENS, True),
     Action("find.next", "n", "next match", "To the next match", _TOKENS),
     Action("find.prev", "N", "previous match", "To the match before", _TOKENS),
     Action("copy.json", "y", "copy", "Copy what is under the cursor as JSON", (PANE,)),
@@ -88,10 +88,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("apply.next", "a", "apply once", "Ask the next run as it is advised here", ("router",)),
     Action("apply.always", "A", "apply always", "Ask every run as the newest advice says, or no longer", ("router",)),
     Action("apply.clear", "c", "clear", "Take back what is applied to the next runs", ("router",)),
-    Action("prompt.focus", "enter", "type", "Write a question", ("chat",)),
+    Action("prompt.focus", "enter", "type", "Write a question", ("chat",), True),
     Action("think.fold", "z", "thinking", "Fold or unfold thinking", ("chat",)),
     Action("run.stop", "ctrl+x", "stop", "End the answer that is being written, keep what is there", ("chat",), True),
-    Action("chat.new", "ctrl+n", "new chat", "Begin a new chat", ("chat",)),
+    Action("chat.new", "ctrl+n", "new chat", "Begin a new chat", ("chat",), True),
     Action("engine.start", "E", "start engine", "Start the built-in engine with the default model", ("chat",)),
     Action("demo.play", "D", "play demo", "Play the recording that comes with geom", ("chat",)),
     Action("point.left", "left,h", "left", "To the nearest point on the left", ("manifold",)),

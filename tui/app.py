@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from geomcli import config, jsonl
+from geomcli.display import printable
 from geomcli.errors import GeomError, UsageError
 from geomcli.schema import Record
 from geomcli.tui import panes, remembered
@@ -184,6 +185,18 @@ class GeomApp(App[None]):
     def _rest(self) -> None:
         if not self.live.running:
             self._collector.rest()
+
+    def notify(
+        self,
+        message: str,
+        *,
+        title: str = "",
+        severity: Severity = "information",
+        timeout: float | None = None,
+        markup: bool = False,  # noqa: ARG002
+    ) -> None:
+        """A toast, never read as markup: texts of servers and traces are in it."""
+        super().notify(printable(message), title=title, severity=severity, timeout=timeout, markup=False)
 
     def _notice(self, text: str, severity: str) -> None:
         self.notify(text, severity=cast("Severity", severity), timeout=8)

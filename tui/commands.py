@@ -7,6 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.content import Content
+from textual.fuzzy import Matcher
+from textual.markup import escape
 
 from geomcli.display import printable
 from geomcli.errors import GeomError
@@ -46,7 +49,7 @@ class GeomCommands(Provider):
         self._commands += [
             _Command(
                 f"Open trace {row['id']}: {printable(row['title'])}",
-                f"{row['model']}, {row['tokens'] or 0} tokens",
+                f"{printable(row['model'])}, {row['tokens'] or 0} tokens",
                 partial(app.open_trace, row["id"]),
             )
             for row in rows
@@ -54,13 +57,23 @@ class GeomCommands(Provider):
 
     async def discover(self) -> Hits:
         for command in self._commands:
-            yield DiscoveryHit(command.name, command.run, help=command.help)
+            yield DiscoveryHit(Content(command.name), command.run, text=command.name, help=escape(command.help))
 
     async def search(self, query: str) -> AsyncIterator[Hit]:
         matcher = self.matcher(query)
         for command in self._commands:
             if (score := matcher.match(command.name)) > 0:
-                yield Hit(score, matcher.highlight(command.name), command.run, help=command.help)
+                shown = _highlighted(matcher, command.name)
+                yield Hit(score, shown, command.run, text=command.name, help=escape(command.help))
+
+
+def _highlighted(matcher: Matcher, name: str) -> Content:
+    """The name with what was matched marked; the matcher's own would read markup in titles of traces."""
+    content = Content(name)
+    for offset in matcher.fuzzy_search.match(matcher.query, name)[1]:
+        if not name[offset].isspace():
+            content = content.stylize(matcher.match_style, offset, offset + 1)
+    return content
 
 
 def _call(action: str) -> str:

@@ -159,12 +159,12 @@ class Live:
         if plan.advice is not None:
             fields = preferences.applied({**plan.ask.sampling, **self._fields(plan.ask)}, plan.advice)
         router = None if plan.advice is None else router_field(plan, changes(own, plan.advice))
+        if self.session.player is not None:
+            self.session.player.finish()
         messages = self.session.conversation()
         if ask.system and not messages:
             messages.append({"role": "system", "content": ask.system})
         messages.append({"role": "user", "content": text})
-        if self.session.player is not None:
-            self.session.player.finish()
         self.session.title = ""
         self._answering = asyncio.current_task()
         self.running = True

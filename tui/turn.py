@@ -33,7 +33,7 @@ class Token:
     @property
     def captured(self) -> bool:
         """Whether the token has numbers."""
-        return "fingerprint" in self.step and "empty" not in self.step.get("flags", ())
+        return self.step.get("fingerprint") is not None and "empty" not in self.step.get("flags", ())
 
     @property
     def zone(self) -> str:
@@ -158,7 +158,7 @@ class Turn:
             if record["record_type"] == "step":
                 self.flags.update(record.get("flags") or ())
                 self.bytes += record.get("bytes") or 0
-                self.captured += "fingerprint" in record
+                self.captured += record.get("fingerprint") is not None
             if record["record_type"] in ("token", "step"):
                 self._arrivals = (self._arrivals[0] if self._arrivals else now, now)
                 if hold:

@@ -155,7 +155,13 @@ def test_keys_that_cannot_be_meant_are_refused(keys: dict[str, str], said: str) 
 
 
 def test_keys_may_be_exchanged() -> None:
-    keys = {"token.pin": "i", "lens.toggle": "p", "view.freeze": "f", "find.open": "ctrl+f,slash", "layer.next": "+"}
+    keys = {
+        "token.pin": "i",
+        "lens.toggle": "p",
+        "view.freeze": "ctrl+y",
+        "find.open": "ctrl+f,slash",
+        "layer.next": "+",
+    }
     assert checked(keys) == keys
 
 

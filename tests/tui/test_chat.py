@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 from textual import events
 from textual.message import Message
 from textual.pilot import Pilot
@@ -263,14 +264,15 @@ async def test_scrolling_up_stops_following(make_app: MakeApp, demo: list[list[R
         assert view.scroll_y == view.max_scroll_y
 
 
-async def test_a_question_is_whole_however_fast_it_is_typed(make_app: MakeApp) -> None:
+@pytest.mark.parametrize("first", ["enter", "ctrl+n"])
+async def test_a_question_is_whole_however_fast_it_is_typed(make_app: MakeApp, first: str) -> None:
     app = make_app()
     async with app.run_test(size=WIDE) as pilot:
-        await pilot.press("enter")
+        await pilot.pause()
         prompt = app.screen.query_one(Prompt)
         sent: list[str] = []
         prompt.post_message = _noting(prompt.post_message, sent)  # type: ignore[method-assign]
-        for key in [*"Hello", "shift+enter", *"you", "enter"]:
+        for key in [first, *"Hello", "shift+enter", *"you", "enter"]:
             character = key if len(key) == 1 else None
             app.post_message(events.Key(key, character))
         await settled(pilot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import subprocess
@@ -453,3 +454,24 @@ def test_runs_are_jumped_between() -> None:
     assert [next_run(flags, row, 1) for row in range(6)] == [1, 4, 4, 4, None, None]
     assert [next_run(flags, row, -1) for row in range(6)] == [None, None, 1, 1, 1, 4]
     assert next_run(np.zeros(0, bool), 0, 1) is None
+
+
+async def test_enter_means_the_words_that_were_typed_however_slow_the_store_is(
+    settings: config.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = GeomApp(settings, opened=[Opened("sky", [sky()])], mode="compare")
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.pause()
+        await app.storage.add(sea())
+        call = app.storage.call
+
+        async def slow(action: Any) -> Any:
+            await asyncio.sleep(0.3)
+            return await call(action)
+
+        monkeypatch.setattr(app.storage, "call", slow)
+        await pilot.press("b")
+        await until(lambda: isinstance(app.screen, Picker) and app.screen.choices.count == 2)
+        await pilot.press(*"sea", "enter")
+        await until(lambda: len(app.session.compared) == 2)
+        assert app.session.compared[1].id == sea()[0]["trace_id"]

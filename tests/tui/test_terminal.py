@@ -65,7 +65,7 @@ def test_from_no_server_to_an_answer_and_out_again(home: dict[str, str], tmp_pat
         started = seen.processes()
         assert len(started) > 2
         seen.press("C-q")
-        assert seen.ended() == 0
+        assert seen.ended(120) == 0, seen.screen()
         deadline = time.monotonic() + 20
         while alive(started) and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -93,7 +93,7 @@ def test_the_terminal_is_left_as_it_was(home: dict[str, str], tmp_path: Path) ->
         seen.resize(60, 12)
         seen.wait("Chat")
         seen.press("C-q")
-        assert seen.ended() == 0
+        assert seen.ended() == 0, seen.screen()
         assert "Traceback" not in seen.screen()
         assert "1 Chat" not in seen.screen()
 

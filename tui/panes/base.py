@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol, cast, runtime_checkable
@@ -132,6 +133,8 @@ class Pane(Screen[None]):
 
 
 def _free_path(folder: Path, name: str) -> Path:
+    # An id comes from a file or a server: it names a file here, and no other place.
+    name = re.sub(r"[^\w.-]", "_", name).lstrip(".")[:100] or "trace"
     path, number = folder / f"{name}.jsonl", 2
     while path.exists():
         path, number = folder / f"{name}-{number}.jsonl", number + 1

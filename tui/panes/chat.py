@@ -74,7 +74,8 @@ class ChatPane(TokenPane):
             self.notify(str(error), severity="error")
 
     def action_prompt_focus(self) -> None:
-        self.prompt.focus()
+        # At once: what is typed next is text, however fast it comes.
+        self.set_focus(self.prompt)
 
     def action_think_fold(self) -> None:
         self.view.toggle_folds()
@@ -85,7 +86,8 @@ class ChatPane(TokenPane):
     def action_chat_new(self) -> None:
         self.geom.live.stop()
         self.session.clear()
-        self.prompt.focus()
+        # At once: what is typed next is text, however fast it comes.
+        self.set_focus(self.prompt)
 
     def action_engine_start(self) -> None:
         self.geom.start_engine()

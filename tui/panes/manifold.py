@@ -271,7 +271,11 @@ class ManifoldPane(Pane):
 
     async def action_copy_command(self) -> None:
         settings = self.geom.live.settings
-        text = self.manifold.command(settings.base_url, settings.db)
+        try:
+            text = self.manifold.command(settings.base_url, settings.db)
+        except GeomError as error:
+            self.notify(str(error), severity="warning")
+            return
         if text is None:
             self.notify("There is no point to repeat.", severity="warning")
             return

@@ -24,7 +24,7 @@ class FindBar(Horizontal):
     def open(self) -> None:
         """Show the line and put the cursor in it."""
         self.add_class("-open")
-        self.query_one(Input).focus()
+        self.screen.set_focus(self.query_one(Input))
 
     def close(self) -> None:
         self.remove_class("-open")

@@ -103,6 +103,8 @@ class Picker(ModalScreen["Choice | None"]):
     def __init__(self, title: str, turns: Sequence[Turn], marks: dict[str, str]) -> None:
         super().__init__()
         self._title, self._turns, self._marks = title, turns, marks
+        self._listed: str | None = None  # the words whose traces are listed
+        self._entered = False  # enter was pressed before the traces of the words were listed
 
     def compose(self) -> ComposeResult:
         with Vertical(id="picker"):
@@ -120,10 +122,11 @@ class Picker(ModalScreen["Choice | None"]):
         return self.query_one(Choices)
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        self.set_focus(self.query_one(Input))
         self._search("")
 
     def on_input_changed(self, event: Input.Changed) -> None:
+        self._entered = False
         self._search(event.value)
 
     def _search(self, words: str) -> None:
@@ -142,6 +145,7 @@ class Picker(ModalScreen["Choice | None"]):
         shown = {turn.id for turn in self._turns}
         turns = [turn for turn in self._turns if _fits(turn, words)]
         self.choices.renew(turns, [one for one in listed if one.trace_id not in shown])
+        self._listed = words
         count = self.choices.count
         if not said and not count:
             said = "No trace has these words." if words.strip() else (
@@ -151,10 +155,15 @@ class Picker(ModalScreen["Choice | None"]):
             most = f", the newest {MOST}; words find older ones" if len(listed) == MOST else ""
             said = f"{count} trace{'s' if count != 1 else ''}{most}    ↑ ↓ move   enter chooses   esc closes"
         self.query_one("#picker-said", Static).update(said)
+        if self._entered:
+            self._choose()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
-        self._choose()
+        # Not what is listed for the words before: who types fast means these.
+        self._entered = self._listed != event.value
+        if not self._entered:
+            self._choose()
 
     def on_row_view_opened(self) -> None:
         self._choose()

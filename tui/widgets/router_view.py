@@ -208,7 +208,8 @@ class DecisionList(Rows):
         line = parts.said("▌" if here else " ", self.paint.fore("accent", bold=True)).append_text(row)
         line.truncate(width, overflow="ellipsis", pad=True)
         if here and self.has_focus:
-            line.stylize(Style(bgcolor=self.paint.colour("panel")) if not self.paint.plain else Style(reverse=True))
+            weak = self.paint.plain or self.paint.ansi
+            line.stylize(Style(bold=True) if weak else Style(bgcolor=self.paint.colour("panel")))
         return line
 
     def place(self, number: int) -> Place:
