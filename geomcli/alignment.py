@@ -15,6 +15,7 @@ import numpy as np
 Pair = tuple[int | None, int | None]
 
 _LEAST_BLOCK = 64
+_FREQUENT = 16  # places from which a token's mask is kept
 
 
 def align(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[Pair]:
@@ -71,7 +72,7 @@ def _inner(x: list[int], y: list[int]) -> list[tuple[int, int]]:
     """Rows of the program are computed once and only every `block`-th kept; the way back computes a block again."""
     if not x or not y:
         return []
-    masks, ones = _masks(y), (1 << len(y)) - 1
+    masks, ones = _Masks(y), (1 << len(y)) - 1
     # Of x, blocks and rows in a block are about as many: memory is 2 sqrt(|x|) rows.
     block = max(_LEAST_BLOCK, isqrt(len(x)))
     kept = []
@@ -91,37 +92,40 @@ def _inner(x: list[int], y: list[int]) -> list[tuple[int, int]]:
     return found[::-1]
 
 
-def _after(row: int, x: list[int], masks: dict[int, int]) -> int:
+def _after(row: int, x: list[int], masks: _Masks) -> int:
     """The row behind these tokens; carries out of it stay above its bits and change nothing below."""
-    of_token = masks.get
+    frequent, rare = masks.frequent.get, masks.rare.get
     for token in x:
-        matched = row & of_token(token, 0)
-        row = (row + matched) | (row - matched)
+        if (pair := frequent(token)) is not None:
+            row = (row + (row & pair[0])) | (row & pair[1])
+        elif (places := rare(token)) is not None:
+            matched = row & _mask(places)
+            row = (row + matched) | (row - matched)
     return row
 
 
-def _rows(row: int, x: list[int], masks: dict[int, int], ones: int) -> list[bytes]:
-    """The row in front of these tokens and the one behind each."""
-    size = (ones.bit_length() + 7) // 8
-    cut: dict[int, int] = {}
-    made = [row.to_bytes(size, "little")]
+def _rows(row: int, x: list[int], masks: _Masks, ones: int) -> list[int]:
+    """The row in front of these tokens and the one behind each, right in the bits of `ones`."""
+    cut: dict[int, tuple[int, int]] = {}
+    made = [row]
     for token in x:
-        if (mask := cut.get(token)) is None:
-            mask = cut[token] = masks.get(token, 0) & ones
-        matched = row & mask
-        row = ((row + matched) | (row - matched)) & ones
-        made.append(row.to_bytes(size, "little"))
+        if (pair := cut.get(token)) is None:
+            mask = masks.of(token) & ones
+            pair = cut[token] = (mask, ones ^ mask)
+        row = (row + (row & pair[0])) | (row & pair[1])
+        made.append(row)
     return made
 
 
-def _way_back(x: list[int], start: int, rows: list[bytes], j: int, found: list[tuple[int, int]]) -> int:
+def _way_back(x: list[int], start: int, rows: list[int], j: int, found: list[tuple[int, int]]) -> int:
     """Follow the longest way back through one block; the column it enters the block before at."""
-    # A bit of row i that is 0 says: one token more is common with y[..j] than with y[..j-1].
+    # A bit of row i that is 0 says: one token more is common with y[..j] than with y[..j-1]. Rows end near bit j, so
+    # that little is left of them when they are shifted.
     i = len(x)
     while i and j:
-        if _bit(rows[i], j - 1):
+        if rows[i] >> j - 1 & 1:
             j -= 1
-        elif not _bit(rows[i - 1], j - 1):
+        elif not rows[i - 1] >> j - 1 & 1:
             i -= 1
         else:
             i, j = i - 1, j - 1
@@ -129,17 +133,31 @@ def _way_back(x: list[int], start: int, rows: list[bytes], j: int, found: list[t
     return j
 
 
-def _bit(row: bytes, place: int) -> int:
-    return row[place >> 3] >> (place & 7) & 1
+class _Masks:
+    """Where each token stands in y, as bits. Rare tokens are kept as places: their masks together would be |y|^2 bits.
+
+    frequent: token -> (its mask, all other bits); rare: token -> places.
+    """
+
+    def __init__(self, y: list[int]) -> None:
+        self.rare: defaultdict[int, list[int]] = defaultdict(list)
+        for j, token in enumerate(y):
+            self.rare[token].append(j)
+        ones = (1 << len(y)) - 1
+        self.frequent: dict[int, tuple[int, int]] = {}
+        for token in [token for token, places in self.rare.items() if len(places) >= _FREQUENT]:
+            bits = np.zeros(len(y), dtype=np.uint8)
+            bits[self.rare.pop(token)] = 1
+            mask = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
+            self.frequent[token] = (mask, ones ^ mask)
+
+    def of(self, token: int) -> int:
+        pair = self.frequent.get(token)
+        return _mask(self.rare.get(token, ())) if pair is None else pair[0]
 
 
-def _masks(y: list[int]) -> dict[int, int]:
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for j, token in enumerate(y):
-        places[token].append(j)
-    masks = {}
-    for token, found in places.items():
-        bits = np.zeros(len(y), dtype=np.uint8)
-        bits[found] = 1
-        masks[token] = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
-    return masks
+def _mask(places: Sequence[int]) -> int:
+    mask = 0
+    for place in places:
+        mask |= 1 << place
+    return mask
