@@ -66,7 +66,6 @@ SCENES = [
     Scene("find-refused", ("slash", *"zone:nowhere", "enter")),
     Scene("palette", ("ctrl+p", *"theme")),
     Scene("help", ("f1",)),
-    Scene("too-small", size=(24, 8)),
     Scene("theme-light", theme="geom-light", shown=True),
     Scene("theme-colour-blind", theme="geom-colour-blind"),
     Scene("theme-ansi", theme="geom-ansi"),
