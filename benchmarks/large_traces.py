@@ -104,6 +104,8 @@ def measured(name: str, command: list[str], *, wanted: int = 0) -> None:
         raise SystemExit(f"{' '.join(command)} ended with {process.returncode}: {message}")
     if wanted:
         print(f"    {message.splitlines()[0]}", flush=True)
+    elif message.startswith("of it"):
+        print(f"    {message}", flush=True)
 
 
 READING = """
@@ -118,6 +120,20 @@ else:
     with Store(Path(sys.argv[2])) as store:
         traces = [list(store.records(store.find(sys.argv[3])))]
 assert Turn(traces[0], source="x").tokens
+"""
+
+
+COMPARING = """
+import gc, sys, time
+from pathlib import Path
+from geomcli import jsonl
+from geomcli.comparison import compare
+from geomcli.trace import Trace
+gc.disable()
+a, b = (Trace(jsonl.load(Path(name))[0]) for name in sys.argv[1:])
+began = time.process_time()
+compare(a, b)
+print(f"    of it compare() with the bootstrap: {time.process_time() - began:.1f} s CPU", file=sys.stderr)
 """
 
 
@@ -145,6 +161,7 @@ def run(folder: Path, steps: int, gigabytes: float) -> None:
     measured("export, compressed", [*geom, "traces", "export", "a", "-o", str(folder / "out.jsonl.zst"), *store])
     measured("search", [*geom, "traces", "search", "photon", *store])
     measured("compare, two files", [*geom, "compare", str(a), str(b), *store])
+    measured("compare, without the command around it", [sys.executable, "-P", "-c", COMPARING, str(a), str(b)])
     measured("compare, file and store with links", [*geom, "compare", str(a), "raw", *store])
     python = [sys.executable, "-P", "-c", READING]
     measured("reading for geom tui, file", [*python, "file", str(a)])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
+from math import isqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
 Pair = tuple[int | None, int | None]
 
-_MOST_BITS = 1 << 29  # rows kept for the way back: 64 MB
-_KEPT_CARRIES = 64  # carries out of a row, which change nothing inside it, before they are cut off
+_LEAST_BLOCK = 64
+_FREQUENT = 16  # places from which a token's mask is kept
 
 
 def align(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[Pair]:
@@ -69,68 +69,95 @@ def _common(x: list[int], y: list[int]) -> list[tuple[int, int]]:
 
 
 def _inner(x: list[int], y: list[int]) -> list[tuple[int, int]]:
+    """Rows of the program are computed once and only every `block`-th kept; the way back computes a block again."""
     if not x or not y:
         return []
-    if len(x) * len(y) <= _MOST_BITS or len(x) == 1:
-        return _traced(x, y)
-    # Hirschberg: where the best way crosses the middle row, both halves are problems of their own.
-    middle = len(x) // 2
-    before = _lengths(x[:middle], y)
-    behind = _lengths(x[: middle - 1 : -1], y[::-1])[::-1]
-    cut = int(np.argmax(before + behind))
-    second = _common(x[middle:], y[cut:])
-    return [*_common(x[:middle], y[:cut]), *((middle + i, cut + j) for i, j in second)]
-
-
-def _masks(y: list[int]) -> dict[int, int]:
-    places: defaultdict[int, list[int]] = defaultdict(list)
-    for j, token in enumerate(y):
-        places[token].append(j)
-    masks = {}
-    for token, found in places.items():
-        bits = np.zeros(len(y), dtype=np.uint8)
-        bits[found] = 1
-        masks[token] = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
-    return masks
-
-
-def _traced(x: list[int], y: list[int]) -> list[tuple[int, int]]:
-    masks, ones = _masks(y), (1 << len(y)) - 1
-    size = (len(y) + 7) // 8
+    masks, ones = _Masks(y), (1 << len(y)) - 1
+    # Of x, blocks and rows in a block are about as many: memory is 2 sqrt(|x|) rows.
+    block = max(_LEAST_BLOCK, isqrt(len(x)))
+    kept = []
     row = ones
-    rows = [row.to_bytes(size, "little")]
-    for token in x:
-        matched = row & masks.get(token, 0)
-        row = ((row + matched) | (row - matched)) & ones
-        rows.append(row.to_bytes(size, "little"))
-    # A bit of row i that is 0 says: one token more is common with y[..j] than with y[..j-1].
-    found = []
-    i, j = len(x), len(y)
-    while i and j:
-        if _bit(rows[i], j - 1):
-            j -= 1
-        elif not _bit(rows[i - 1], j - 1):
-            i -= 1
-        else:
-            i, j = i - 1, j - 1
-            found.append((i, j))
+    for start in range(0, len(x), block):
+        kept.append(row)
+        row = _after(row, x[start : start + block], masks) & ones
+    found: list[tuple[int, int]] = []
+    j = len(y)
+    for place in range(len(kept) - 1, -1, -1):
+        if not j:
+            break
+        # Bits from j on have no part in what is left, and low bits do not depend on higher ones.
+        start, ones = place * block, (1 << j) - 1
+        part = x[start : start + block]
+        j = _way_back(part, start, _rows(kept[place] & ones, part, masks, ones), j, found)
     return found[::-1]
 
 
-def _bit(row: bytes, place: int) -> int:
-    return row[place >> 3] >> (place & 7) & 1
+def _after(row: int, x: list[int], masks: _Masks) -> int:
+    """The row behind these tokens; carries out of it stay above its bits and change nothing below."""
+    frequent, rare = masks.frequent.get, masks.rare.get
+    for token in x:
+        if (pair := frequent(token)) is not None:
+            row = (row + (row & pair[0])) | (row & pair[1])
+        elif (places := rare(token)) is not None:
+            matched = row & _mask(places)
+            row = (row + matched) | (row - matched)
+    return row
 
 
-def _lengths(x: list[int], y: list[int]) -> NDArray[np.int64]:
-    """Length of the longest common subsequence of x and each prefix of y: [len(y) + 1]."""
-    masks, ones = _masks(y), (1 << len(y)) - 1
-    row = ones
-    for place, token in enumerate(x):
-        matched = row & masks.get(token, 0)
-        row = (row + matched) | (row - matched)
-        if not place % _KEPT_CARRIES:
-            row &= ones
-    row &= ones
-    raw = np.frombuffer(row.to_bytes((len(y) + 7) // 8, "little"), dtype=np.uint8)
-    bits = np.unpackbits(raw, count=len(y), bitorder="little")
-    return np.concatenate([[0], np.cumsum(1 - bits.astype(np.int64))])
+def _rows(row: int, x: list[int], masks: _Masks, ones: int) -> list[int]:
+    """The row in front of these tokens and the one behind each, right in the bits of `ones`."""
+    cut: dict[int, tuple[int, int]] = {}
+    made = [row]
+    for token in x:
+        if (pair := cut.get(token)) is None:
+            mask = masks.of(token) & ones
+            pair = cut[token] = (mask, ones ^ mask)
+        row = (row + (row & pair[0])) | (row & pair[1])
+        made.append(row)
+    return made
+
+
+def _way_back(x: list[int], start: int, rows: list[int], j: int, found: list[tuple[int, int]]) -> int:
+    """Follow the longest way back through one block; the column it enters the block before at."""
+    # A bit of row i that is 0 says: one token more is common with y[..j] than with y[..j-1]. Rows end near bit j, so
+    # that little is left of them when they are shifted.
+    i = len(x)
+    while i and j:
+        if rows[i] >> j - 1 & 1:
+            j -= 1
+        elif not rows[i - 1] >> j - 1 & 1:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            found.append((start + i, j))
+    return j
+
+
+class _Masks:
+    """Where each token stands in y, as bits. Rare tokens are kept as places: their masks together would be |y|^2 bits.
+
+    frequent: token -> (its mask, all other bits); rare: token -> places.
+    """
+
+    def __init__(self, y: list[int]) -> None:
+        self.rare: defaultdict[int, list[int]] = defaultdict(list)
+        for j, token in enumerate(y):
+            self.rare[token].append(j)
+        ones = (1 << len(y)) - 1
+        self.frequent: dict[int, tuple[int, int]] = {}
+        for token in [token for token, places in self.rare.items() if len(places) >= _FREQUENT]:
+            bits = np.zeros(len(y), dtype=np.uint8)
+            bits[self.rare.pop(token)] = 1
+            mask = int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
+            self.frequent[token] = (mask, ones ^ mask)
+
+    def of(self, token: int) -> int:
+        pair = self.frequent.get(token)
+        return _mask(self.rare.get(token, ())) if pair is None else pair[0]
+
+
+def _mask(places: Sequence[int]) -> int:
+    mask = 0
+    for place in places:
+        mask |= 1 << place
+    return mask

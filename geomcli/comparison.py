@@ -162,12 +162,15 @@ def _keys(tokens: Sequence[Record], by_id: bool) -> list[str | int | None]:
 
 
 def _divergence(a: SideView, b: SideView, rows: tuple[AlignedToken, ...]) -> Divergence | None:
-    texts_a = {t["index"]: t.get("text") for t in a.tokens}
-    texts_b = {t["index"]: t.get("text") for t in b.tokens}
-    for place, row in enumerate(rows):
-        if row.kind != "same":
-            return Divergence(place, row.a, row.b, texts_a.get(row.a), texts_b.get(row.b))
-    return None
+    first = next((place for place, row in enumerate(rows) if row.kind != "same"), None)
+    if first is None:
+        return None
+    row = rows[first]
+    texts = (
+        next((token.get("text") for token in view.tokens if token["index"] == index), None)
+        for view, index in ((a, row.a), (b, row.b))
+    )
+    return Divergence(first, row.a, row.b, *texts)
 
 
 def _cosine(a: Floats, b: Floats) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cached_property
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -66,10 +67,10 @@ class SideView:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        shown: set[int] = set()
-        for step in self.steps.values():
-            links = step.get("attention")
-            several = (links.get("layers") or links.get("layer_sketches")) if links else None
+        linked = [step for step in self.steps.values() if step.get("attention")]
+        shown: set[int] = {step.get("layer_id", -1) for step in self.steps.values() if not step.get("attention")}
+        for step in linked:
+            several = step["attention"].get("layers") or step["attention"].get("layer_sketches")
             if several:
                 shown.update(int(layer) for layer in several if layer.isdecimal())
             else:
@@ -79,8 +80,7 @@ class SideView:
     def series(self, field: str) -> Floats:
         """Values of a field [steps], nan where a step has none."""
         if field not in self._series:
-            found = [step.get(field) for step in self.steps.values()]
-            made = np.array([np.nan if value is None else value for value in found], dtype=np.float64)
+            made = np.array([step.get(field) for step in self.steps.values()], dtype=np.float64)  # None becomes nan
             self._series[field] = np.where(np.isfinite(made), made, np.nan)
         return self._series[field]
 
@@ -114,7 +114,8 @@ def _usable(steps: list[Record]) -> tuple[dict[int, Record], Floats]:
         and step["fingerprint"] is not None
         and len(step["fingerprint"]) == FINGERPRINT_SIZE
     ]
-    rows = np.array([step["fingerprint"] for step in found], dtype=np.float64).reshape(-1, FINGERPRINT_SIZE)
+    numbers = chain.from_iterable(step["fingerprint"] for step in found)
+    rows = np.fromiter(numbers, np.float64, len(found) * FINGERPRINT_SIZE).reshape(-1, FINGERPRINT_SIZE)
     places: dict[int, int] = {}
     for place in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
         places.setdefault(found[place]["tokenIndex"], place)

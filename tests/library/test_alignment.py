@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -62,10 +63,25 @@ def test_divided_problems_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(3)
     cases = [(rng.choices("abcd", k=rng.randint(1, 40)), rng.choices("abcd", k=rng.randint(1, 40))) for _ in range(50)]
     whole = [equal_pairs(a, b) for a, b in cases]
-    monkeypatch.setattr(alignment, "_MOST_BITS", 64)
+    monkeypatch.setattr(alignment, "_LEAST_BLOCK", 1)
+    monkeypatch.setattr(alignment, "_FREQUENT", 5)
     divided = [equal_pairs(a, b) for a, b in cases]
+    assert divided == whole
     assert all(found >= longest(a, b) for found, (a, b) in zip(divided, cases, strict=True))
     assert all(found >= longest(a, b) for found, (a, b) in zip(whole, cases, strict=True))
+
+
+def test_memory_of_a_long_alignment_is_a_few_rows() -> None:
+    """20,000 rows of 20,000 bits are 50 MB, and so are as many masks; a few of them are not."""
+    rng = random.Random(2)
+    for tokens in (range(8), range(20_000)):
+        a, b = (rng.choices(tokens, k=20_000) for _ in range(2))
+        tracemalloc.start()
+        pairs = align(a, b)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(pairs) >= 20_000
+        assert most < 20e6
 
 
 def test_tokens_of_all_kinds() -> None:
