@@ -87,14 +87,24 @@ def width_of(body: Mapping[str, Any]) -> int:
     several = sampling if isinstance(sampling, list) else [sampling]
     choices = [body.get("n"), *(one.get("n") for one in several if isinstance(one, dict))]
     prompts = max(_batch_of(body.get(name)) for name in ("prompt", "text", "input_ids", "input_embeds"))
-    return prompts * max(n if isinstance(n, int) and n > 0 else 1 for n in choices)
+    return prompts * max(map(_count_of, choices))
+
+
+def _count_of(n: Any) -> int:
+    """How many choices SGLang makes of this `n`: its models take "8" and 8.0 for 8."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return max(1, TypeAdapter(int).validate_python(n))
+    except ValidationError:
+        return 1
 
 
 def _batch_of(prompt: Any) -> int:
     """A text, a list of ids and a list of vectors are one prompt; a list of such is a batch."""
     innermost, depth = prompt, 0
     while isinstance(innermost, list) and innermost:
-        innermost, depth = innermost[0], depth + 1
+        innermost, depth = next((one for one in innermost if one != []), innermost[0]), depth + 1
     of_one = 0 if isinstance(innermost, str) else 2 if isinstance(innermost, float) else 1
     return len(prompt) if depth > of_one else 1
 

@@ -33,13 +33,19 @@ class StepPlan:
     layers: frozenset[int]
     extend: bool
     routing: Any = None  # of moe.Routing.rows
+    copied: Any = None  # event behind the routing's copy, where there is a device
 
     @property
     def wants_routing(self) -> bool:
         return any(plan.options.moe_layers for plan in self.rows)
 
     def copy_to_host(self, copy_tensor: Callable[[Any], Any]) -> StepPlan:
-        self.routing = None if self.routing is None else copy_tensor(self.routing)
+        if self.routing is not None:
+            on_device = self.routing.device.type == "cuda"
+            self.routing = copy_tensor(self.routing)
+            if on_device:
+                self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self.copied.record()
         return self
 
     def publish(self, publisher: Publisher) -> None:
@@ -66,6 +72,8 @@ class StepPlan:
                     scores = statistics.derotated.cpu().numpy()
                     arrays["derotated"][at, row, :, : scores.shape[1]] = scores
         if self.routing is not None:
+            if self.copied is not None:
+                self.copied.synchronize()
             arrays["routing"] = self.routing[[plan.row for plan in whole]].transpose(0, 1).contiguous().numpy()
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
         if place is None:

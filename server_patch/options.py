@@ -6,6 +6,7 @@ Pure: no SGLang, no torch. A value out of range is a ValueError whose text names
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -337,6 +338,11 @@ def _span(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ids))
 
 
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxstring, _repr.maxother = 3, 60, 60
+
+
 def _shown(value: Any) -> str:
-    text = repr(value)
+    # JSON nests deeper than repr does.
+    text = _repr.repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

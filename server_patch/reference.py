@@ -12,6 +12,7 @@ from geomcli.server_patch import flags
 from geomcli.server_patch.options import MAX_INT, MAX_TOP_K, RANGES, UNAVAILABLE_FIELDS
 
 _ANY = "any"
+_CEILING = "1..the server's; 0 = all, where the server's is 0"
 
 
 class Described(NamedTuple):
@@ -67,8 +68,8 @@ FIELDS = {
     "attention_capture_head_ids": Field("list of int", "all", "0..heads - 1", "[0, 1]", "only these query heads"),
     "attention_mask_prefix": Field("int", "0", "0..", "12", "the first N positions do not exist"),
     "attention_tokens_stride": Field("int", "the server's", "the server's..", "4", "every Nth step"),
-    "attention_tokens_max": Field("int", "the server's", "1..the server's, 0 = all", "100", "entries"),
-    "attention_tokens_window": Field("int", "the server's", "1..the server's, 0 = all", "512", "the last N keys"),
+    "attention_tokens_max": Field("int", "the server's", _CEILING, "2", "entries"),
+    "attention_tokens_window": Field("int", "the server's", _CEILING, "8", "the last N keys"),
     "attention_head_stats": Field("bool", "false", _ANY, "true", "four scalars a head of each captured layer"),
     "attention_prompt_tokens": Field("bool", "false", _ANY, "true", "the first entry spells out the prompt"),
     "attention_derotate": Field("bool", "false", _ANY, "true", "scores of links by content and by position"),

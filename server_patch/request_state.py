@@ -14,7 +14,7 @@ from geomcli.server_patch.values import PARAMS_KEY, key_and_options
 
 _ATTRIBUTE = "_geom_state"
 _STAMP_LIMIT = 1 << 31
-_stamps = itertools.count(1)
+_stamps = itertools.count()
 
 
 class _Population:
@@ -38,7 +38,7 @@ class RequestState:
 
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
-        self.stamp = next(_stamps) % _STAMP_LIMIT or next(_stamps)
+        self.stamp = 1 + next(_stamps) % (_STAMP_LIMIT - 1)
         self.always = options.stride == 1 and options.limit == 0
         self._announced = False
         population.count += 1

@@ -7,8 +7,8 @@ Nothing here may break a request that did not ask: bodies that raise count an er
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import msgspec
@@ -42,7 +42,8 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
     with system_prompt.watched() as renderings:
         adapted, processed = original(serving, request, raw_request)
     if chat and state.main.options.mask_system_prompt:
-        masked = system_prompt.tokens_of(renderings, adapted.input_ids)
+        with _counted():
+            masked = system_prompt.tokens_of(renderings, adapted.input_ids)
         options = msgspec.structs.replace(options, mask_prefix=max(options.mask_prefix, masked))
     setattr(adapted, OPTIONS_ATTRIBUTE, options)
     setattr(adapted, PENDING_ATTRIBUTE, {})
@@ -58,16 +59,30 @@ def options_of_body(body: Any, scope: guards.Scope) -> CaptureOptions | None:
     """
     if not isinstance(body, dict) or not any(name in body for name in (*FIELDS, *UNAVAILABLE_FIELDS)):
         return None
-    try:
+    with _counted():
         if guards.asks(body):
             guards.check(scope)
         options = resolve(body, state.main.options, state.main.shape)
         if options is not None:
+            _refuse_beams(body.get("sampling_params"))
             guards.enter(scope, guards.width_of(body))
         return options
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    """Count the refusal of the request that is checked in the block."""
+    try:
+        yield
     except ValueError as error:
         state.main.counters.refuse(error.reason if isinstance(error, guards.Refused) else "invalid")
         raise
+
+
+def _refuse_beams(sampling: Any) -> None:
+    for one in sampling if isinstance(sampling, list) else [sampling]:
+        if isinstance(one, dict) and isinstance(width := one.get("beam_width"), int) and width > 1:
+            raise ValueError(f"{ASK}: beam search cannot be captured, leave beam_width out")
 
 
 def around_generate_request(
@@ -157,11 +172,12 @@ def _set_params(obj: Any, options: CaptureOptions | None) -> None:
     encoded = None if options is None else f"{next(_serials)}:{msgspec.json.encode(options).decode()}"
     if params is None and encoded is not None:
         params = obj.sampling_params = {}
+    if encoded is not None:
+        with _counted():
+            _refuse_beams(params)
     for one in params if isinstance(params, list) else [params]:
         if not isinstance(one, dict):
             continue
-        if encoded is not None and isinstance(width := one.get("beam_width"), int) and width > 1:
-            raise ValueError(f"{ASK}: beam search cannot be captured, leave beam_width out")
         custom = one.get("custom_params")
         if isinstance(custom, dict) and PARAMS_KEY in custom:
             custom = {k: v for k, v in custom.items() if k != PARAMS_KEY}

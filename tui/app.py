@@ -216,8 +216,11 @@ class GeomApp(App[None]):
         except GeomError as error:
             self._notice(str(error), "error")
 
-    async def open_trace(self, name: str) -> None:
-        """Show a stored trace: an id, the start of one, or `last`."""
+    def open_trace(self, name: str) -> None:
+        """Show a stored trace: an id, the start of one, or `last`. Keys are answered while it is read."""
+        self.run_worker(self._open_trace(name), group="open", exclusive=True)
+
+    async def _open_trace(self, name: str) -> None:
         try:
             records = await self.storage.records(name)
         except GeomError as error:

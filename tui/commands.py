@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
 
 _MOST_TRACES = 200
+_PATIENCE_SECONDS = 1.0  # with a store that is being written: actions are found without it
 
 
 class _Command(NamedTuple):
@@ -42,7 +44,12 @@ class GeomCommands(Provider):
             for name in sorted(app.available_themes, key=lambda name: (not name.startswith("geom"), name))
         ]
         try:
-            rows = await app.storage.ls(_MOST_TRACES) if app.storage.path.exists() else []
+            rows = []
+            if app.storage.path.exists():
+                rows = await asyncio.wait_for(app.storage.ls(_MOST_TRACES), _PATIENCE_SECONDS)
+        except TimeoutError:
+            app.notify("The store is busy: stored traces are not listed this time.", severity="warning")
+            rows = []
         except GeomError as error:
             app.notify(str(error), severity="error")
             rows = []

@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from geomcli import config, jsonl, preferences
-from geomcli.errors import GeomError, ServerUnreachable, StoreError
+from geomcli import config, preferences
+from geomcli.errors import GeomError, ServerUnreachable
 from geomcli.recommendation import changes
 from geomcli.request import attention_fields
 from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.trace import TraceBuilder
 from geomcli.tui.ask import Ask
+from geomcli.tui.keeping import Keeper
 from geomcli.tui.session import Changed, Session
 from geomcli.tui.steering import Steering, router_field
 from geomcli.tui.storage import Storage
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from geomcli.client import Client
     from geomcli.engine import Engine
 
-_SAVE_SECONDS = 0.25
-_MOST_FAILURES = 3  # to write an answer that has ended
 _LONGEST_SECONDS = 0.01  # of work without a look at the keys
 _PATIENT_SECONDS, _EAGER_SECONDS = 5.0, 1.0
 
@@ -57,7 +56,7 @@ class Live:
 
     `state`, `capabilities` (the server's document), `model`, `running` (an answer is being written), `detail` (why it
     is not ready), `steering` (what the router's advice does to requests). `notify(text, severity)` is told what the
-    user has to know. Answers are kept in `storage` when `save` is on, whether they end well or not.
+    user has to know. Answers are kept in `storage` by `keeper` when `save` is on, whether they end well or not.
     """
 
     def __init__(
@@ -69,7 +68,8 @@ class Live:
         save: bool = True,
         notify: Callable[[str, str], None] = lambda _text, _severity: None,
     ) -> None:
-        self.session, self.settings, self.storage, self.save = session, settings, storage, save
+        self.session, self.settings, self.save = session, settings, save
+        self.keeper = Keeper(session, storage, notify)
         self.state = State.LOOKING
         self.capabilities: dict[str, Any] = {}
         self.model = ""
@@ -82,7 +82,6 @@ class Live:
         self._client: Client | None = None
         self._answering: asyncio.Task[Any] | None = None
         self._engine: Engine | None = None
-        self._saving: set[asyncio.Task[None]] = set()
         self._look = asyncio.Event()
 
     @property
@@ -190,11 +189,12 @@ class Live:
     async def _answer(self, messages: list[Message], fields: dict[str, Any], router: dict[str, Any] | None) -> None:
         builder = TraceBuilder(messages, model=self.model, capture=fields)
         turn = self.session.begin(source=self.place)
-        unsaved = builder.start()
+        records = builder.start()
         if router is not None:
-            unsaved[0]["router"] = router
-        self.session.feed(turn, unsaved)
-        saver: asyncio.Task[None] | None = None
+            records[0]["router"] = router
+        self.session.feed(turn, records)
+        if self.save:
+            self.keeper.begin(turn, records)
         error: str | None = "broke off"
         try:
             client = await self._opened()
@@ -203,12 +203,7 @@ class Live:
                 async for chunk in chunks:
                     records = builder.add(chunk)
                     turn.arrived(records)
-                    self.session.feed(turn, records)
-                    unsaved += records
-                    if saver is None and self.save:
-                        saver = asyncio.create_task(self._keep(turn, unsaved))
-                        self._saving.add(saver)
-                        saver.add_done_callback(self._saving.discard)
+                    self._take(turn, records)
                     if time.monotonic() - since > _LONGEST_SECONDS:
                         # What has arrived at once must not keep keys and screen waiting.
                         await asyncio.sleep(0)
@@ -220,43 +215,17 @@ class Live:
         except asyncio.CancelledError:
             error = "interrupted"
         finally:
-            records = builder.finish(error)
-            self.session.feed(turn, records)
-            unsaved += records
+            self._take(turn, builder.finish(error))
+
+    def _take(self, turn: Turn, records: list[Record]) -> None:
+        self.session.feed(turn, records)
+        if self.save:
+            self.keeper.take(turn, records)
 
     def _failed(self, failure: GeomError) -> None:
         self._notify(str(failure), "error")
         if isinstance(failure, ServerUnreachable):
             self._become(State.LOST)
-
-    async def _keep(self, turn: Turn, unsaved: list[Record]) -> None:
-        """Write what arrives into the store, four times a second, until the trace has ended.
-
-        What cannot be written is tried again; after the end of the answer a few times more.
-        """
-        failures, ended = 0, False
-        while True:
-            batch = unsaved[:]
-            unsaved.clear()
-            ended = ended or (bool(batch) and batch[-1]["record_type"] == "metrics")
-            try:
-                await self.storage.append(turn.id, batch)
-            except StoreError as error:
-                failures += 1
-                if failures == 1:
-                    why = error.message
-                    self._notify(f"{why} The answer stays here: e writes it to a file, ctrl+s tries again.", "error")
-                if ended and failures >= _MOST_FAILURES:
-                    return
-            else:
-                if failures:
-                    self._notify("The store can be written again; nothing is missing in it.", "information")
-                failures = 0
-                if ended:
-                    turn.saved = True
-                    self.session.touch(Changed.STATE)
-                    return
-            await asyncio.sleep(_SAVE_SECONDS * (1 + 3 * failures))
 
     def stop(self) -> bool:
         """End the answer that is being written, or a replay; what is there is kept. False when there is neither."""
@@ -305,28 +274,13 @@ class Live:
 
     async def close(self) -> None:
         """End the answer, write what is unsaved, close the connection, end an engine that was started here."""
+        answering = self._answering
         self.stop()
-        for _ in range(3):
-            await asyncio.sleep(0)
-        if self._saving:
-            await asyncio.wait(self._saving, timeout=5)
-        try:
-            await self.storage.close()
-        except StoreError as error:
-            self.lost = f"{error.message} {self._rescued()}"
+        if answering is not None:
+            await asyncio.wait({answering}, timeout=1)
+        self.lost = await self.keeper.close()
         await self._forget_client()
         await self._end_engine()
-
-    def _rescued(self) -> str:
-        """Write the answers that the store does not have to a file; a sentence that says where, or that it failed."""
-        turns = [turn for turn in self.session.turns if turn.finished and not turn.saved]
-        path = config.state_dir() / f"{turns[-1].id if turns else 'unsaved'}.jsonl"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(jsonl.dump(turn.trace.records()) for turn in turns), encoding="utf-8")
-        except OSError as error:
-            return f"{path} could not be written either: {error.strerror}."
-        return f"What it lacks is in {path}; geom tui {path} opens it."
 
     async def _end_engine(self) -> None:
         if self._engine is not None:

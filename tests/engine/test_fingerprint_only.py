@@ -39,7 +39,7 @@ ENTRY = {
 }  # fmt: skip
 RAW = re.compile(
     r"token_positions|attention_scores|topk_logits|logsumexp|topk_mass|entropy_bits|layer_sketches|top_hubs|dist_hist"
-    r"|mass_captured|\"head_stats\": ?[{\[]|\"prompt_tokens\": ?\[|derotated"
+    r"|mass_captured|\"moe\"|\"head_stats\": ?[{\[]|\"prompt_tokens\": ?\[|derotated"
 )
 
 
@@ -84,6 +84,7 @@ MORE: tuple[dict[str, Any], ...] = (
     {"attention_head_stats": True},
     {"attention_prompt_tokens": True},
     {"attention_derotate": True},
+    {"return_moe_routing": True},
 )
 
 

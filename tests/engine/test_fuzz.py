@@ -18,10 +18,13 @@ from tests.engine.harness import TWO_LAYERS, Server, served, sse
 REQUESTS = 2000
 AT_ONCE = 16
 NAMES = (*FIELDS, *UNAVAILABLE_FIELDS)
+DEEP: Any = []
+for _ in range(900):
+    DEEP = [DEEP]
 ODD = (
     None, True, False, 0, 1, 2, -1, 5, 63, 64, 65, 4096, 2**31, 10**30, 0.5, -0.0, 1e300, "", "true", "1", "\x00",
     "ü" * 300, [], [0], [1], [0, 1], [1, 1, 0], [8], [99], [-1], [True], ["0"], [[0]], {}, {"a": 1},
-    {"action": "log_only"},
+    {"action": "log_only"}, DEEP,
 )  # fmt: skip
 SOUND: dict[str, tuple[Any, ...]] = {
     "top_k_attention": (1, 16, 64),
@@ -76,19 +79,30 @@ def test_random_requests_are_answered_or_refused_by_name(server: Server) -> None
         if answer.status_code == 400:
             assert any(name in answer.text for name in NAMES if name in body), (body, answer.text)
         elif body.get("return_attention_tokens") is True:
-            events = sse(answer) if stream else [answer.json()]
-            found = [event.get("attention_tokens", []) for event in events if isinstance(event, dict)]
-            entries = [entry for some in found for entry in some]
+            document = [] if stream else answer.json()
+            events = sse(answer) if stream else document if isinstance(document, list) else [document]
+            entries = [entry for event in events for entry in event.get("attention_tokens", [])]
+            assert entries, body
             assert all("error" not in entry["flags"] for entry in entries), body
-            if stream or "sampling_params" not in body:
-                assert entries, body
         else:
             assert "attention_tokens" not in answer.text
+
+
+@pytest.mark.parametrize("depth", [100, 500, 900])
+@pytest.mark.parametrize("path", ["/generate", "/v1/completions"])
+def test_a_value_that_is_nested_deeply_is_refused_by_name(server: Server, path: str, depth: int) -> None:
+    body = '{"text": "Hi", "prompt": "Hi", "model": "smollm2", "top_k_attention": ' + "[" * depth + "]" * depth + "}"
+    answer = httpx.post(server.url + path, content=body, headers={"content-type": "application/json"}, timeout=60)
+    assert answer.status_code == 400
+    assert "top_k_attention must be an integer" in answer.text
 
 
 def test_nothing_is_left_behind(server: Server) -> None:
     document = server.get("/v1/attention/capabilities")
     assert document["counters"]["errors"] == 0
+    assert document["counters"]["active_captures"] == 0
+    (load,) = server.get("/v1/loads")["loads"]
+    assert (load["num_running_reqs"], load["num_waiting_reqs"]) == (0, 0)
     # SGLang counts its memory when it is idle, says so in its log, and ends when something is missing.
     assert httpx.post(server.url + "/flush_cache", timeout=30).status_code == 200
     assert server.chat("Hi", return_attention_tokens=True)["attention_tokens"]

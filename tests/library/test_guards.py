@@ -77,6 +77,9 @@ def test_where_the_key_may_be(main_state: state.MainState, headers: dict[str, st
         ({"input_embeds": [[[0.5, 1.0]], [[0.5, 1.0]]]}, 2),
         ({"n": 0}, 1),
         ({"n": -4, "prompt": []}, 1),
+        ({"n": "8"}, 8),
+        ({"n": 8.0, "prompt": ["a", "b"]}, 16),
+        ({"input_ids": [[], [1], [2]]}, 3),
         ({"n": "many", "sampling_params": "x", "text": None}, 1),
     ],
 )

@@ -161,7 +161,7 @@ async def test_a_full_disk_keeps_the_answer_on_screen_and_saves_it_when_there_is
             await asked(app, pilot)
             await until(lambda: app.session.turns[0].finished if app.session.turns else False)
             await until(lambda: "database or disk is full" in said(app))
-            await until(lambda: not app.live._saving, 20)
+            await until(lambda: not app.live.keeper.is_busy, 20)
             assert len(app.session.turns[0].tokens) == 199
             await app.storage.call(lambda store: store._connection.execute("PRAGMA max_page_count = 100000"))
             await pilot.press("escape", "ctrl+s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from textual.widgets import Footer, Input, TextArea
 
 from geomcli import jsonl
 from geomcli.errors import GeomError
+from geomcli.schema import Record
 from geomcli.tui.actions import ACTIONS
 from geomcli.tui.session import Changed, Session
 from geomcli.tui.widgets.hud import Hud, TitleBar
@@ -100,36 +102,44 @@ class Pane(Screen[None]):
         elif self.focused is not None:
             self.maximize(self.focused)
 
-    async def action_trace_save(self) -> None:
-        turns = [turn for turn in self.session.turns if turn.finished and not turn.saved]
-        if not turns:
-            self.notify("Nothing to save: every finished trace shown here is in the store.")
-            return
+    def action_trace_save(self) -> None:
+        self.run_worker(self._save(), group="save")
+
+    async def _save(self) -> None:
         try:
-            for turn in turns:
-                await self.geom.storage.add(list(turn.trace.records()))
-                turn.saved = True
+            saved = await self.geom.live.keeper.save()
         except GeomError as error:
             self.notify(str(error), severity="error")
             return
-        self.session.touch(Changed.STATE)
-        self.notify(f"Saved {len(turns)} in {self.geom.storage.path}.")
+        if saved:
+            self.notify(f"Saved {saved} in {self.geom.storage.path}.")
+        else:
+            self.notify("Nothing to save: every finished trace shown here is in the store.")
 
-    async def action_trace_export(self) -> None:
+    def action_trace_export(self) -> None:
         turns = [turn for turn in self.session.turns if turn.tokens]
         if not turns:
             self.notify("There is no trace to export yet.", severity="warning")
             return
-        text = "".join(jsonl.dump(turn.trace.records()) for turn in turns)
+        # What there is at this key; a trace goes on growing while it is written.
+        traces = [list(turn.trace.records()) for turn in turns]
+        self.run_worker(self._export(traces, turns[-1].id), group="export")
+
+    async def _export(self, traces: list[list[Record]], name: str) -> None:
         try:
-            path = _free_path(Path.cwd(), turns[-1].id)
-            path.write_text(text, encoding="utf-8")
+            path = await asyncio.to_thread(_write, traces, name)
         except OSError as error:
             where = error.filename or "This folder"
             why = (error.strerror or str(error)).lower()
             self.notify(f"{where} cannot be written: {why}. ctrl+s keeps the trace in the store.", severity="error")
             return
         self.notify(f"Written to {path}; geom tui {path.name} opens it.")
+
+
+def _write(traces: list[list[Record]], name: str) -> Path:
+    path = _free_path(Path.cwd(), name)
+    path.write_text("".join(jsonl.dump(records) for records in traces), encoding="utf-8")
+    return path
 
 
 def _free_path(folder: Path, name: str) -> Path:

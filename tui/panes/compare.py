@@ -168,8 +168,11 @@ class ComparePane(Pane):
         else:
             self.notify("There are no two traces to exchange.", timeout=2)
 
-    async def action_axes_toggle(self) -> None:
+    def action_axes_toggle(self) -> None:
         """Between the four named axes and the principal components of the stored traces."""
+        self.run_worker(self._other_axes(), group="axes", exclusive=True)
+
+    async def _other_axes(self) -> None:
         if self.comparing.projection is not None:
             self.comparing.projection = None
         else:

@@ -168,8 +168,8 @@ class ManifoldPane(Pane):
             self.manifold.chosen = self.scatter.cursor
         self._describe()
 
-    async def on_scatter_opened(self) -> None:
-        await self.action_point_open()
+    def on_scatter_opened(self) -> None:
+        self.action_point_open()
 
     def on_scope_bar_chosen(self, event: ScopeBar.Chosen) -> None:
         self.choose_scope(event.scope)
@@ -220,16 +220,19 @@ class ManifoldPane(Pane):
         self.scatter.dots = not self.scatter.draws_dots
         self.scatter.redraw()
 
-    async def action_point_open(self) -> None:
+    def action_point_open(self) -> None:
         key = self.manifold.key
         if isinstance(key, Place):
             self.session.go(key)
             self.geom.switch_mode("chat")
         elif key is not None:
-            await self.geom.open_trace(key)
+            self.geom.open_trace(key)
 
-    async def action_point_compare(self) -> None:
+    def action_point_compare(self) -> None:
         """Compare the point's trace with the one marked before, else with the one that is open."""
+        self.run_worker(self._compare_point(), group="point", exclusive=True)
+
+    async def _compare_point(self) -> None:
         turn = await self._turn()
         if turn is None:
             return

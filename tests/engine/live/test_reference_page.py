@@ -21,6 +21,7 @@ CHANGED = {
     "attention_capture_layer_ids": lambda entry: (entry["layer_id"], "layers" in entry) == (0, False),
     "attention_capture_head_ids": lambda entry: entry["heads"] == {"seen": 2, "total": 9},
     "attention_mask_prefix": lambda entry: "masked" in entry["flags"] and min(entry["token_positions"]) >= 12,
+    "attention_tokens_window": lambda entry: min(entry["token_positions"]) == entry["query_position"] - 7,
     "attention_head_stats": lambda entry: len(entry["head_stats"]["1"]["entropy"]) == 9,
     "attention_prompt_tokens": lambda entry: len(entry["prompt_tokens"]) == entry["prompt_len"],
     "attention_derotate": lambda entry: len(entry["derotated"]["content"]) == len(entry["token_positions"]),
@@ -50,7 +51,7 @@ def test_a_field_does_what_it_says(server: Server, field: str, path: str) -> Non
     entries = response.json()["attention_tokens"]
     assert not any("error" in entry["flags"] for entry in entries)
     # The stride of the example leaves out all but the first of three tokens.
-    assert len(entries) == (1 if field == "attention_tokens_stride" else TOKENS)
+    assert len(entries) == {"attention_tokens_stride": 1, "attention_tokens_max": 2}.get(field, TOKENS)
     assert field not in CHANGED or CHANGED[field](entries[0])
 
 
