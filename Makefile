@@ -28,12 +28,13 @@ demo: install model
 	@echo "  $(BIN)/geom traces ls                             # every answer is kept"
 	@echo "  $(BIN)/geom traces export last > trace.jsonl      # and can be taken along"
 
-# The kernels in Triton's interpreter, which has to be chosen before Triton is imported, beside the tests that mostly wait
-# for engines to start.
+# The engine's tests mostly wait for engines to start; the others run beside them, those of the kernels first, in Triton's
+# interpreter, which has to be chosen before Triton is imported.
 test: check model
-	@TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels > $(VENV)/kernels.log 2>&1 & kernels=$$!; \
-	$(BIN)/pytest; status=$$?; \
-	wait $$kernels || status=1; cat $(VENV)/kernels.log; exit $$status
+	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
+	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(BIN)/pytest tests/engine; status=$$?; \
+	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 
 test-kernels: install $(VENV)/dev
 	TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels
@@ -99,7 +100,6 @@ demo-recording: install model
 # Pictures of the explorer for its tests and for the README, written anew: look at what changed before it is committed.
 snapshots: install $(VENV)/dev
 	GEOM_WRITE_SNAPSHOTS=1 $(BIN)/pytest tests/tui/test_snapshots.py
-	$(BIN)/pytest tests/tui/test_map_snapshots.py --snapshot-update
 
 # The table of keys in docs/explorer.md.
 keys-page: install $(VENV)/dev

@@ -83,6 +83,7 @@ class Live:
         self._answering: asyncio.Task[Any] | None = None
         self._engine: Engine | None = None
         self._look = asyncio.Event()
+        self._shown: tuple[State, str, str] | None = None
 
     @property
     def place(self) -> str:
@@ -306,5 +307,9 @@ class Live:
         return capture in (None, "raw") and bool((self.capabilities.get("features") or {}).get("derotation"))
 
     def _become(self, state: State) -> None:
+        # The watch asks every second: what has not changed is not drawn, and the footer not made, again.
+        shown = (state, self.detail, self.model)
         self.state = state
-        self.session.touch(Changed.STATE)
+        if shown != self._shown:
+            self._shown = shown
+            self.session.touch(Changed.STATE)

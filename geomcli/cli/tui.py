@@ -61,7 +61,13 @@ def tui(
     opened = [_opened(name, settings) for name in names]
     app = GeomApp(settings, opened=opened, demo=demo, mode=pane or "", theme=theme or "", save=save)
     if web:
-        _serve(port)
+        # Not on the command lines of the processes that browsers start: those can be read by everybody on the machine.
+        given = {"GEOM_API_KEY": api_key, "GEOM_ATTENTION_KEY": attention_key}
+        os.environ.update({name: value for name, value in given.items() if value is not None})
+        options = [("--pane", pane), ("--theme", theme), ("--base-url", base_url), ("--db", db)]
+        switches = [("--demo", demo), ("--no-save", not save)]
+        words = [f"{name}={value}" for name, value in options if value is not None]
+        _serve(["tui", *words, *(name for name, on in switches if on), *(["--", *names] if names else [])], port)
         return
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
@@ -89,9 +95,9 @@ def _opened(name: str, settings: config.Settings) -> Opened:
         return Opened(trace_id, [list(store.records(trace_id))], saved=True)
 
 
-def _serve(port: int) -> None:
+def _serve(arguments: list[str], port: int) -> None:
     try:
         from geomcli.tui.web import serve
     except ImportError:
         raise UsageError("--web needs the package textual-serve.", "pip install 'geomcli[web]'") from None
-    serve([argument for argument in sys.argv[1:] if argument != "--web"], port)
+    serve(arguments, port)

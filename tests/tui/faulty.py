@@ -35,6 +35,7 @@ class Server:
         self.asked: list[dict[str, Any]] = []
         self.port = 0
         self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
 
     @property
     def url(self) -> str:
@@ -49,7 +50,20 @@ class Server:
             self._server.close()
             self._server = None
 
+    async def die(self) -> None:
+        """Stop in the middle of whatever is being answered."""
+        await self.stop()
+        for writer in self._writers:
+            writer.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            await self._answer(reader, writer)
+        finally:
+            self._writers.discard(writer)
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         path = head.split()[1]
         length = next((int(h.split(":")[1]) for h in head.splitlines() if h.lower().startswith("content-length")), 0)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
+from textual.pilot import Pilot
 
 from geomcli import config
 from geomcli.errors import UsageError
@@ -24,9 +26,13 @@ from geomcli.tui.actions import (
     actions_of,
     bindings,
 )
+from geomcli.tui.app import GeomApp, Opened
 from geomcli.tui.keymap import checked
+from geomcli.tui.live import State
+from geomcli.tui.panes.compare import ComparePane
 from geomcli.tui.session import Overlay
-from tests.tui.conftest import WIDE, MakeApp
+from tests.tui.conftest import NARROW, WIDE, MakeApp
+from tests.tui.made_stores import until
 
 OFFERED = [mode for _, mode in panes.offered()]
 PRESSES = [
@@ -35,7 +41,48 @@ PRESSES = [
     for action in actions_in(mode)
     if not action.id.startswith("mode.") or action.id[5:] in OFFERED
 ]
-SLOW = {"engine.start"}  # starts a real engine: pressed in tests/tui/test_engine.py
+SLOW = {"engine.start"}  # starts a real engine: pressed in tests/tui/test_terminal.py
+# What has to be pressed before, for an action that has nothing to do where a pane begins.
+BEFORE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("token.next", "token.last", "scrub.next", "segment.next"), ("home",)),
+    "inspect:row.next": ("up",),
+    "inspect:page.next": ("pageup",),
+    "router:row.next": ("up",),
+    "router:page.next": ("pageup",),
+    "manifold:point.left": ("l", "l", "l"),
+    "manifold:point.here": ("l", "l", "l"),
+    "manifold:zoom.out": ("plus",),
+    "manifold:zoom.all": ("plus",),
+    "compare:report.up": ("J",),
+    **{f"compare:{name}": ("end",) for name in ("row.prev", "page.prev", "row.first", "difference.first")},
+    # The lens is closed there.
+    **{
+        f"{mode}:{name}": ("i",)
+        for mode in ("inspect", "router")
+        for name in (
+            "lens.tab", "split.grow", "split.shrink", "token.pin", "sink.toggle", "semantic.toggle", "layer.next",
+            "layer.prev",
+        )
+    },
+}  # fmt: skip
+ONLY_NARROW = {"list.toggle"}
+
+
+def look(app: GeomApp) -> object:
+    """All that a person can see, colours included, and what the app says."""
+    cells = [[(s.text, s.style) for s in strip] for strip in app.screen._compositor.render_strips()]
+    said = [notification.message for notification in app._notifications]
+    return cells, said, app.current_mode, type(app.screen), app.screen.focused, app._exit
+
+
+async def at_rest(app: GeomApp, pilot: Pilot[Any]) -> object:
+    """`look`, once it has stayed the same for a quarter of a second."""
+    seen, same = look(app), 0
+    while same < 5:
+        await pilot.pause(0.05)
+        before, seen = seen, look(app)
+        same = same + 1 if seen == before else 0
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -43,29 +90,25 @@ SLOW = {"engine.start"}  # starts a real engine: pressed in tests/tui/test_engin
     [(m, a) for m, a in PRESSES if a.id not in SLOW],
     ids=lambda v: v if isinstance(v, str) else v.id,
 )
-async def test_every_action_of_a_pane_is_run_by_its_key(
+async def test_every_action_of_a_pane_shows_what_its_key_did(
     make_app: MakeApp, demo: list[list[Record]], mode: str, action: Action
 ) -> None:
-    app = make_app(demo, mode=mode)
-    ran: list[str] = []
-    async with app.run_test(size=WIDE) as pilot:
-        await pilot.pause()
+    opened = [Opened(f"{name}.jsonl", [trace]) for name, trace in zip("ab", demo, strict=True)]
+    app = make_app(opened=opened) if mode == "compare" else make_app(demo, mode=mode)
+    async with app.run_test(size=NARROW if action.id in ONLY_NARROW else WIDE) as pilot:
+        await until(lambda: app.live.state is State.ABSENT)
+        pane = app.screen
+        if isinstance(pane, ComparePane):
+            await until(lambda: pane.comparing.result is not None)
         assert app.current_mode == mode
-        owner = app if APP in action.where else app.screen
-        name = "action_mode" if action.id.startswith("mode.") else f"action_{action.method}"
-        real = getattr(owner, name)
-
-        def noted(*arguments: object) -> object:
-            ran.append(action.id)
-            return real(*arguments)
-
-        setattr(owner, name, noted)
         if action.id == "run.stop":
             app.play_demo()
-            await pilot.pause()
+        if action.id == f"mode.{mode}":
+            await pilot.press("1" if mode != "chat" else "2")
+        await pilot.press(*BEFORE.get(f"{mode}:{action.id}", BEFORE.get(action.id, ())))
+        before = await at_rest(app, pilot)
         await pilot.press(action.keys.split(",")[0])
-        await pilot.pause()
-        assert ran == [action.id]
+        await until(lambda: look(app) != before)
         assert app.return_code in (None, 0)
     assert app._exception is None
 

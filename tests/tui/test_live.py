@@ -104,17 +104,27 @@ async def test_a_server_that_dies_and_returns_is_found(make_app: MakeApp, settin
             await until(lambda: app.live.state is State.READY)
             await pilot.press("enter", *"Hello", "enter")
             await until(lambda: bool(app.session.turns) and len(app.session.turns[0].tokens) > 3)
-            server.answer = [CUT]
-            await server.stop()
-            await until(lambda: app.session.turns[0].finished)
+            await server.die()
+            await until(lambda: app.session.turns[0].finished and app.live.state is State.LOST)
+            arrived = [token.text for token in app.session.turns[0].tokens]
+            assert 3 < len(arrived) < 20
+            assert "lost, trying again" in app.live.status.text
+            # What is typed now stays in its field until there is a server.
             await pilot.press(*"Still there?", "enter")
-            await pilot.pause()
-            app.live._look.set()
-            await until(lambda: app.live.state in (State.LOST, State.READY))
-            assert len(app.session.turns[0].tokens) > 3
-            server.answer = [*WORDS, END, "[DONE]"]
+            await until(lambda: "there is no server" in said(app))
+            assert app.screen.query_one(Prompt).text == "Still there?"
+            assert len(app.session.turns) == 1
             await server.start()
             await until(lambda: app.live.state is State.READY)
+            assert f"Connected to {app.live.place} again." in said(app)
+            await pilot.press("enter")
+            await until(lambda: len(app.session.turns) == 2 and app.session.turns[1].saved)
+            assert [token.text for token in app.session.turns[0].tokens] == arrived
+            assert len(app.session.turns[1].tokens) == 20
+        sent = [(message["role"], message["content"]) for message in server.asked[1]["messages"]]
+        assert sent == [("user", "Hello"), ("assistant", "".join(arrived)), ("user", "Still there?")]
+    with Store(settings.db_path) as store:
+        assert [(row["tokens"], row["complete"]) for row in store.ls()] == [(20, True), (len(arrived), True)]
 
 
 async def test_stop_ends_the_answer_and_keeps_it(make_app: MakeApp, settings: config.Settings) -> None:

@@ -51,6 +51,7 @@ class Scene(NamedTuple):
     size: tuple[int, int] = WIDE
     shown: bool = False
     mode: str = "chat"
+    traces: bool = True
 
 
 SCENES = [
@@ -73,18 +74,22 @@ SCENES = [
     Scene("inspect-lens", ("h", "minus", "x", "i", "t"), mode="inspect"),
     Scene("inspect-ansi", theme="geom-ansi", mode="inspect"),
     Scene("router-applied", ("up", "enter", "A"), mode="router"),
+    Scene("manifold-empty-narrow", size=NARROW, mode="manifold", traces=False),
+    Scene("compare-empty-narrow", size=NARROW, mode="compare", traces=False),
+    Scene("compare-one", mode="compare"),
+    Scene("compare-list", ("b",), mode="compare"),
     Scene("router-ansi", theme="geom-ansi", size=NARROW, mode="router"),
 ]
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.name)
 async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene) -> None:
-    app = make_app(demo, theme=scene.theme, mode=scene.mode)
+    app = make_app(demo if scene.traces else None, theme=scene.theme, mode=scene.mode)
     async with app.run_test(size=scene.size) as pilot:
         await calm(pilot, app)
         await pilot.press(*scene.keys)
         await calm(pilot, app)
-        if scene.name == "palette":
+        if scene.name in ("palette", "compare-list"):
             await asyncio.sleep(0.5)
             await pilot.pause()
         assert_same(app, scene.name, shown=scene.shown)

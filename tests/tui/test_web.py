@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import socket
@@ -184,3 +185,41 @@ def test_a_port_that_is_taken_is_a_sentence(home: dict[str, str]) -> None:
     assert done.returncode != 0
     assert "already in use" in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_keys_are_on_no_command_line_of_a_browser(home: dict[str, str], tmp_path: Path) -> None:
+    port = free_port()
+    environment = {**home, "GEOM_DB": str(tmp_path / "traces.db")}
+    command = [str(GEOM), "tui", "--web", "--port", str(port), "--api-key", "k-own", "--attention-key=k-attention"]
+    process = subprocess.Popen([*command, "--pane", "inspect"], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        connection = None
+        while connection is None:
+            assert time.monotonic() < deadline
+            with contextlib.suppress(OSError):
+                connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+            time.sleep(0.1)
+        with connection:
+            connection.sendall(
+                f"GET /ws?width=80&height=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+                f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n"
+                f"Origin: http://127.0.0.1:{port}\r\n\r\n".encode()
+            )
+            drawn = b""
+            while b"Inspect" not in drawn and b"inspect" not in drawn:
+                assert time.monotonic() < deadline
+                drawn += connection.recv(65536)
+            listed = subprocess.run(
+                ["ps", "--ppid", str(process.pid), "-o", "pid="], capture_output=True, text=True, check=True
+            )
+            (child,) = listed.stdout.split()
+            line = Path(f"/proc/{child}/cmdline").read_bytes()
+            assert b"--pane=inspect" in line
+            assert b"k-own" not in line
+            assert b"k-attention" not in line
+            own = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+            assert {b"GEOM_API_KEY=k-own", b"GEOM_ATTENTION_KEY=k-attention"} <= set(own)
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0

@@ -78,6 +78,9 @@ class Pane(Screen[None]):
             self.refresh_bindings()
 
     def on_screen_resume(self) -> None:
+        if not self.is_mounted:
+            self.call_after_refresh(self.on_screen_resume)
+            return
         self.session_changed(Changed.ALL)
         self.refresh_bindings()
 

@@ -79,6 +79,9 @@ class ChatPane(TokenPane):
 
     def action_think_fold(self) -> None:
         self.view.toggle_folds()
+        if not any(token.phase == "think" for turn in self.session.turns for token in turn.tokens):
+            what = "folded" if self.view.folded else "shown"
+            self.notify(f"There is no thinking here; where there is some it will be {what}.", timeout=2)
 
     def action_run_stop(self) -> None:
         self.geom.live.stop()

@@ -93,6 +93,9 @@ class ComparePane(Pane):
         return self.query_one(Aligned)
 
     def session_changed(self, changed: Changed) -> None:
+        if not self.is_mounted:
+            # Its widgets are not all there yet; it is told again when it is shown.
+            return
         if self.comparing.is_due:
             self.compare()
         super().session_changed(changed)
@@ -113,6 +116,8 @@ class ComparePane(Pane):
 
     def draw(self) -> None:
         """Show the comparison, or what to choose."""
+        if not self.is_mounted or self.is_going:
+            return
         some = self.comparing.result is not None
         self.query_one("#comparison").display = some
         self.query_one("#invitation").display = not some
@@ -121,13 +126,13 @@ class ComparePane(Pane):
         for name in ("#sides", "#invitation", "#aligned-head"):
             self.query_one(name).refresh()
 
-    def on_row_view_moved(self) -> None:
+    def on_cursor_rows_moved(self) -> None:
         self.query_one(AlignedHead).refresh()
 
     def on_aligned_head_chosen(self, event: AlignedHead.Chosen) -> None:
         self.rows.go(event.row)
 
-    async def on_row_view_opened(self) -> None:
+    async def on_cursor_rows_opened(self) -> None:
         self.action_row_open()
 
     def _pick(self, side: int) -> None:

@@ -193,10 +193,16 @@ class ManifoldPane(Pane):
         self.scatter.move(0, +1)
 
     def action_point_next(self) -> None:
-        self.scatter.step(+1)
+        self._step(+1)
 
     def action_point_prev(self) -> None:
-        self.scatter.step(-1)
+        self._step(-1)
+
+    def _step(self, delta: int) -> None:
+        if len(self.scatter.here_too) > 1:
+            self.scatter.step(delta)
+        else:
+            self.notify("There is no other point in this cell; zoom out, or move.", timeout=2)
 
     def action_point_here(self) -> None:
         manifold = self.manifold

@@ -15,13 +15,13 @@ from geomcli.tui.comparing import NAMES, Comparing
 from geomcli.tui.session import Changed, Overlay
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.lens import token_name
-from geomcli.tui.widgets.row_view import RowView
+from geomcli.tui.widgets.rows import CursorRows
 from geomcli.tui.widgets.text import SessionText
 
 _MARK = 3  # cells between the sides
 
 
-class Aligned(RowView):
+class Aligned(CursorRows):
     """Rows of the alignment: index, zone and text on each side, ≠ between them where their zones differ."""
 
     def __init__(self, comparing: Comparing, *, id: str | None = None) -> None:  # noqa: A002
@@ -32,7 +32,7 @@ class Aligned(RowView):
     def session_changed(self, changed: Changed) -> None:
         """Colours may be others."""
         if changed & Changed.VIEW:
-            self.redraw()
+            self.forget()
 
     def renew(self) -> None:
         """Show the comparison that there is now."""

@@ -18,7 +18,7 @@ from geomcli.store_queries import TraceListing, trace_list
 from geomcli.tui.turn import Turn
 from geomcli.tui.widgets.comparison_texts import title_of
 from geomcli.tui.widgets.manifold_texts import created
-from geomcli.tui.widgets.row_view import RowView
+from geomcli.tui.widgets.rows import CursorRows
 from geomcli.zones import UNKNOWN
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MOST = 500
 Choice = Turn | str  # of this session, or the id of a stored trace
 
 
-class Choices(RowView):
+class Choices(CursorRows):
     """The traces that fit what was typed, those of the session first."""
 
     def __init__(self, marks: dict[str, str]) -> None:
@@ -165,7 +165,7 @@ class Picker(ModalScreen["Choice | None"]):
         if not self._entered:
             self._choose()
 
-    def on_row_view_opened(self) -> None:
+    def on_cursor_rows_opened(self) -> None:
         self._choose()
 
     def _choose(self) -> None:

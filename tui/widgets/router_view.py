@@ -9,7 +9,7 @@ from rich.text import Text
 
 from geomcli.display import zone_label
 from geomcli.recommendation import Decision, changes
-from geomcli.tui.session import Changed, Place
+from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.steering import WORDS, Steering, applied_to
 from geomcli.tui.widgets import router_lines as parts
 from geomcli.tui.widgets.rows import Rows
@@ -130,7 +130,7 @@ class RouterPlan(_RouterText):
         return [line]
 
 
-def has_times(widget: KeptText | Rows) -> bool:
+def has_times(widget: KeptText | DecisionList) -> bool:
     """Whether there is room for the times of decisions, and a turn that has any: traces keep none."""
     return not widget.screen.has_class("-narrow") and any(turn.times_ms for turn in widget.session.turns)
 
@@ -150,8 +150,9 @@ class DecisionList(Rows):
 
     EMPTY = "  No decision yet: a zone has to have three of five steps."
 
-    def __init__(self, *args: object, **keywords: object) -> None:
-        super().__init__(*args, **keywords)  # type: ignore[arg-type]
+    def __init__(self, session: Session, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.session = session
         self.entries: list[tuple[int, Decision | None]] = []
         self.selected = 0
         self._at_end = True
@@ -233,6 +234,6 @@ class DecisionList(Rows):
         self.session.go(self.place(self.selected), remember=True)
         return True
 
-    def clicked(self, number: int) -> None:
+    def clicked(self, number: int, *, again: bool) -> None:  # noqa: ARG002
         self.select(number)
         self.open()

@@ -1,4 +1,4 @@
-"""Lists of thousands of one-line rows: only what is in view is drawn."""
+"""Lists of thousands of one-line rows, with a cursor or without one: only what is in view is drawn."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from rich.style import Style
 from rich.text import Text
 from textual import events
 from textual.geometry import Region, Size
+from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from geomcli.tui.session import Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.widgets.text import strip_of
 
@@ -28,9 +28,8 @@ class Rows(ScrollView, can_focus=True, inherit_bindings=False):
 
     EMPTY = "Nothing yet."
 
-    def __init__(self, session: Session, *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id)
-        self.session = session
         self._moving = False  # while the view scrolls by itself
         self._strips: dict[int, Strip] = {}
         self._drawn_for = (0, Style())  # width and style of the strips
@@ -48,8 +47,12 @@ class Rows(ScrollView, can_focus=True, inherit_bindings=False):
         """One row of `width` cells; what is longer is cut by `render_line`."""
         raise NotImplementedError
 
-    def clicked(self, number: int) -> None:
-        """A row was clicked."""
+    def clicked(self, number: int, *, again: bool) -> None:
+        """A row was clicked; `again`: for the second time in a row."""
+
+    def over(self, number: int) -> Style:  # noqa: ARG002
+        """What lies over the widget's own style in a row."""
+        return Style()
 
     def scrolled_by_user(self, *, up: bool) -> None:
         """The user scrolled."""
@@ -129,9 +132,74 @@ class Rows(ScrollView, can_focus=True, inherit_bindings=False):
             text = self.row(number, width)
         else:
             text = Text("")
-        return strip_of(text, width, base, self.app.console).apply_offsets(0, number)
+        return strip_of(text, width, base + self.over(number), self.app.console).apply_offsets(0, number)
 
     def on_click(self, event: events.Click) -> None:
         offset = event.get_content_offset(self)
         if offset is not None and 0 <= (number := self.scroll_offset.y + offset.y) < self.count:
-            self.clicked(number)
+            self.clicked(number, again=event.chain == 2)
+
+
+class CursorRows(Rows):
+    """Rows with a cursor; `show(count)` says how many there are.
+
+    `cursor`: the row looked at; 0 where there is none.
+    """
+
+    class Moved(Message):
+        """The cursor is on another row."""
+
+    class Opened(Message):
+        """A row was clicked twice."""
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.cursor = 0
+        self._count = 0
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def over(self, number: int) -> Style:
+        marked = number == self.cursor and number < self.count
+        return Style(bgcolor=self.paint.colour("panel"), bold=True) if marked else Style()
+
+    def empty_lines(self) -> list[Text]:
+        return []
+
+    def show(self, count: int, *, cursor: int = 0) -> None:
+        """Other rows."""
+        self._count = count
+        self.cursor = max(0, min(cursor, count - 1))
+        self.forget()
+        self.fit()
+        self._keep_in_sight()
+
+    def go(self, number: int) -> None:
+        """Put the cursor on a row, the nearest that there is."""
+        number = max(0, min(number, self.count - 1))
+        if number == self.cursor:
+            return
+        before, self.cursor = self.cursor, number
+        self.forget((before, number))
+        self._keep_in_sight()
+        self.post_message(self.Moved())
+
+    def move(self, delta: int) -> None:
+        """Move the cursor by rows."""
+        self.go(self.cursor + delta)
+
+    def on_resize(self) -> None:
+        self.fit()
+        self._keep_in_sight()
+
+    def clicked(self, number: int, *, again: bool) -> None:
+        self.go(number)
+        if again:
+            self.post_message(self.Opened())
+
+    def _keep_in_sight(self) -> None:
+        margin = min(2, self.size.height // 4)
+        region = Region(0, max(0, self.cursor - margin), 1, 1 + 2 * margin)
+        self.scroll_to_region(region, animate=False, immediate=True, force=True)

@@ -9,7 +9,7 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.display import ZONE_GLYPHS, zone_label
-from geomcli.tui.session import Changed, Overlay, Place
+from geomcli.tui.session import Changed, Overlay, Place, Session
 from geomcli.tui.turn import Token
 from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
@@ -37,8 +37,9 @@ class TokenList(Rows):
 
     EMPTY = " No token yet. Ask something in Chat."
 
-    def __init__(self, *args: object, **keywords: object) -> None:
-        super().__init__(*args, **keywords)  # type: ignore[arg-type]
+    def __init__(self, session: Session, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self.session = session
         self.segment = Segment.ALL
         self.places: list[Place] = []
         self._taken: list[int] = []  # tokens of each turn that are listed or left out
@@ -195,7 +196,7 @@ class TokenList(Rows):
         line.truncate(width, overflow="ellipsis")
         return line
 
-    def clicked(self, number: int) -> None:
+    def clicked(self, number: int, *, again: bool) -> None:  # noqa: ARG002
         place = self.places[number]
         if place.token >= 0:
             self.session.stop_following()
