@@ -12,7 +12,7 @@ from textual import events
 from geomcli.display import ZONE_GLYPHS, human_bytes, printable, zone_label
 from geomcli.tui.session import Changed
 from geomcli.tui.turn import Turn
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.text import LineText
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SPACE = "  "
 
 
-class TitleBar(SessionText):
+class TitleBar(LineText):
     """Name, panes, and which trace is shown."""
 
     WATCHES = Changed.TURNS | Changed.STATE | Changed.TOKENS
@@ -53,7 +53,7 @@ class TitleBar(SessionText):
             self.app.switch_mode(mode)
 
 
-class Hud(SessionText):
+class Hud(LineText):
     """Server, mode, heads, tokens, speed, bytes, what was not seen; at the right the zone and the drift now.
 
     What there is no room for is left out from the end, never what says that something is missing.

@@ -14,7 +14,7 @@ from geomcli.tui.session import MAX_PINS, Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.text import LineText
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
@@ -75,7 +75,7 @@ class Lens(Vertical):
         return None if token is None or place is None else (place, token, self.session.turns[place.turn])
 
 
-class LensHead(SessionText):
+class LensHead(LineText):
     """Which token, which tab, which pins; tabs and pins can be clicked."""
 
     WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW
@@ -122,7 +122,7 @@ class LensHead(SessionText):
             self.session.go(Place(*meta["pin"]), remember=True)
 
 
-class LensBody(SessionText):
+class LensBody(LineText):
     """The chosen tab; a click on an attended position goes there."""
 
     WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW
@@ -138,7 +138,10 @@ class LensBody(SessionText):
             before = self._height()
             self._drawn = self._made()
             # A layout of the whole screen, only when it is needed.
-            self.refresh(layout=before != self._height())
+            if before != self._height():
+                self.refresh(layout=True)
+            else:
+                self.refresh_others()
 
     def _height(self) -> int:
         """Lines that are drawn, or the room there is for them, whichever is more; 0 before the first."""

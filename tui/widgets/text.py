@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
@@ -44,6 +45,40 @@ class SessionText(Widget):
         text = Text("\n", end="").join(self.lines())
         text.no_wrap, text.overflow = True, "crop"
         return text
+
+
+class LineText(SessionText):
+    """Lines that are made once for each time the widget is drawn, and no longer than it is wide.
+
+    Without the detour over Textual's own content, which takes a widget's text apart and together again.
+    """
+
+    _ready: Sequence[Text] = ()
+    _base = Style()
+
+    def refresh_others(self) -> None:
+        """Draw again only the lines that are others than those on screen; for widgets without padding."""
+        made, drawn = self._split(), self._ready
+        others = [
+            y
+            for y in range(max(len(made), len(drawn)))
+            if y >= len(made) or y >= len(drawn) or made[y].plain != drawn[y].plain or made[y] != drawn[y]
+        ]
+        if others:
+            self.refresh(*(Region(0, y, self.size.width, 1) for y in others))
+
+    def _split(self) -> list[Text]:
+        return [part for line in self.lines() for part in line.split("\n", allow_blank=True)]
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        self._ready, self._base = self._split(), self.rich_style
+        return super().render_lines(crop)
+
+    def render_line(self, y: int) -> Strip:
+        if self.text_selection is not None:
+            return super().render_line(y)
+        line = self._ready[y] if y < len(self._ready) else Text("")
+        return strip_of(line, self.size.width, self._base, self.app.console).apply_offsets(0, y)
 
 
 class KeptText(SessionText):
@@ -112,7 +147,11 @@ class KeptText(SessionText):
 
 def strip_of(text: Text, width: int, base: Style, console: Console) -> Strip:
     """A line of exactly `width` cells; what is longer ends with an ellipsis."""
+    if not text.plain:
+        return Strip.blank(width, base)
     if text.cell_len > width:
         text = text.copy()
         text.truncate(width, overflow="ellipsis")
-    return Strip(list(text.render(console))).apply_style(base).adjust_cell_length(width, base)
+    # A text without spans renders without its own style, and none of them pads with it.
+    whole = base + console.get_style(text.style)
+    return Strip(list(text.render(console))).apply_style(whole).adjust_cell_length(width, base)

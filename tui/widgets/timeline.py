@@ -11,7 +11,7 @@ from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.display import BARS, ZONE_GLYPHS
 from geomcli.tui.session import Changed, Place
 from geomcli.tui.turn import Turn
-from geomcli.tui.widgets.text import SessionText
+from geomcli.tui.widgets.text import LineText
 from geomcli.zones import UNKNOWN
 
 _LABEL = 7
@@ -52,7 +52,7 @@ class _Columns:
         return _Column(max(set(zones), key=zones.count) if zones else "", part[0].phase, max(drifts, default=None))
 
 
-class Timeline(SessionText):
+class Timeline(LineText):
     """Two rows: which zone the tokens of a column have, and the drift; one row where there is little room."""
 
     WATCHES = Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW
