@@ -240,6 +240,11 @@ def test_choices_and_prompts_of_a_batch_count_each(server: Server) -> None:
     assert server.post("/v1/completions", prompts, headers=WITH_KEY).status_code == 400
     prompts["prompt"] = ["Hi"] * LIMIT
     assert server.post("/v1/completions", prompts, headers=WITH_KEY).status_code == 200
+    # SGLang takes these for numbers too.
+    for spelled in (str(LIMIT + 1), LIMIT + 1.0):
+        refused = server.post(PATHS[0], chat_body("Hi", n=spelled, **ASK), headers=WITH_KEY)
+        assert refused.status_code == 400, refused.text
+        assert f"{LIMIT + 1} captures in one request" in refused.text
     wait_for(lambda: active(server) == 0)
 
 
@@ -259,6 +264,17 @@ def test_a_request_that_fails_holds_nothing(server: Server, path: str, stream: b
         assert response.status_code == 400 or '"error"' in response.text, response.text
     assert server.post(path, bodies(top_k_attention=65, **ASK)[path], headers=WITH_KEY).status_code == 400
     wait_for(lambda: active(server) == 0, seconds=10)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_beam_search_is_refused_and_counted(server: Server, stream: bool) -> None:
+    before = document(server)["counters"]["refused"].get("invalid", 0)
+    body = {"text": "Hi", "sampling_params": {"beam_width": 2, "max_new_tokens": 2}, "stream": stream, **ASK}
+    refused = server.post("/generate", body, headers=WITH_KEY)
+    assert refused.status_code == 400
+    assert "beam search cannot be captured, leave beam_width out" in refused.text
+    assert document(server)["counters"]["refused"]["invalid"] == before + 1
+    assert active(server) == 0
 
 
 def test_a_field_that_is_wrong_has_its_status_in_a_stream_too(server: Server) -> None:
