@@ -76,6 +76,14 @@ class Store:
     def close(self) -> None:
         self._connection.close()
 
+    def wait_at_most(self, milliseconds: int) -> None:
+        """How long a write waits for another process that writes, from now on."""
+        self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+
+    def has(self, trace_id: str) -> bool:
+        """Whether there is a trace of exactly this id."""
+        return bool(self.rows("SELECT 1 FROM traces WHERE id = ?", (trace_id,)))
+
     def writer(self) -> TraceWriter:
         return TraceWriter(self._connection)
 
@@ -253,7 +261,8 @@ class TraceWriter:
                 self._execute(INSERT_SUMMARY, (self.trace_id, *summary.row()))
             self._execute("COMMIT", ())
         except BaseException:
-            self._connection.rollback()
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.rollback()
             raise
         self._summary = summary
         self._buffer.clear()

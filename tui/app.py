@@ -222,9 +222,13 @@ class GeomApp(App[None]):
 
     async def _open_trace(self, name: str) -> None:
         try:
+            shown = (self.session.turns, len(self.session.turns))
             records = await self.storage.records(name)
         except GeomError as error:
             self._notice(str(error), "error")
+            return
+        if shown[0] is not self.session.turns or shown[1] != len(self.session.turns):
+            self._notice(f"{name} is not shown: something else was begun while it was read.", "warning")
             return
         self.live.stop()
         self.session.show([records], title=str(records[0].get("trace_id", name)), saved=True)

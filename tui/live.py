@@ -83,7 +83,7 @@ class Live:
         self._answering: asyncio.Task[Any] | None = None
         self._engine: Engine | None = None
         self._look = asyncio.Event()
-        self._shown: tuple[State, str, str] | None = None
+        self._shown: tuple[object, ...] = ()
 
     @property
     def place(self) -> str:
@@ -279,9 +279,11 @@ class Live:
         self.stop()
         if answering is not None:
             await asyncio.wait({answering}, timeout=1)
-        self.lost = await self.keeper.close()
-        await self._forget_client()
-        await self._end_engine()
+        try:
+            self.lost = await self.keeper.close()
+        finally:
+            await self._forget_client()
+            await self._end_engine()
 
     async def _end_engine(self) -> None:
         if self._engine is not None:
@@ -308,7 +310,8 @@ class Live:
 
     def _become(self, state: State) -> None:
         # The watch asks every second: what has not changed is not drawn, and the footer not made, again.
-        shown = (state, self.detail, self.model)
+        features = tuple(sorted((self.capabilities.get("features") or {}).items()))
+        shown = (state, self.detail, self.model, self.modes, features)
         self.state = state
         if shown != self._shown:
             self._shown = shown

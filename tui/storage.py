@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from geomcli.errors import StoreError
+from geomcli.errors import GeomError, StoreError
 from geomcli.schema import Record
 
 if TYPE_CHECKING:
     from geomcli.store import Store, TraceWriter
 
 T = TypeVar("T")
+_LAST_MS = 1000
 
 
 class Growing:
@@ -52,8 +54,21 @@ class Storage:
         self._growing: dict[str, Growing] = {}
 
     async def call(self, action: Callable[[Store], T]) -> T:
-        """Run `action` with the open store in the store's thread; calls run one after the other."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: action(self._opened()))
+        """Run `action` with the open store in the store's thread; calls run one after the other.
+
+        Whatever goes wrong there is a StoreError: a record that cannot be encoded must not end the app.
+        """
+
+        def act() -> T:
+            try:
+                return action(self._opened())
+            except GeomError:
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise StoreError(f"the trace store {self.path} cannot do this: {what}.", "geom traces ls") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, act)
 
     def hold(self, trace_id: str, records: list[Record]) -> None:
         """Take records of a trace that grows, header first, metrics last. `write` writes them; nothing is done here."""
@@ -81,17 +96,19 @@ class Storage:
             else:
                 growing.writer.flush_if_due()
             growing.failed, growing.whole = False, ended
+            if ended:
+                growing.writer = None  # with its buffers
             return ended
 
         return growing.whole or await self.call(write)
 
-    async def add(self, records: list[Record]) -> str:
-        """Write a whole trace at once, or what is missing of one that `hold` knows; its id."""
+    async def add(self, records: list[Record]) -> None:
+        """Write a whole trace at once, or what is missing of one that `hold` knows; nothing where the store has it."""
         trace_id = str(records[0].get("trace_id", ""))
-        if trace_id not in self._growing:
-            return await self.call(lambda store: store.add(records))
-        await self.write(trace_id)
-        return trace_id
+        if trace_id in self._growing:
+            await self.write(trace_id, at_once=True)
+        else:
+            await self.call(lambda store: None if store.has(trace_id) else store.add(records))
 
     async def ls(self, limit: int = 50) -> list[dict[str, Any]]:
         """The newest traces, as `Store.ls` lists them."""
@@ -101,20 +118,17 @@ class Storage:
         """The records of the trace that `name` (an id, the start of one, `last`) means."""
         return await self.call(lambda store: list(store.records(store.find(name))))
 
+    async def hurry(self) -> None:
+        """Wait for others at the store no longer than a person waits for the end of the app."""
+        with contextlib.suppress(StoreError):
+            await self.call(lambda store: store.wait_at_most(_LAST_MS))
+
     async def close(self) -> None:
-        """Write what is still there and close; StoreError when something of it could not be written."""
-        failure: StoreError | None = None
-        for trace_id in self._growing:
-            try:
-                await self.write(trace_id, at_once=True)
-            except StoreError as error:
-                failure = error
+        """Close what is open; what was not written before is not written here."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._end)
         finally:
             self._thread.shutdown(wait=False)
-        if failure is not None:
-            raise failure
 
     def _end(self) -> None:
         if self._store is not None:

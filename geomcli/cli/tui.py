@@ -63,10 +63,12 @@ def tui(
     if web:
         # Not on the command lines of the processes that browsers start: those can be read by everybody on the machine.
         given = {"GEOM_API_KEY": api_key, "GEOM_ATTENTION_KEY": attention_key}
-        os.environ.update({name: value for name, value in given.items() if value is not None})
+        os.environ.update({name: value for name, value in given.items() if value})
         options = [("--pane", pane), ("--theme", theme), ("--base-url", base_url), ("--db", db)]
         switches = [("--demo", demo), ("--no-save", not save)]
         words = [f"{name}={value}" for name, value in options if value is not None]
+        # An empty one takes back what geom.toml says, which an empty variable does not.
+        words += [f"{name}=" for name, key in (("--api-key", api_key), ("--attention-key", attention_key)) if key == ""]
         _serve(["tui", *words, *(name for name, on in switches if on), *(["--", *names] if names else [])], port)
         return
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty()):

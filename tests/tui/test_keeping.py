@@ -18,7 +18,7 @@ from geomcli.store import Store
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from tests.tui.conftest import WIDE, MakeApp
-from tests.tui.faulty import CUT, Server, serving
+from tests.tui.faulty import CUT, Server, entry, event, serving
 from tests.tui.test_live import END, WORDS, said, until
 
 
@@ -129,6 +129,96 @@ async def test_a_question_without_any_answer_is_kept(
     (records,) = stored(settings.db_path)
     assert next(record["content"] for record in records if record["record_type"] == "message") == "Hello"
     assert records[-1]["error"]
+
+
+async def test_a_record_that_no_store_can_hold_takes_no_other_answer_with_it(
+    make_app: MakeApp, settings: config.Settings, tmp_path: Path
+) -> None:
+    bad = [event(" bad", entry(1, " bad", drift=2**70)), END, "[DONE]"]
+    async with serving(*bad) as server:
+        app = app_of(make_app, settings, server)
+        async with app.run_test(size=WIDE) as pilot:
+            await until(lambda: app.live.state is State.READY)
+            await app.live.ask("Bad")
+            await until(lambda: "cannot do this: OverflowError" in said(app))
+            server.answer = [*WORDS, END, "[DONE]"]
+            await app.live.ask("Good")
+            await until(lambda: app.session.turns[1].saved)
+            await pilot.press("escape", "ctrl+s")
+            await pilot.pause(0.2)
+        assert app._exception is None
+        assert [turn.saved for turn in app.session.turns] == [False, True]
+        assert "cannot do this: OverflowError" in app.live.lost
+    good = [records for records in stored(settings.db_path) if kinds(records).count("token") == 20]
+    assert len(good) == 1
+    assert good[0][-1]["record_type"] == "metrics"
+
+
+async def test_an_answer_that_was_given_up_is_written_with_the_next_one(
+    make_app: MakeApp, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geomcli.tui.keeping._SAVE_SECONDS", 0.05)
+    folder = tmp_path / "folder"
+    folder.write_text("")
+    async with serving(*WORDS, END, "[DONE]") as server:
+        app = app_of(make_app, settings, server, folder / "traces.db")
+        async with app.run_test(size=WIDE):
+            await until(lambda: app.live.state is State.READY)
+            await app.live.ask("One")
+            await until(lambda: not app.live.keeper.is_busy)
+            folder.unlink()
+            await app.live.ask("Two")
+            await until(lambda: all(turn.saved for turn in app.session.turns))
+    assert [kinds(records).count("token") for records in stored(folder / "traces.db")] == [20, 20]
+
+
+async def test_what_the_store_has_is_saved_and_stands_in_nobodys_way(
+    make_app: MakeApp, settings: config.Settings, demo: list[list[Record]]
+) -> None:
+    with Store(settings.db_path) as store:
+        store.add(demo[0])
+    app = make_app(demo)
+    async with app.run_test(size=WIDE) as pilot:
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+        await until(lambda: all(turn.saved for turn in app.session.turns))
+        assert "UNIQUE" not in said(app)
+    assert len(stored(settings.db_path)) == 2
+
+
+async def test_a_file_that_was_written_for_safety_goes_when_the_store_has_all(
+    make_app: MakeApp, settings: config.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geomcli.tui.keeping._SAVE_SECONDS", 5.0)
+    async with serving(*WORDS, END, "[DONE]") as server:
+        app = app_of(make_app, settings, server)
+        async with app.run_test(size=WIDE):
+            await until(lambda: app.live.state is State.READY)
+            await app.live.ask("Hello")
+            assert app.live.keeper.owed
+    assert app.live.lost == ""
+    assert list((tmp_path / "state").rglob("*.jsonl")) == []
+    (records,) = stored(settings.db_path)
+    assert kinds(records)[-1] == "metrics"
+
+
+async def test_a_trace_that_was_read_late_ends_no_answer(
+    make_app: MakeApp, settings: config.Settings, demo: list[list[Record]]
+) -> None:
+    with Store(settings.db_path) as store:
+        name = store.add(demo[0])
+    async with serving(*WORDS, END, "[DONE]", pause=0.02) as server:
+        app = app_of(make_app, settings, server)
+        async with app.run_test(size=WIDE) as pilot:
+            await until(lambda: app.live.state is State.READY)
+            busy = asyncio.create_task(app.storage.call(lambda _store: time.sleep(0.5)))
+            app.open_trace(name)
+            await pilot.press("enter", *"Hello", "enter")
+            await busy
+            await until(lambda: "is not shown: something else was begun" in said(app))
+            await until(lambda: app.session.turns[0].saved)
+            assert len(app.session.turns[0].tokens) == 20
+            assert app.session.turns[0].error is None
 
 
 async def test_without_saving_nothing_is_written_and_nothing_is_owed(

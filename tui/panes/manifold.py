@@ -89,7 +89,7 @@ class ManifoldPane(Pane):
         return self.query_one(Scatter)
 
     def on_screen_resume(self) -> None:
-        if not self._begun:
+        if self.is_mounted and not self._begun:
             self._begun = True
             captured = any(token.captured for turn in self.session.turns for token in turn.tokens)
             self.choose_scope("session" if captured else "recent")
@@ -148,6 +148,8 @@ class ManifoldPane(Pane):
 
     def draw(self) -> None:
         """Show the points as they are now."""
+        if not self.is_mounted or self.is_going:
+            return
         manifold, some = self.manifold, bool(len(self.manifold.cloud))
         self.query_one("#nothing").display = not some
         for name in ("#scatter", "#axis-up", "#axis-down", "#axis-across", "#legend", "#point"):

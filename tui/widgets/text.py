@@ -62,7 +62,7 @@ class LineText(SessionText):
         others = [
             y
             for y in range(max(len(made), len(drawn)))
-            if y >= len(made) or y >= len(drawn) or made[y].plain != drawn[y].plain or made[y] != drawn[y]
+            if y >= len(made) or y >= len(drawn) or not alike(made[y], drawn[y])
         ]
         if others:
             self.refresh(*(Region(0, y, self.size.width, 1) for y in others))
@@ -106,7 +106,7 @@ class KeptText(SessionText):
             self._strips.clear()
             self.refresh(layout=self.GROWS)
             return
-        others = [y for y, (line, old) in enumerate(zip(made, before, strict=True)) if line != old]
+        others = [y for y, (line, old) in enumerate(zip(made, before, strict=True)) if not alike(line, old)]
         for y in others:
             self._strips.pop(y, None)
         if others:
@@ -143,6 +143,11 @@ class KeptText(SessionText):
 
     def render(self) -> Text:
         return Text("\n", end="", no_wrap=True, overflow="crop").join(self._current())
+
+
+def alike(one: Text, other: Text) -> bool:
+    """Whether two texts look the same; Rich's own comparison leaves out the style of the whole."""
+    return one == other and one.style == other.style
 
 
 def strip_of(text: Text, width: int, base: Style, console: Console) -> Strip:
