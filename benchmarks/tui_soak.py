@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -23,6 +24,7 @@ from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 
 SIZE = (120, 36)
+_MOST_LAG_MS, _MOST_KB = 50, 8
 _CAPABILITIES = {"supported": True, "modes": ["raw", "fingerprint"], "features": {"prompt_tokens": True}}
 _WORDS = (" the", " photon", " is", " measured", ",", " and", " its", " state", " changes", ".\n")
 _FINGERPRINT = [0.5, 0.5, 0.0, 0.25, 0.5, 0, 0, 0.5, *[0] * 12]
@@ -187,7 +189,10 @@ def main() -> None:
         tokens, megabytes = memory[int(share * (len(memory) - 1))]
         print(f"memory  {tokens:>6} tokens  {megabytes:.0f} MB")
     (first, before), (last, after) = memory[len(memory) // 4], memory[-1]
-    print(f"memory  {(after - before) * 1000 / max(1, last - first):.1f} kB a token")
+    grown = (after - before) * 1000 / max(1, last - first)
+    print(f"memory  {grown:.1f} kB a token")
+    if p99 >= _MOST_LAG_MS or grown > _MOST_KB:
+        sys.exit(f"aimed at: a lag of p99 below {_MOST_LAG_MS} ms, no more than {_MOST_KB} kB a token")
 
 
 if __name__ == "__main__":

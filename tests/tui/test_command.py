@@ -92,7 +92,7 @@ def test_web_without_its_package_names_the_extra(home: dict[str, str]) -> None:
     assert "pip install 'geomcli[web]'" in done.stderr
 
 
-def test_the_demo_paints_within_a_second_in_a_real_terminal(home: dict[str, str]) -> None:
+def test_the_demo_paints_in_a_real_terminal_and_gives_it_back(home: dict[str, str]) -> None:
     began, text = time.monotonic(), b""
     pid, terminal = pty.fork()
     if pid == 0:

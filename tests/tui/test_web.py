@@ -19,6 +19,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.keys import Keys
 
 from geomcli.tui import panes
+from geomcli.tui.app import DEMO_FILE
 from tests.conftest import GEOM
 from tests.engine.harness import free_port
 from tests.tui.terminal import alive
@@ -187,11 +188,15 @@ def test_a_port_that_is_taken_is_a_sentence(home: dict[str, str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_keys_are_on_no_command_line_of_a_browser(home: dict[str, str], tmp_path: Path) -> None:
+def test_a_browser_gets_what_was_asked_for_and_keys_are_on_no_command_line(
+    home: dict[str, str], tmp_path: Path
+) -> None:
     port = free_port()
     environment = {**home, "GEOM_DB": str(tmp_path / "traces.db")}
     command = [str(GEOM), "tui", "--web", "--port", str(port), "--api-key", "k-own", "--attention-key=k-attention"]
-    process = subprocess.Popen([*command, "--pane", "inspect"], env=environment, stderr=subprocess.DEVNULL)
+    (tmp_path / "-x.jsonl").write_text(DEMO_FILE.read_text())
+    command += ["--pane", "inspect", "--no-save", "--", "-x.jsonl"]
+    process = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
         connection = None
@@ -207,7 +212,7 @@ def test_keys_are_on_no_command_line_of_a_browser(home: dict[str, str], tmp_path
                 f"Origin: http://127.0.0.1:{port}\r\n\r\n".encode()
             )
             drawn = b""
-            while b"Inspect" not in drawn and b"inspect" not in drawn:
+            while b"-x.jsonl" not in drawn:
                 assert time.monotonic() < deadline
                 drawn += connection.recv(65536)
             listed = subprocess.run(
@@ -215,7 +220,7 @@ def test_keys_are_on_no_command_line_of_a_browser(home: dict[str, str], tmp_path
             )
             (child,) = listed.stdout.split()
             line = Path(f"/proc/{child}/cmdline").read_bytes()
-            assert b"--pane=inspect" in line
+            assert b" tui --pane=inspect --no-save -- -x.jsonl" in line
             assert b"k-own" not in line
             assert b"k-attention" not in line
             own = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
