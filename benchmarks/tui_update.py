@@ -2,8 +2,8 @@
 
     python -P benchmarks/tui_update.py [--tokens 4000] [--updates 60]
 
-Prints milliseconds of the process for an update (median, and the fastest) and for a step of the cursor. The machine's
-other load makes them longer: compare with the chat pane of the same run.
+Prints milliseconds of the process for an update (median, and the fastest) and for a step of the cursor, without those
+that waiting for the app to be idle takes when nothing is to be drawn. The machine's other load makes them longer.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ async def measure(mode: str, tokens: int, updates: int, folder: str) -> tuple[li
             for _ in range(updates)
         ]
         moved = [await cost(lambda: app.session.move(-1)) for _ in range(updates)]
-    return grown, moved
+        idle = statistics.median([await cost(lambda: None) for _ in range(updates)])
+    return [spent - idle for spent in grown], [spent - idle for spent in moved]
 
 
 def main() -> None:

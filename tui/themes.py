@@ -121,6 +121,7 @@ class Paint:
         self.ansi, self.plain = ansi, plain
         self._variables = dict(variables)
         self._colours: dict[str, str] = {}
+        self._fore: dict[tuple[str, bool, bool], Style] = {}
         self._muted = self._between("background", "foreground", 0.62) if not ansi else "bright_black"
         self._zones = {zone: self._zone_style(zone) for zone in _ZONES}
         self._ramp = [self._ramp_style(level / 7) for level in range(8)]
@@ -149,7 +150,10 @@ class Paint:
 
     def fore(self, name: str, *, bold: bool = False, underline: bool = False) -> Style:
         """Text in a theme variable's colour."""
-        return Style(color=self.colour(name), bold=bold or None, underline=underline or None)
+        wanted = (name, bold, underline)
+        if wanted not in self._fore:
+            self._fore[wanted] = Style(color=self.colour(name), bold=bold or None, underline=underline or None)
+        return self._fore[wanted]
 
     def zone(self, zone: str) -> Style:
         """A token of a zone."""

