@@ -211,7 +211,8 @@ def test_keys_may_be_exchanged() -> None:
 async def test_the_palette_finds_actions_themes_and_stored_traces(make_app: MakeApp, demo: list[list[Record]]) -> None:
     app = make_app()
     async with app.run_test(size=WIDE) as pilot:
-        stored = await app.storage.add(demo[0])
+        await app.storage.add(demo[0])
+        stored = str(demo[0][0]["trace_id"])
         await pilot.press("ctrl+p", *stored)
         await _settled(pilot.pause)
         await pilot.press("enter")
