@@ -92,6 +92,8 @@ def width_of(body: Mapping[str, Any]) -> int:
 
 def _count_of(n: Any) -> int:
     """How many choices SGLang makes of this `n`: its models take "8" and 8.0 for 8."""
+    if n is None or isinstance(n, int):
+        return max(1, n or 1)
     from pydantic import TypeAdapter, ValidationError
 
     try:

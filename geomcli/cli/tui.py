@@ -61,15 +61,11 @@ def tui(
     opened = [_opened(name, settings) for name in names]
     app = GeomApp(settings, opened=opened, demo=demo, mode=pane or "", theme=theme or "", save=save)
     if web:
-        # Not on the command lines of the processes that browsers start: those can be read by everybody on the machine.
-        given = {"GEOM_API_KEY": api_key, "GEOM_ATTENTION_KEY": attention_key}
-        os.environ.update({name: value for name, value in given.items() if value})
-        options = [("--pane", pane), ("--theme", theme), ("--base-url", base_url), ("--db", db)]
-        switches = [("--demo", demo), ("--no-save", not save)]
-        words = [f"{name}={value}" for name, value in options if value is not None]
-        # An empty one takes back what geom.toml says, which an empty variable does not.
-        words += [f"{name}=" for name, key in (("--api-key", api_key), ("--attention-key", attention_key)) if key == ""]
-        _serve(["tui", *words, *(name for name, on in switches if on), *(["--", *names] if names else [])], port)
+        options = {"--pane": pane, "--theme": theme, "--base-url": base_url, "--db": db}
+        words = [f"{name}={value}" for name, value in options.items() if value is not None]
+        words += [*(["--demo"] if demo else []), *([] if save else ["--no-save"])]
+        words += _keys(GEOM_API_KEY=("--api-key", api_key), GEOM_ATTENTION_KEY=("--attention-key", attention_key))
+        _serve(["tui", *words, *(["--", *names] if names else [])], port)
         return
     if "TEXTUAL_DRIVER" not in os.environ and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError(
@@ -95,6 +91,16 @@ def _opened(name: str, settings: config.Settings) -> Opened:
     with Store(settings.db_path) as store:
         trace_id = store.find(name)
         return Opened(trace_id, [list(store.records(trace_id))], saved=True)
+
+
+def _keys(**given: tuple[str, str | None]) -> list[str]:
+    """Hand keys on to the processes that browsers start; what has to be on their command lines.
+
+    No key has: those can be read by everybody on the machine. But an empty one takes back what geom.toml says, which an
+    empty variable does not.
+    """
+    os.environ.update({variable: key for variable, (_, key) in given.items() if key})
+    return [f"{option}=" for option, key in given.values() if key == ""]
 
 
 def _serve(arguments: list[str], port: int) -> None:

@@ -259,4 +259,3 @@ async def test_keys_are_answered_while_the_store_is_locked(
             await pilot.press("escape")
         await until(lambda: app.session.title == name)
         assert not any(turn.finished and not turn.saved for turn in app.session.turns)
-        await asyncio.sleep(0)

@@ -111,6 +111,15 @@ def wait_for(browser: webdriver.Chrome, text: str, *, after: int = 0, seconds: f
     raise AssertionError(f"{text!r} was not drawn; the last of what was: {received[-800:]!r}")
 
 
+def opening(port: int, origin: str | None) -> bytes:
+    """What a page of `origin` sends to open the socket of the app."""
+    extra = f"Origin: {origin}\r\n" if origin else ""
+    return (
+        f"GET /ws?width=80&height=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n{extra}\r\n"
+    ).encode()
+
+
 def picture(browser: webdriver.Chrome) -> tuple[int, int]:
     """(pixels that are not background, colours) of what is on screen."""
     found: Any = browser.execute_async_script(COLOURS, browser.get_screenshot_as_base64())
@@ -166,12 +175,7 @@ def test_only_this_machine_and_only_its_own_page_get_in(server: tuple[str, subpr
     assert "http://127.0.0.1" in httpx.get(url).headers["content-security-policy"]
     for origin, status in ((None, b"403"), ("http://evil.example", b"403"), (url, b"101")):
         with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-            extra = f"Origin: {origin}\r\n" if origin else ""
-            head = (
-                f"GET /ws?width=80&height=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-                f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n{extra}\r\n"
-            )
-            connection.sendall(head.encode())
+            connection.sendall(opening(port, origin))
             assert connection.recv(64).split()[1] == status
 
 
@@ -206,11 +210,7 @@ def test_a_browser_gets_what_was_asked_for_and_keys_are_on_no_command_line(
                 connection = socket.create_connection(("127.0.0.1", port), timeout=10)
             time.sleep(0.1)
         with connection:
-            connection.sendall(
-                f"GET /ws?width=80&height=24 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
-                f"Connection: Upgrade\r\nSec-WebSocket-Key: {'A' * 22}==\r\nSec-WebSocket-Version: 13\r\n"
-                f"Origin: http://127.0.0.1:{port}\r\n\r\n".encode()
-            )
+            connection.sendall(opening(port, f"http://127.0.0.1:{port}"))
             drawn = b""
             while b"-x.jsonl" not in drawn:
                 assert time.monotonic() < deadline
