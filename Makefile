@@ -29,11 +29,11 @@ demo: install model
 	@echo "  $(BIN)/geom traces export last > trace.jsonl      # and can be taken along"
 
 # The engine's tests mostly wait for engines to start; the others run beside them, those of the kernels first, in Triton's
-# interpreter, which has to be chosen before Triton is imported.
+# interpreter, which has to be chosen before Triton is imported, and those of the families last.
 test: check model
 	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
-	$(BIN)/pytest tests/engine; status=$$?; \
+	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary tests/engine/families && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(BIN)/pytest tests/engine --ignore tests/engine/families; status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 
 test-kernels: install $(VENV)/dev
@@ -69,7 +69,7 @@ $(ENGINE): requirements/engine-cpu-common.txt requirements/engine-cpu-$(SGLANG).
 
 $(VENV)/installed: $(ENGINE) $(SOURCES)
 	rm -rf build
-	$(PIP) .
+	$(PIP) '.[discover]'
 	touch $@
 
 $(VENV)/dev: requirements/dev.txt $(ENGINE)

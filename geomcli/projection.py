@@ -96,11 +96,8 @@ def fit(fingerprints: NDArray[Any] | Sequence[Sequence[float]], dimensions: int 
     f = _rows(fingerprints)
     f = f[np.isfinite(f).all(axis=1)]
     n = f.shape[0]
-    mean = f.mean(axis=0) if n else np.zeros(FINGERPRINT_SIZE)
-    centred = f - mean
-    deviation = np.sqrt((centred * centred).mean(axis=0)) if n else np.zeros(FINGERPRINT_SIZE)
-    scale = np.maximum(deviation, SMALLEST_SCALE)
-    z = centred / scale
+    mean, scale = standardisation(f)
+    z = (f - mean) / scale
     components = np.zeros((dimensions, FINGERPRINT_SIZE))
     variances = np.zeros(dimensions)
     total = float((z * z).sum()) / max(n, 1)
@@ -120,6 +117,15 @@ def fit(fingerprints: NDArray[Any] | Sequence[Sequence[float]], dimensions: int 
     correlations = np.divide(covariance, size, out=np.zeros_like(covariance), where=size > _NOTHING)
     explained = variances / total if total > 0 else variances
     return Projection(mean, scale, components, explained, deviations, np.clip(correlations, -1.0, 1.0), n)
+
+
+def standardisation(fingerprints: Floats) -> tuple[Floats, Floats]:
+    """(mean [20], scale [20]) of finite fingerprints [n, 20]: the standard deviation, at least SMALLEST_SCALE."""
+    if not len(fingerprints):
+        return np.zeros(FINGERPRINT_SIZE), np.full(FINGERPRINT_SIZE, SMALLEST_SCALE)
+    mean = fingerprints.mean(axis=0)
+    centred = fingerprints - mean
+    return mean, np.maximum(np.sqrt((centred * centred).mean(axis=0)), SMALLEST_SCALE)
 
 
 def _signed(component: Floats) -> Floats:

@@ -108,7 +108,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("zoom.in", "plus", "zoom in", "Look closer at the cursor", ("manifold",)),
     Action("zoom.out", "minus", "zoom out", "Show more of the plane", ("manifold",)),
     Action("zoom.all", "0", "whole", "Show the whole plane", ("manifold",)),
-    Action("dots.toggle", "b", "dots", "Points as zone glyphs or as braille dots", ("manifold",)),
+    Action("clusters.toggle", "v", "clusters", "Points as zones or as clusters", ("manifold",)),
+    Action("dots.toggle", "b", "dots", "Points as glyphs or as braille dots", ("manifold",)),
     Action("side.a", "a", "choose A", "Choose the first trace", ("compare",)),
     Action("side.b", "b", "choose B", "Choose the second trace", ("compare",)),
     Action("side.swap", "x", "swap", "Exchange A and B", ("compare",)),
@@ -137,7 +138,7 @@ FOOTER: dict[str, tuple[str, ...]] = {
     "chat": ("prompt.focus", "view.freeze", "signal.next", "token.pin", "find.open"),
     "inspect": ("row.next", "layer.next", "filter.next", "list.toggle", "lens.toggle"),
     "router": ("apply.next", "apply.always", "apply.clear", "decision.open", "view.freeze"),
-    "manifold": ("point.open", "point.compare", "scope.next", "zoom.in", "point.here"),
+    "manifold": ("point.open", "point.compare", "scope.next", "clusters.toggle", "zoom.in"),
     "compare": ("side.a", "side.b", "side.swap", "difference.first", "part.next"),
 }
 

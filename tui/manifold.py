@@ -10,9 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from geomcli.clusters import NOISE
 from geomcli.compass import HALT_THRESHOLD
 from geomcli.store_queries import RECENT_DAYS, RECENT_TRACES, Scope, TracePoint
 from geomcli.tui.cloud import SCOPES, Cloud, Key, TokenCloud, empty, mean_fingerprint
+from geomcli.tui.grouping import ZONE_KINDS, Grouping, Kinds, name_of
 from geomcli.tui.session import Overlay, Place, Session
 from geomcli.tui.turn import Token, Turn
 
@@ -25,7 +27,8 @@ SCOPE_WORDS: dict[Scope, str] = {
 
 
 class Manifold:
-    """`scope`; `cloud`: its points; `chosen`: index of the point under the cursor; `loading`, `error`: of the store."""
+    """`scope`; `cloud`: its points; `grouping`: their clusters; `chosen`: index of the point under the cursor;
+    `loading`, `error`: of the store."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -34,6 +37,7 @@ class Manifold:
         self.chosen: int | None = None
         self.loading = False
         self.error = ""
+        self.grouping = Grouping()
         self._tokens = TokenCloud()
 
     @property
@@ -43,6 +47,7 @@ class Manifold:
     def choose_scope(self, scope: Scope) -> None:
         """Another scope; its points have to be taken anew."""
         self.scope, self.cloud, self.chosen = scope, empty(), None
+        self.grouping.forget()
         self.error, self.loading = "", not self.of_session
         if self.of_session:
             self.take_tokens()
@@ -52,7 +57,9 @@ class Manifold:
 
     def take_tokens(self) -> None:
         """Points of the session as it is now; the point looked at follows the session's cursor."""
-        self.cloud = self._tokens.update(self.session.turns)
+        before, self.cloud = len(self.cloud), self._tokens.update(self.session.turns)
+        if len(self.cloud) < before:
+            self.grouping.forget()
         self.chosen = self.cloud.index(self.session.cursor) if self.chosen is None else self.chosen
         if self.chosen is None and len(self.cloud):
             self.chosen = len(self.cloud) - 1
@@ -61,6 +68,7 @@ class Manifold:
         """Points that were read from the store; the point looked at stays the same trace, else is one's own."""
         key = self.key
         self.cloud, self.loading, self.error = cloud, False, ""
+        self.grouping.forget()
         self.chosen = cloud.index(key)
         if self.chosen is None:
             self.chosen = cloud.index(self.session.turn.id) if self.session.turn is not None else None
@@ -111,6 +119,34 @@ class Manifold:
         x, y = place.tolist()
         return float(x), float(y)
 
+    def clusters_due(self) -> bool:
+        """Whether clusters of these points are to be looked for now."""
+        ended = not self.of_session or all(turn.finished for turn in self.session.turns)
+        return self.grouping.due(self.cloud, ended=ended)
+
+    def kinds(self) -> tuple[NDArray[np.int64], Kinds]:
+        """([n], what they are): what points are drawn as, clusters or zones."""
+        grouping = self.grouping
+        if not grouping.drawn or grouping.found is None:
+            return self.cloud.zones, ZONE_KINDS
+        labels = grouping.labels(self.cloud)
+        return np.where(labels == NOISE, len(grouping.found), labels), grouping.kinds()
+
+    def cluster_labels(self) -> list[tuple[float, float, str]]:
+        """(x, y, letter) at the medoid of each cluster."""
+        found = self.grouping.found
+        if found is None or not len(found):
+            return []
+        places = self.cloud.projection.project(found.medoids).tolist()
+        return [(x, y, name_of(label)) for label, (x, y) in enumerate(places)]
+
+    @property
+    def cluster(self) -> int | None:
+        """The cluster of the chosen point, NOISE where it is in none; None where none were looked for."""
+        if self.grouping.found is None or self.chosen is None:
+            return None
+        return int(self.grouping.labels(self.cloud)[self.chosen])
+
     def values(self) -> NDArray[np.float64] | None:
         """What points are shaded by, [n] in 0..1 or nan; None where their zones' colours say it all."""
         match self.session.overlay:
@@ -136,6 +172,8 @@ class Manifold:
             return reproduction.token_json(turn.trace, token.index)
         document: dict[str, Any] = msgspec.to_builtins(self.point)
         document["fingerprint"] = self.cloud.fingerprints[self.chosen].tolist()
+        if self.cluster is not None:
+            document["cluster"] = None if self.cluster == NOISE else name_of(self.cluster)
         document["principal_components"] = self.cloud.xy[self.chosen].tolist()
         return json.dumps(document, ensure_ascii=False, indent=2)
 

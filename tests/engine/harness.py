@@ -131,7 +131,7 @@ def started_directly(
     `program`: what to run in place of `python -m sglang.launch_server`.
     """
     folder.mkdir(parents=True)
-    port, log = free_port(), folder / "engine.log"
+    port = free_port()
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     shown = subprocess.run(
         [str(GEOM), "serve", *arguments[:cut], "--port", str(port), "--dry-run", *arguments[cut:]],
@@ -146,12 +146,18 @@ def started_directly(
     if program is not None:
         shown, count = re.subn(r"\S+ -P -m sglang\.launch_server", program, shown)
         assert count == 1
+    with ready(["sh", "-c", f"exec env {shown}"], folder, port, {**os.environ, **(environment or {})}) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def ready(command: list[str], folder: Path, port: int, environment: dict[str, str]) -> Iterator[Server]:
+    """SGLang by a command that makes it listen on a port; AssertionError if it never gets ready."""
+    log = folder / "engine.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            ["sh", "-c", f"exec env {shown}"],
-            cwd=folder, stdout=stream, stderr=stream, text=True, start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )  # fmt: skip
+            command, cwd=folder, stdout=stream, stderr=stream, text=True, start_new_session=True, env=environment
+        )
     try:
         deadline = time.monotonic() + BOOT_SECONDS
         while True:

@@ -1,4 +1,4 @@
-"""Command lines of the original specification, its model's name replaced: what the real parser makes of each.
+"""Command lines of the original specification, its model's name replaced: each starts, and is understood as meant.
 
 A flag of the specification that this version does not have is refused by name, never ignored.
 """
@@ -17,16 +17,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from geomcli import models
 from geomcli.server_patch import flags, reference
 from geomcli.server_patch.options import ServerOptions
 from tests.conftest import GEOM
+from tests.engine.harness import TWO_LAYERS, free_port, ready
 
 MODEL = "Qwen/Qwen3-4B"
 CAPTURE = ("--return-attention-tokens",)
 TRITON = ("--attention-backend", "triton", *CAPTURE)
 NO_GRAPHS = (*CAPTURE, "--disable-cuda-graph")
+Line = tuple[tuple[str, ...], dict[str, Any]]
 # What follows `python -m sglang.launch_server --model-path MODEL`, and what our options are then, beside capture.
-ACCEPTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+WRITTEN: list[Line] = [
     ((*TRITON, "--attention-tokens-top-k", "32"), {"top_k": 32}),
     ((*TRITON, "--attention-tokens-top-k", "16"), {"top_k": 16}),
     (
@@ -36,8 +39,12 @@ ACCEPTED: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     ((*NO_GRAPHS, "--reasoning-parser", "qwen3"), {}),
     ((*NO_GRAPHS, "--tp", "1"), {}),
     ((*CAPTURE, "--attention-mask-system-prompt"), {"mask_system_prompt": True}),
-    # Lines that stand for others, and the flags of its lists, each with a value that is named there.
+    # One of them without its words for eviction, which are below.
     ((*TRITON, "--attention-fingerprint-mode", "--port", "30000"), {"fingerprint_mode": True}),
+]
+# The flags of its lists, each with a value that is named there.
+ACCEPTED: list[Line] = [
+    *WRITTEN,
     *((((*NO_GRAPHS, "--reasoning-parser", name), {})) for name in (
         "qwen3-thinking", "deepseek-r1", "deepseek-v3", "kimi", "glm45", "step3", "minimax",
     )),
@@ -79,6 +86,11 @@ UNKNOWN: list[tuple[tuple[str, ...], str]] = [
         "unrecognized arguments: --attention-sidecar-url tcp://localhost:9001",
     ),
 ]  # fmt: skip
+# What a machine without a GPU needs beside any of them, and what keeps the engine small.
+SMALL = (
+    "--device", "cpu", "--dtype", "float32", "--disable-overlap-schedule", "--mem-fraction-static", "0.5",
+    "--context-length", "256", "--max-total-tokens", "512", "--max-running-requests", "2", *TWO_LAYERS,
+)  # fmt: skip
 # Programs that this version does not have.
 MODULES = [
     ("sglang.srt.attention_sidecar", "--db", "./a.db", "--discovery-dir", "./artifacts", "--auto-reload-interval", "3"),
@@ -170,3 +182,35 @@ def test_geom_serve_takes_the_same_words(line: tuple[str, ...]) -> None:
     assert [word for word in theirs if word not in words] == []
     given, made = (flags.options_from(reference.parser().parse_known_args(some)[0]) for some in (ours, words))
     assert msgspec.structs.replace(made, api_key=given.api_key) == given
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("line", "changed"), WRITTEN, ids=[" ".join(line) for line, _ in WRITTEN])
+def test_a_line_of_the_specification_starts_an_engine(
+    tmp_path: Path, line: tuple[str, ...], changed: dict[str, Any]
+) -> None:
+    backend = () if "--attention-backend" in line else ("--attention-backend", "torch_native")
+    port = int(line[line.index("--port") + 1]) if "--port" in line else free_port()
+    own_port = () if "--port" in line else ("--port", str(port))
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        str(models.path_of("smollm2")),
+        *line,
+    ]
+    interpreted = {**environment(), "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with ready([*command, *own_port, *backend, *SMALL], tmp_path, port, interpreted) as server:
+        document = server.get("/v1/attention/capabilities")
+        answer = server.chat(max_tokens=3, ignore_eos=True, return_attention_tokens=True)
+    assert document["backend"] == ("torch_native" if backend else "triton")
+    found = answer["attention_tokens"]
+    assert [entry["decode_step"] for entry in found] == [1, 2, 3]
+    raw = not changed.get("fingerprint_mode")
+    for entry in found:
+        assert ("fingerprint" in entry, "token_positions" in entry) == (True, raw)
+        if raw:
+            # A prompt of fewer tokens than are asked for gives them all.
+            assert 0 < len(entry["token_positions"]) <= changed.get("top_k", ServerOptions().top_k)

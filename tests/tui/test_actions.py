@@ -30,6 +30,7 @@ from geomcli.tui.app import GeomApp, Opened
 from geomcli.tui.keymap import checked
 from geomcli.tui.live import State
 from geomcli.tui.panes.compare import ComparePane
+from geomcli.tui.panes.manifold import ManifoldPane
 from geomcli.tui.session import Overlay
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.made_stores import until
@@ -100,6 +101,8 @@ async def test_every_action_of_a_pane_shows_what_its_key_did(
         pane = app.screen
         if isinstance(pane, ComparePane):
             await until(lambda: pane.comparing.result is not None)
+        if isinstance(pane, ManifoldPane):
+            await until(lambda: pane.manifold.grouping.found is not None)
         assert app.current_mode == mode
         if action.id == "run.stop":
             app.play_demo()

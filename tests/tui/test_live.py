@@ -116,7 +116,7 @@ async def test_a_server_that_dies_and_returns_is_found(make_app: MakeApp, settin
             assert len(app.session.turns) == 1
             await server.start()
             await until(lambda: app.live.state is State.READY)
-            assert f"Connected to {app.live.place} again." in said(app)
+            await until(lambda: f"Connected to {app.live.place} again." in said(app))
             await pilot.press("enter")
             await until(lambda: len(app.session.turns) == 2 and app.session.turns[1].saved)
             assert [token.text for token in app.session.turns[0].tokens] == arrived

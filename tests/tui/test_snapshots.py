@@ -13,7 +13,9 @@ from geomcli.schema import Record
 from geomcli.tui import panes
 from geomcli.tui.app import GeomApp, Opened
 from geomcli.tui.live import State
+from geomcli.tui.panes.manifold import ManifoldPane
 from tests.tui.conftest import NARROW, WIDE, MakeApp
+from tests.tui.made_stores import SHAPES, made, noisy
 from tests.tui.snapshots import assert_same
 
 MODES = [mode for _, mode in panes.offered()]
@@ -27,6 +29,13 @@ async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
         await asyncio.sleep(0.02)
     app.clear_notifications()
     await asyncio.sleep(0.25)
+    if isinstance(app.screen, ManifoldPane):
+        # Clusters are looked for beside the app.
+        for _ in range(400):
+            if not app.screen.manifold.grouping.busy:
+                break
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.1)
     await pilot.pause()
 
 
@@ -93,6 +102,20 @@ async def test_a_scene(make_app: MakeApp, demo: list[list[Record]], scene: Scene
             await asyncio.sleep(0.5)
             await pilot.pause()
         assert_same(app, scene.name, shown=scene.shown)
+
+
+@pytest.mark.parametrize("case", ["wide", "narrow"])
+async def test_clusters(make_app: MakeApp, case: str) -> None:
+    hists = [noisy(shape, seed, tokens=15) for seed, shape in enumerate(SHAPES)]
+    trace = made("20261127-090000-made", [hist for four in zip(*hists, strict=True) for hist in four])
+    trace[-1]["tokensPerSecond"] = 20.0
+    app = make_app([trace])
+    async with app.run_test(size=NARROW if case == "narrow" else WIDE) as pilot:
+        await pilot.press("4")
+        await calm(pilot, app)
+        await pilot.press("v")
+        await calm(pilot, app)
+        assert_same(app, f"manifold-clusters-{case}")
 
 
 async def test_without_colours(make_app: MakeApp, demo: list[list[Record]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ class ManifoldPane(Pane):
         if manifold.of_session:
             if changed & Changed.TURNS:
                 manifold.chosen = None
+                manifold.grouping.forget()
             if changed & (Changed.TURNS | Changed.TOKENS):
                 manifold.take_tokens()
         elif changed & (Changed.STATE | Changed.TURNS) and self._count_saved() != self._saved:
@@ -155,8 +156,18 @@ class ManifoldPane(Pane):
         for name in ("#scatter", "#axis-up", "#axis-down", "#axis-across", "#legend", "#point"):
             self.query_one(name).display = some
         cloud = manifold.cloud
-        self.scatter.show(cloud.xy, cloud.zones, cursor=manifold.chosen, values=manifold.values(), here=manifold.here())
+        of, kinds = manifold.kinds()
+        self.scatter.show(
+            cloud.xy, of, kinds,
+            cursor=manifold.chosen, values=manifold.values(), here=manifold.here(), labels=manifold.cluster_labels(),
+        )  # fmt: skip
         self._describe()
+        if self.is_current and manifold.clusters_due():
+            self.run_worker(self._look_for_clusters(), group="clusters")
+
+    async def _look_for_clusters(self) -> None:
+        await self.manifold.grouping.look(self.manifold.cloud)
+        self.draw()
 
     def _describe(self) -> None:
         details, members = self.query_one(PointDetails), self.scatter.here_too
@@ -227,6 +238,15 @@ class ManifoldPane(Pane):
     def action_dots_toggle(self) -> None:
         self.scatter.dots = not self.scatter.draws_dots
         self.scatter.redraw()
+
+    def action_clusters_toggle(self) -> None:
+        grouping = self.manifold.grouping
+        grouping.shown = not grouping.shown
+        if grouping.shown and grouping.error:
+            self.notify(grouping.error, severity="warning")
+        elif grouping.shown and grouping.found is not None and not len(grouping.found):
+            self.notify(f"No {grouping.found.smallest} points or more lie close enough together to be a cluster.")
+        self.draw()
 
     def action_point_open(self) -> None:
         key = self.manifold.key

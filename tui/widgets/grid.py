@@ -1,4 +1,4 @@
-"""Points of a plane in the cells of a window: which are in each, of which zone most, what comes next in a direction."""
+"""Points of a plane in the cells of a window: which are in each, of which kind most, what comes next in a direction."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from textual.geometry import Size
-
-from geomcli.zones import ZONE_NAMES
 
 _MARGIN = 0.04  # of the plane, left free around the points
 # Bits of a braille pattern by row (4) and column (2) of the dot.
@@ -53,9 +51,9 @@ def window_of(xy: NDArray[np.float64]) -> Window:
 
 
 class Grid:
-    """Which point is in which cell. cell [n]: row * columns + column, -1 outside of the window."""
+    """Which point is in which cell. cell [n]: row * columns + column, -1 out of the window; kinds [n]: 0 or more."""
 
-    def __init__(self, xy: NDArray[np.float64], zones: NDArray[np.int64], window: Window, size: Size) -> None:
+    def __init__(self, xy: NDArray[np.float64], kinds: NDArray[np.int64], window: Window, size: Size) -> None:
         self.columns, self.rows = max(1, size.width), max(1, size.height)
         self.window = window
         u = (xy[:, 0] - window.left) / (window.right - window.left)
@@ -66,11 +64,11 @@ class Grid:
         row = (self.v * self.rows).astype(np.int64)
         self.cell = np.where(inside, row * self.columns + column, -1)
         self.inside = inside
-        kinds = len(ZONE_NAMES)
-        counts = np.bincount(self.cell[inside] * kinds + zones[inside], minlength=self.columns * self.rows * kinds)
-        by_zone = counts.reshape(-1, kinds)
-        self.counts: NDArray[np.int64] = by_zone.sum(axis=1)  # [cells]
-        self.zones: NDArray[np.int64] = by_zone.argmax(axis=1)  # [cells], of most points
+        number = int(kinds.max(initial=0)) + 1
+        counts = np.bincount(self.cell[inside] * number + kinds[inside], minlength=self.columns * self.rows * number)
+        by_kind = counts.reshape(-1, number)
+        self.counts: NDArray[np.int64] = by_kind.sum(axis=1)  # [cells]
+        self.kinds: NDArray[np.int64] = by_kind.argmax(axis=1)  # [cells], of most points
 
     def dots(self) -> NDArray[np.int64]:
         """[cells]: the braille pattern of the points in each."""

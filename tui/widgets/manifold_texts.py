@@ -14,12 +14,14 @@ from rich.text import Text
 from textual import events
 from textual.message import Message
 
+from geomcli.clusters import NOISE, Labels
 from geomcli.compass import HALT_THRESHOLD
 from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import portrait
 from geomcli.store_queries import Scope, TracePoint
 from geomcli.tui.cloud import SCOPES
+from geomcli.tui.grouping import name_of
 from geomcli.tui.manifold import SCOPE_WORDS, Manifold
 from geomcli.tui.session import Changed, Overlay
 from geomcli.tui.widgets.histogram import histogram
@@ -27,7 +29,7 @@ from geomcli.tui.widgets.lens import token_name
 from geomcli.tui.widgets.meter import meter
 from geomcli.tui.widgets.scatter import HERE
 from geomcli.tui.widgets.text import SessionText
-from geomcli.zones import UNKNOWN, ZONES_V1
+from geomcli.zones import UNKNOWN, ZONE_NAMES, ZONES_V1
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
@@ -87,12 +89,22 @@ class ScopeBar(ManifoldText):
             return Text(f" {SCOPE_WORDS[manifold.scope]}", muted)
         explained = manifold.cloud.projection.explained
         what = "fingerprints" if manifold.of_session else "mean fingerprints"
-        long = (
-            f" PCA of {what}: two axes hold {explained.sum():.0%} of the variance. "
-            "No discovery artifacts yet: no UMAP, no clusters."
-        )
-        short = f" PCA, {explained.sum():.0%} of the variance; no discovery artifacts, so no clusters"
+        grouped = self._clusters()
+        axes = f" PCA of {what}: two axes hold {explained.sum():.0%} of the variance."
+        long = f"{axes} {grouped}. No discovery artifacts."
+        short = f" PCA, {explained.sum():.0%}; {grouped}; no discovery artifacts"
         return Text(long if len(long) <= self.size.width else short, muted)
+
+    def _clusters(self) -> str:
+        grouping = self.manifold.grouping
+        if grouping.error:
+            return "No scikit-learn, no clusters"
+        if grouping.found is None:
+            return "Looking for clusters …"
+        count, noise = len(grouping.found), grouping.found.noise
+        if not count:
+            return "HDBSCAN: no clusters"
+        return f"HDBSCAN: {count} cluster{'s' if count > 1 else ''}, {noise:.0%} in none"
 
     def on_click(self, event: events.Click) -> None:
         if scope := event.style.meta.get("scope"):
@@ -157,16 +169,38 @@ class Legend(ManifoldText):
         total = len(manifold.cloud)
         if not total:
             return
-        for zone, count in manifold.cloud.zone_counts():
-            name = "unknown (no threshold met)" if zone == UNKNOWN else zone_label(zone)
-            item = Text().append(f"{ZONE_GLYPHS[zone]} ", paint.zone_mark(zone)).append(f"{name} ", muted)
-            yield item.append(f"{count:,} {count / total:.0%}", paint.fore("foreground"))
+        if manifold.grouping.drawn:
+            yield from self._clusters(manifold.grouping.labels(manifold.cloud))
+        else:
+            for zone, count in manifold.cloud.zone_counts():
+                name = "unknown (no threshold met)" if zone == UNKNOWN else zone_label(zone)
+                item = Text().append(f"{ZONE_GLYPHS[zone]} ", paint.zone_mark(zone)).append(f"{name} ", muted)
+                yield item.append(f"{count:,} {count / total:.0%}", paint.fore("foreground"))
+            if manifold.grouping.found:
+                last = name_of(len(manifold.grouping.found) - 1)
+                letters = Text("A" if last == "A" else f"A–{last}", paint.fore("foreground", bold=True, underline=True))
+                yield letters.append(" clusters", muted)
         if manifold.here() is not None:
             yield Text().append(f"{HERE} ", paint.fore("accent", bold=True)).append("you are here", muted)
         if manifold.values() is not None:
             yield Text(f"shaded by {self.session.overlay.value}", muted)
         elif self.session.overlay is Overlay.INFLUENCE:
             yield Text("influence is a value of tokens, not of traces", muted)
+
+    def _clusters(self, labels: Labels) -> Iterator[Text]:
+        """Each cluster with the zone that most of its points have, and how many there are."""
+        paint, manifold, muted = self.paint, self.manifold, self.paint.fore("muted")
+        grouping, zones = manifold.grouping, manifold.cloud.zones
+        for label in [*range(len(grouping.found or ())), NOISE]:
+            inside = labels == label
+            count = int(inside.sum())
+            if not count:
+                continue
+            item = Text().append(f"{name_of(label)} ", paint.zone_mark(grouping.colour(label)) + Style(bold=label >= 0))
+            most = ZONE_NAMES[int(np.bincount(zones[inside]).argmax())]
+            name = "in no cluster" if label == NOISE else f"mostly {zone_label(most)}"
+            item.append(f"{name} ", muted)
+            yield item.append(f"{count:,} {count / len(labels):.0%}", paint.fore("foreground"))
 
 
 class PointDetails(ManifoldText):
@@ -233,9 +267,20 @@ class PointDetails(ManifoldText):
             lines = [Text(point.trace_id, strong)]
             lines += [Text(part, plain) for part in wrap(printable(point.title) or "(no question)", width)[:3]]
             lines += [Text(f"{created(point.created)}  {printable(point.model)}", muted), Text(_size(point), muted)]
+        if said := self._cluster():
+            lines.append(said)
         for line in lines:
             line.truncate(width, overflow="ellipsis")
         return lines
+
+    def _cluster(self) -> Text:
+        """Empty where there are no clusters."""
+        manifold, grouping, cluster = self.manifold, self.manifold.grouping, self.manifold.cluster
+        if cluster is None or not grouping.found:
+            return Text("")
+        said = "in no cluster" if cluster == NOISE else f"cluster {name_of(cluster)}"
+        zone = grouping.colour(cluster)
+        return Text(said, self.paint.zone_mark(zone) if manifold.grouping.drawn else self.paint.fore("muted"))
 
     def _compact(self, width: int) -> list[Text]:
         manifold, paint = self.manifold, self.paint
@@ -261,6 +306,8 @@ class PointDetails(ManifoldText):
             drift = "" if token.drift is None else f"  drift {token.drift:.3f}"
             lines.append(Text(f"step {token.index + 1}, {_phase(token.phase)}{drift}", paint.fore("muted")))
             lines.append(Text(f"{turn.id}  {printable(turn.model)}", paint.fore("muted")))
+        if said := self._cluster():
+            lines[1 if manifold.token is not None else 2].append("  ").append_text(said)
         lines.append(numbers)
         for line in lines:
             line.truncate(width, overflow="ellipsis")

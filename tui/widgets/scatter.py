@@ -1,11 +1,12 @@
 """Points on a plane in cells of the terminal: glyphs or braille dots, a cursor that moves from point to point.
 
-Drawn here and not by textual-plot: that gives a cell to whatever is drawn last instead of the zone most of its points
+Drawn here and not by textual-plot: that gives a cell to whatever is drawn last instead of the kind most of its points
 have, cannot tell which point was meant, and took 60 to 100 ms for 10,000 points where this takes a tenth.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -19,10 +20,9 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from geomcli.display import ZONE_GLYPHS
+from geomcli.tui.grouping import Kinds
 from geomcli.tui.themes import Paint
 from geomcli.tui.widgets.grid import Grid, Window, window_of
-from geomcli.zones import ZONE_NAMES
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 HERE = "●"
 _MANY = 400  # points from which dots are drawn instead of glyphs, unless asked otherwise
 _DEEPEST = 4096.0
-_GLYPHS = tuple(ZONE_GLYPHS[zone] for zone in ZONE_NAMES)
+_MOST_KINDS = 64
 
 
 class Scatter(Widget, can_focus=True):
-    """Shows points [n, 2] in the colours and glyphs of their zones. `cursor`: index of a point, None without points.
+    """Shows points [n, 2] in the colours and glyphs of their kinds. `cursor`: index of a point, None without points.
 
     Draws the whole plane when points, size or zoom change, and two lines when the cursor moves.
     """
@@ -50,7 +50,9 @@ class Scatter(Widget, can_focus=True):
         self.cursor: int | None = None
         self.dots: bool | None = None  # None: as many points as there are decide
         self._xy = np.zeros((0, 2))
-        self._zones = np.zeros(0, np.int64)
+        self._of = np.zeros(0, np.int64)
+        self._kinds = Kinds()
+        self._labels: Sequence[tuple[float, float, str]] = ()
         self._values: NDArray[np.float64] | None = None
         self._here: tuple[float, float] | None = None
         self._whole = Window(-1.0, 1.0, -1.0, 1.0)
@@ -58,7 +60,7 @@ class Scatter(Widget, can_focus=True):
         self._grid: Grid | None = None
         self._patterns: NDArray[np.int64] | None = None
         self._means: NDArray[np.float64] | None = None
-        self._styles: list[Style] = []  # of the zones, in the theme that is on
+        self._styles: list[Style] = []  # of the kinds, in the theme that is on
         self._strips: dict[int, Strip] = {}
 
     @property
@@ -69,14 +71,14 @@ class Scatter(Widget, can_focus=True):
     def grid(self) -> Grid:
         """The cells at this size and zoom."""
         if self._grid is None:
-            self._grid = Grid(self._xy, self._zones, self._window, self.size)
+            self._grid = Grid(self._xy, self._of, self._window, self.size)
             self._patterns = self._grid.dots() if self.draws_dots else None
             self._means = None if self._values is None else self._grid.means(self._values)
         return self._grid
 
     @property
     def draws_dots(self) -> bool:
-        """Whether points are braille dots. Without colours they are glyphs: nothing else would tell zones apart."""
+        """Whether points are braille dots. Without colours they are glyphs: nothing else would tell kinds apart."""
         if self.dots is None:
             return len(self._xy) > _MANY and not self.paint.plain
         return self.dots
@@ -89,22 +91,27 @@ class Scatter(Widget, can_focus=True):
     def show(
         self,
         xy: NDArray[np.float64],
-        zones: NDArray[np.int64],
+        of: NDArray[np.int64],
+        kinds: Kinds,
         *,
         cursor: int | None,
         values: NDArray[np.float64] | None = None,
         here: tuple[float, float] | None = None,
+        labels: Sequence[tuple[float, float, str]] = (),
     ) -> None:
-        """Show points [n, 2] of zones [n] (places in ZONE_NAMES).
+        """Show points [n, 2] of kinds [n] (places in `kinds`).
 
-        `values` [n], 0..1 or nan: what cells are shaded by, the mean of theirs. `here`: a place to mark.
+        `values` [n], 0..1 or nan: what cells are shaded by, the mean of theirs. `here`: a place to mark. `labels`:
+        characters at places.
         """
         before = self._picture()
         whole = window_of(xy if here is None else np.concatenate([xy, [here]]))
         if self._window == self._whole:
             self._window = whole
         self._whole = whole
-        self._xy, self._zones, self._values, self._here = xy, zones, values, here
+        if kinds != self._kinds:
+            self._styles = []
+        self._xy, self._of, self._kinds, self._values, self._here, self._labels = xy, of, kinds, values, here, labels
         self.cursor = cursor if cursor is not None and cursor < len(xy) else None
         self._grid = None
         after = self._picture()
@@ -120,11 +127,11 @@ class Scatter(Widget, can_focus=True):
         if self._values is not None or not self.size or not len(self._xy):
             return None
         grid = self.grid
-        picture = grid.zones + 8 * (np.minimum(grid.counts, 1) if self._patterns is None else self._patterns)
+        picture = grid.kinds + _MOST_KINDS * (np.minimum(grid.counts, 1) if self._patterns is None else self._patterns)
         for mark, cell in ((-1, self._here_cell()), (-2, self._cell)):
             if cell is not None:
-                picture[cell] = 8 * mark * (len(self._zones) + 1) - (self.cursor or 0)
-        whole = (self._zero(), self.draws_dots, self.paint)
+                picture[cell] = _MOST_KINDS * mark * (len(self._of) + 1) - (self.cursor or 0)
+        whole = (self._zero(), self.draws_dots, self.paint, self._kinds, tuple(self._labels))
         return whole, picture.reshape(grid.rows, grid.columns)
 
     def redraw(self) -> None:
@@ -231,17 +238,20 @@ class Scatter(Widget, can_focus=True):
             return Strip.blank(self.size.width, base)
         first = y * grid.columns
         counts = grid.counts[first : first + grid.columns].tolist()
-        zones = grid.zones[first : first + grid.columns].tolist()
+        kinds = grid.kinds[first : first + grid.columns].tolist()
         if not self._styles:
-            self._styles = [base + paint.zone_mark(zone) for zone in ZONE_NAMES] + [base + paint.fore("border")]
+            self._styles = [base + paint.zone_mark(zone) for zone in self._kinds.colours] + [
+                base + paint.fore("border")
+            ]
         *styles, line_style = self._styles
         zero_column, zero_row = self._zero()
         cells: list[tuple[str, Style]] = []
         for column in range(grid.columns):
             if counts[column]:
-                zone = zones[column]
-                glyph = _GLYPHS[zone] if self._patterns is None else chr(0x2800 + int(self._patterns[first + column]))
-                style = styles[zone] if self._means is None else styles[zone] + self._shade(first + column)
+                kind = kinds[column]
+                dots = None if self._patterns is None else chr(0x2800 + int(self._patterns[first + column]))
+                glyph = self._kinds.glyphs[kind] if dots is None else dots
+                style = styles[kind] if self._means is None else styles[kind] + self._shade(first + column)
                 cells.append((glyph, style))
             elif column == zero_column or y == zero_row:
                 cells.append(("┼" if y == zero_row == y and column == zero_column else "┊" if y != zero_row else "┈",
@@ -264,25 +274,30 @@ class Scatter(Widget, can_focus=True):
         return column, row
 
     def _mark(self, cells: list[tuple[str, Style]], y: int, base: Style) -> None:
-        """The place that is marked, and the cursor above it."""
+        """Labels, above them the place that is marked, and the cursor above all."""
         grid, paint, here = self.grid, self.paint, self._here_cell()
+        for *place, name in self._labels:
+            at = self._cell_at(*place)
+            if at is not None and at // grid.columns == y:
+                cells[at % grid.columns] = (name, base + paint.fore("foreground", bold=True, underline=True))
         if here is not None and here // grid.columns == y:
             cells[here % grid.columns] = (HERE, base + paint.fore("accent", bold=True))
         cell = self._cell
         if cell is not None and self.cursor is not None and cell // grid.columns == y:
             column = cell % grid.columns
-            zone = int(self._zones[self.cursor])
-            glyph = HERE if cells[column][0] == HERE else _GLYPHS[zone]
-            style = paint.zone_mark(ZONE_NAMES[zone]) if glyph != HERE else paint.fore("accent")
+            kind = int(self._of[self.cursor])
+            glyph = HERE if cells[column][0] == HERE else self._kinds.glyphs[kind]
+            style = paint.zone_mark(self._kinds.colours[kind]) if glyph != HERE else paint.fore("accent")
             cells[column] = (glyph, base + style + Style(reverse=True, bold=True))
 
     def _here_cell(self) -> int | None:
         """The cell of the place that is marked."""
-        if self._here is None:
-            return None
+        return None if self._here is None else self._cell_at(*self._here)
+
+    def _cell_at(self, x: float, y: float) -> int | None:
         grid, window = self.grid, self._window
-        column = int((self._here[0] - window.left) / (window.right - window.left) * grid.columns)
-        row = int((window.top - self._here[1]) / (window.top - window.bottom) * grid.rows)
+        column = math.floor((x - window.left) / (window.right - window.left) * grid.columns)
+        row = math.floor((window.top - y) / (window.top - window.bottom) * grid.rows)
         return row * grid.columns + column if 0 <= row < grid.rows and 0 <= column < grid.columns else None
 
     def on_click(self, event: events.Click) -> None:

@@ -1,0 +1,114 @@
+"""Dense groups of fingerprints: HDBSCAN on standardised fingerprints [n, 20], never on a map of them.
+
+Campello, Moulavi & Sander 2013, doi:10.1007/978-3-642-37456-2_14, as scikit-learn implements it. A group is kept as its
+medoid and a radius, so that fingerprints that come later can be given to it without fitting again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.errors import GeomError
+from geomcli.projection import standardisation
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+NOISE = -1
+SMALLEST = 5  # fingerprints that make a group
+# A group has at least one fortieth of the points: smaller ones are more than can be told apart in a list.
+_SHARE = 40
+# HDBSCAN's time grows with the square of n, and it keeps Python's lock for half a second at 4,000 points.
+SAMPLE = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """k groups, the largest first.
+
+    labels [n]: 0 to k - 1, NOISE where a fingerprint is in no group; medoids [k, 20]: the member with the smallest sum
+    of distances to the others; radii [k]: the largest distance of a member to it, in standard deviations; mean,
+    scale [20]: what was subtracted, and divided by; smallest: how many members a group had to have.
+    """
+
+    labels: Labels
+    medoids: Floats
+    radii: Floats
+    mean: Floats
+    scale: Floats
+    smallest: int
+
+    def __len__(self) -> int:
+        return len(self.medoids)
+
+    @property
+    def sizes(self) -> Labels:
+        """[k]: members."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self)).astype(np.int64)
+
+    @property
+    def noise(self) -> float:
+        """Share of the fingerprints that are in no group."""
+        return float((self.labels == NOISE).mean()) if len(self.labels) else 0.0
+
+    def assign(self, fingerprints: NDArray[Any]) -> Labels:
+        """[m]: the group of the nearest medoid within whose radius each of fingerprints [m, 20] is, else NOISE."""
+        f = np.asarray(fingerprints, dtype=np.float64)
+        found = np.full(len(f), NOISE, dtype=np.int64)
+        if not len(self) or not len(f):
+            return found
+        finite = np.isfinite(f).all(axis=1)
+        z, centres = (f[finite] - self.mean) / self.scale, (self.medoids - self.mean) / self.scale
+        distance = np.sqrt(((z[:, None] - centres[None]) ** 2).sum(axis=2))
+        distance[distance > self.radii[None] * (1 + 1e-9)] = np.inf
+        nearest = distance.argmin(axis=1)
+        found[finite] = np.where(np.isfinite(distance.min(axis=1)), nearest, NOISE)
+        return found
+
+
+def smallest_group(n: int) -> int:
+    """How many members a group among n fingerprints has to have."""
+    return max(SMALLEST, -(-n // _SHARE))
+
+
+def find(fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int = SAMPLE) -> Clusters:
+    """Groups among fingerprints [n, 20] of at least `smallest` members (by default `smallest_group`). Deterministic.
+
+    Above `sample` fingerprints, groups are found among as many, spread evenly over the rows, and the others assigned.
+    Rows that are not finite are in none. GeomError where scikit-learn is not installed.
+    """
+    try:
+        from sklearn.cluster import HDBSCAN
+    except ImportError:
+        raise GeomError("clusters need scikit-learn.", "pip install 'geomcli[discover]'") from None
+    f = np.asarray(fingerprints, dtype=np.float64)
+    finite = np.flatnonzero(np.isfinite(f).all(axis=1)) if len(f) else np.zeros(0, np.int64)
+    mean, scale = standardisation(f[finite])
+    rows = finite if len(finite) <= sample else finite[np.linspace(0, len(finite) - 1, sample).astype(np.int64)]
+    wanted = smallest_group(len(rows)) if smallest is None else smallest
+    labels = np.full(len(f), NOISE, dtype=np.int64)
+    nothing = Clusters(labels, np.zeros((0, f.shape[1] if f.ndim == 2 else 0)), np.zeros(0), mean, scale, wanted)
+    if len(rows) < 2 * wanted:
+        return nothing
+    z = (f[rows] - mean) / scale
+    fitted = HDBSCAN(min_cluster_size=wanted, store_centers="medoid", copy=True).fit(z)
+    raw = np.where(fitted.labels_ >= 0, fitted.labels_, NOISE).astype(np.int64)
+    count = int(raw.max()) + 1
+    if not count:
+        return nothing
+    order = np.argsort(-np.bincount(raw[raw >= 0], minlength=count), kind="stable")
+    place = np.empty(count, dtype=np.int64)
+    place[order] = np.arange(count)
+    labels[rows] = np.where(raw >= 0, place[raw], NOISE)
+    centres = np.asarray(fitted.medoids_, dtype=np.float64)[order]
+    apart = np.sqrt(((z - centres[labels[rows]]) ** 2).sum(axis=1))
+    radii = np.array([apart[labels[rows] == k].max() for k in range(count)])
+    made = Clusters(labels, centres * scale + mean, radii, mean, scale, wanted)
+    if len(rows) < len(finite):
+        others = np.setdiff1d(finite, rows)
+        labels[others] = made.assign(f[others])
+    return made
