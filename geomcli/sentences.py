@@ -31,7 +31,7 @@ def sentences(texts: Sequence[str], *, breaks: Sequence[int] = ()) -> list[tuple
         begins = bool(piece.strip()) and ended and (piece[0].isspace() or text[-1].isspace() or bool(_wide(text)))
         if index > first and text and (begins or index in cuts):
             runs.append((first, index))
-            first, text = index, ""
+            first, text, ended = index, "", False
         text += piece
         if piece:
             ended = _ends(text)

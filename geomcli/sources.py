@@ -16,6 +16,7 @@ import msgspec
 
 from geomcli.errors import UsageError
 from geomcli.links import sink_count
+from geomcli.schema import Record
 from geomcli.trace import Trace
 
 Kind = Literal["sinks", "masked", "template", "message", "document", "given", "prompt", "thinking", "answer"]
@@ -53,15 +54,18 @@ def sources_of(
     if texts:
         names = _of_prompt(trace, texts[:prompt_len], division)
         names += [("prompt", "prompt")] * (prompt_len - len(names))
-    for token in trace.tokens:
-        thought = str(token.get("segmentId") or "").endswith("-think")
-        names.append(("thinking", "thinking") if thought else ("answer", "answer"))
+    names += [(written_kind(token), written_kind(token)) for token in trace.tokens]
     _give(names, given)
     apart = sink_count(trace) if sinks is None else sinks
     names[:apart] = [
         (name, kind) if kind == "masked" else ("sinks", "sinks") for name, kind in names[: min(apart, prompt_len)]
     ] + names[prompt_len:apart]
     return _grouped(names)
+
+
+def written_kind(token: Record) -> Literal["answer", "thinking"]:
+    """What a token of an answer is a source as."""
+    return "thinking" if str(token.get("segmentId") or "").endswith("-think") else "answer"
 
 
 def prompt_texts(trace: Trace) -> list[str | None]:

@@ -7,6 +7,7 @@ and what the links leave open is said beside it.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import msgspec
@@ -18,7 +19,7 @@ from geomcli.layers import head_stats
 from geomcli.links import links_of
 from geomcli.schema import Record
 from geomcli.sentences import sentences
-from geomcli.sources import Source, owners
+from geomcli.sources import Source, owners, sources_of, written_kind
 from geomcli.trace import Trace
 
 
@@ -55,9 +56,13 @@ class SpanReading(msgspec.Struct, frozen=True):
 
 def sentence_spans(trace: Trace) -> list[tuple[int, int]]:
     """Token runs of the answer's sentences; the end of thinking ends one."""
-    segments = [token.get("segmentId") for token in trace.tokens]
+    return _sentences(trace.tokens)
+
+
+def _sentences(tokens: Sequence[Record]) -> list[tuple[int, int]]:
+    segments = [token.get("segmentId") for token in tokens]
     breaks = [i for i in range(1, len(segments)) if segments[i] != segments[i - 1]]
-    return sentences([token.get("text") or "" for token in trace.tokens], breaks=breaks)
+    return sentences([token.get("text") or "" for token in tokens], breaks=breaks)
 
 
 def parse_span(text: str, tokens: int) -> tuple[int, int]:
@@ -79,8 +84,62 @@ def read_spans(
     """
     steps: dict[int, Record] = {step["tokenIndex"]: step for step in trace.steps}
     owner = np.asarray(owners(sources), dtype=np.int64)
-    rows = {index: _masses(step, owner, len(sources), layer) for index, step in steps.items()}
-    return [_reading(trace, span, steps, rows, sources, layer) for span in spans]
+    return [_reading(trace, span, steps, owner, sources, layer) for span in spans]
+
+
+class SentenceReader:
+    """What the sentences of a trace read, also while it grows: what was found once is not looked for again.
+
+    `sources`: what they can have read, empty until the trace says how long its prompt is.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.sources: list[Source] = []
+        self._runs: list[tuple[int, int]] = []
+        self._steps: dict[int, Record] = {}
+        self._read = 0  # steps in _steps
+        self._owner = np.zeros(0, dtype=np.int64)
+        self._prompt_len = 0
+
+    def sentence(self, token: int) -> tuple[int, int]:
+        """The run of tokens of the sentence that a token is in."""
+        tokens = self.trace.tokens
+        done = self._runs[-1][1] if self._runs else 0
+        if done < len(tokens):
+            # The last sentence may go on; those before it do not change any more.
+            first = self._runs.pop()[0] if self._runs else 0
+            self._runs += [(start + first, end + first) for start, end in _sentences(tokens[first:])]
+        place = bisect_right(self._runs, token, key=lambda run: run[0]) - 1
+        return self._runs[place]
+
+    def read(self, span: tuple[int, int], layer: int | None = None) -> SpanReading:
+        """What a span read, as `read_spans` tells."""
+        self._grow()
+        return _reading(self.trace, span, self._steps, self._owner, self.sources, layer)
+
+    def _grow(self) -> None:
+        trace = self.trace
+        for step in trace.steps[self._read :]:
+            self._steps[step["tokenIndex"]] = step
+        self._read = len(trace.steps)
+        known = len(self._owner) - self._prompt_len
+        if not self.sources or known > len(trace.tokens):
+            self.sources = sources_of(trace)
+            self._owner = np.asarray(owners(self.sources), dtype=np.int64)
+            self._prompt_len = max(0, len(self._owner) - len(trace.tokens))
+        elif known < len(trace.tokens):
+            newer = [self._written(token) for token in trace.tokens[known:]]
+            self._owner = np.concatenate([self._owner, np.asarray(newer, dtype=np.int64)])
+
+    def _written(self, token: Record) -> int:
+        """The number of the source that a token of the answer is in; a new one with the first of its kind."""
+        kind = written_kind(token)
+        for number, source in enumerate(self.sources):
+            if source.kind == kind:
+                return number
+        self.sources.append(Source(kind, kind, ()))
+        return len(self.sources) - 1
 
 
 def _masses(step: Record, owner: NDArray[np.int64], count: int, layer: int | None) -> NDArray[np.float64] | None:
@@ -99,12 +158,13 @@ def _reading(
     trace: Trace,
     span: tuple[int, int],
     steps: dict[int, Record],
-    rows: dict[int, NDArray[np.float64] | None],
+    owner: NDArray[np.int64],
     sources: Sequence[Source],
     layer: int | None,
 ) -> SpanReading:
     start, end = span
-    found = [row for index in range(start, end) if (row := rows.get(index)) is not None]
+    rows = [_masses(steps[i], owner, len(sources), layer) for i in range(start, end) if i in steps]
+    found = [row for row in rows if row is not None]
     mean = np.mean(found, axis=0) if found else np.zeros(len(sources))
     covered = min(1.0, float(mean.sum()))
     unseen = 1.0 - covered

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from geomcli.fingerprint import BIN_ENTROPY, FINGERPRINT_SIZE, N_BINS
 from geomcli.links import Link, links_of
 from geomcli.schema import Record
+from geomcli.spans import SentenceReader
 from geomcli.trace import Trace
 from geomcli.zones import UNKNOWN, ZoneDecision, classify
 
@@ -108,6 +110,11 @@ class Turn:
         self.held = 0  # tokens that arrived while the view was frozen
         self._arrivals: tuple[float, float] | None = None
         self.take(records)
+
+    @cached_property
+    def reader(self) -> SentenceReader:
+        """What the answer's sentences read."""
+        return SentenceReader(self.trace)
 
     @property
     def id(self) -> str:

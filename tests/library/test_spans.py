@@ -15,7 +15,7 @@ from geomcli.display import printable
 from geomcli.errors import UsageError
 from geomcli.sentences import sentences
 from geomcli.sources import documents, owners, paragraphs, parse_given, sources_of
-from geomcli.spans import lookback, parse_span, read_spans, sentence_spans
+from geomcli.spans import SentenceReader, lookback, parse_span, read_spans, sentence_spans
 from geomcli.trace import Trace
 from tests.library.made_traces import LOCAL, entry, records
 
@@ -51,6 +51,10 @@ def test_sentences_are_a_partition(texts: list[str]) -> None:
     runs = sentences(texts)
     assert [i for first, end in runs for i in range(first, end)] == list(range(len(texts)))
     assert all(first < end for first, end in runs)
+
+
+def test_a_sentence_may_begin_with_a_token_without_text() -> None:
+    assert sentences(["Think.", "", " Then", "."], breaks=[1]) == [(0, 1), (1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -264,3 +268,57 @@ def test_a_real_trace() -> None:
         for reading in readings:
             masses = [s["attention"]["topk_mass"] for s in trace.steps[reading.start : reading.end]]
             assert reading.covered == pytest.approx(sum(masses) / len(masses), abs=1e-4), printable(reading.text)
+
+
+# --- a trace that grows
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["A", " b", ".", "!", "\n", "", " e.g", " ", "。", '."']),
+            st.dictionaries(st.integers(0, 40), st.floats(0.01, 0.2), max_size=4),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    st.integers(1, 7),
+)
+def test_a_sentence_read_as_the_trace_grows_is_read_as_of_the_whole(
+    tokens: list[tuple[str, dict[int, float], bool]], every: int
+) -> None:
+    whole = made([(text, links or {0: 0.5}) for text, links, _ in tokens])
+    thought = 0
+    while thought < len(tokens) and tokens[thought][2]:
+        whole.tokens[thought]["segmentId"] = "assistant-1-think"
+        thought += 1
+    growing = Trace()
+    reader = SentenceReader(growing)
+    for number, record in enumerate(whole.records()):
+        growing.add(record)
+        if growing.tokens and number % every == 0:
+            last = len(growing.tokens) - 1
+            first, end = reader.sentence(last)
+            assert first <= last < end == len(growing.tokens)
+            reader.read((first, end))
+    spans = sentence_spans(whole)
+    assert sorted({reader.sentence(i) for i in range(len(whole.tokens))}) == spans
+    for mine, one in zip(
+        (reader.read(span) for span in spans), read_spans(whole, spans, sources_of(whole)), strict=True
+    ):
+        by_name = {mass.source: mass for mass in mine.masses}
+        assert {mass.source: mass for mass in one.masses} == by_name
+        assert (mine.start, mine.end, mine.text, mine.phase, mine.read) == (
+            one.start, one.end, one.text, one.phase, one.read,
+        )  # fmt: skip
+        assert mine.covered == pytest.approx(one.covered)
+
+
+def test_a_reader_of_a_trace_without_steps_knows_nothing() -> None:
+    trace = Trace(records([], messages=MESSAGES))
+    trace.add({"record_type": "token", "index": 0, "text": "A", "segmentId": "assistant-1"})
+    reader = SentenceReader(trace)
+    assert reader.sentence(0) == (0, 1)
+    reading = reader.read((0, 1))
+    assert (reading.read, reading.masses, reading.unseen) == (0, (), 1.0)

@@ -10,6 +10,8 @@ from rich.text import Text
 
 from geomcli import config
 from geomcli.schema import Record
+from geomcli.sources import sources_of
+from geomcli.spans import read_spans, sentence_spans
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from geomcli.tui.panes.inspect import InspectPane
@@ -397,3 +399,38 @@ async def test_an_update_of_a_long_answer_draws_what_is_new(
         await settled(pilot)
         assert {4002, 4003, 4004, 4005, 4006} & set(rows)
         assert len(rows) <= 8
+
+
+async def test_the_sentence_under_the_cursor_says_what_it_read(make_app: MakeApp, demo: list[list[Record]]) -> None:
+    app = make_app(demo, mode="inspect")
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        turn = app.session.turns[1]
+        sources = sources_of(turn.trace)
+        first, end = next(span for span in sentence_spans(turn.trace) if span[0] <= 20 < span[1])
+        (expected,) = read_spans(turn.trace, [(first, end)], sources, layer=29)
+        app.session.go(Place(1, 20))
+        await settled(pilot)
+        lines = text_of(app, "sentence").splitlines()
+        assert lines[1].startswith(f"WHAT THIS SENTENCE READ  #{first}–{end - 1} A reminder of the mysteries")
+        most = max((mass for mass in expected.masses if mass.share is not None), key=lambda mass: mass.mass)
+        name, mass, share = lines[3].split()[0], *lines[3].split()[-2:]
+        assert most.source.startswith(name)
+        assert (float(mass), float(share)) == pytest.approx((most.mass, most.share), abs=0.006)
+        assert f"links of {expected.read} tokens show" in lines[-1]
+        assert "sinks" not in lines[3:-1]
+        await pilot.press("x")
+        await settled(pilot)
+        assert any(line.strip().startswith("sinks") for line in text_of(app, "sentence").splitlines())
+        own = text_of(app, "sentence")
+        await pilot.press("minus")
+        await settled(pilot)
+        assert text_of(app, "sentence") != own
+
+
+async def test_a_sentence_without_links_says_so(make_app: MakeApp) -> None:
+    app = make_app([made(["mid", "mid"], texts=["One.", " Two."])], mode="inspect")
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        assert "#1 Two." in text_of(app, "sentence")
+        assert "None of its tokens has links of this layer." in text_of(app, "sentence")

@@ -9,6 +9,7 @@ from rich.text import Text
 from textual import events
 from textual.containers import VerticalScroll
 
+from geomcli.display import printable
 from geomcli.layers import LayerView, head_stats, layer_views, request_view
 from geomcli.links import layers_of
 from geomcli.tui.session import Changed, Place, Session
@@ -26,7 +27,7 @@ _HEADS_WIDTH = 40
 _BESIDE = 104  # cells from which the heads stand beside the positions
 
 
-class _TokenText(KeptText):
+class TokenText(KeptText):
     """Lines about the token under the cursor and the chosen layer."""
 
     WATCHES = _TOKEN
@@ -51,7 +52,7 @@ class _TokenText(KeptText):
         return Text().append(text, self.paint.fore("primary", bold=True))
 
 
-class InspectBar(_TokenText):
+class InspectBar(TokenText):
     """Layers, filter, and where the cursor is; layers and filters can be clicked."""
 
     WATCHES = _TOKEN | Changed.STATE
@@ -104,7 +105,7 @@ def _around(layers: list[int], chosen: int | None, room: int) -> list[int | None
     return [None] * (first > 0) + shown + [None] * (first + room < len(layers))
 
 
-class LayerMap(_TokenText):
+class LayerMap(TokenText):
     """Layer x log distance of the token under the cursor; the chosen layer's values below. A click chooses a layer."""
 
     GROWS = True
@@ -184,7 +185,7 @@ class LayerMap(_TokenText):
             self.session.set_layer(layer)
 
 
-class Positions(_TokenText):
+class Positions(TokenText):
     """What the token looked at in the chosen layer, strongest first; the layer's heads beside or below it."""
 
     GROWS = True
@@ -259,11 +260,37 @@ class Positions(_TokenText):
             self.session.go(Place(*place), remember=True)
 
 
+class Sentence(TokenText):
+    """Which sources the sentence under the cursor read in the chosen layer, the most read first."""
+
+    GROWS = True
+
+    def lines(self) -> list[Text]:
+        looked = self.looked
+        if looked is None:
+            return []
+        place, token, turn = looked
+        layer, paint = self.layer_of(token), self.paint
+        start, end = turn.reader.sentence(place.token)
+        end = min(end, len(turn.tokens))
+        head = self.heading("WHAT THIS SENTENCE READ")
+        run = f"#{start}" if end == start + 1 else f"#{start}–{end - 1}"
+        head.append(f"  {run} ", paint.fore("muted"))
+        head.append(printable("".join(t.text for t in turn.tokens[start:end]).strip()), paint.fore("foreground"))
+        reading = turn.reader.read((start, end), layer)
+        if not reading.read:
+            # Where nothing at all has links, the positions above say why.
+            return [Text(""), head, Text().append("None of its tokens has links of this layer.", paint.fore("muted"))]
+        width = max(30, self.container_size.width - 3)
+        rows = parts.source_rows(reading, paint, width, sinks=self.session.show_sinks)
+        return [Text(""), head, *rows]
+
+
 class Detail(VerticalScroll, can_focus=False):
-    """The positions, which may be more than there is room for."""
+    """The positions, and what the whole sentence read; both may be more than there is room for."""
 
     def __init__(self, session: Session, *, id: str) -> None:  # noqa: A002
-        super().__init__(Positions(session, id="positions"), id=id)
+        super().__init__(Positions(session, id="positions"), Sentence(session, id="sentence"), id=id)
 
 
 def _with_meta(text: Text, name: str, value: object) -> Text:

@@ -8,10 +8,11 @@ from itertools import groupby
 from rich.style import Style
 from rich.text import Text
 
-from geomcli.display import ZONE_GLYPHS, bar, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LOCAL_BINS, LONG, LONG_BINS, MID, MID_BINS, N_BINS, bin_edges
 from geomcli.layers import HeadStats, LayerView
 from geomcli.links import Link
+from geomcli.spans import SpanReading
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Turn
@@ -26,6 +27,8 @@ _BANDS = (
 _LABEL = 6  # cells of a layer's name
 _ZONE = 21  # cells of a layer's zone and confidence
 _WIDEST_CELL = 5
+_MOST_SOURCES = 8
+_SEEN = 0.005  # what is less is .00
 
 
 def short(value: float | None) -> str:
@@ -146,6 +149,37 @@ def position_row(
         row.append(f"{content:>9}", paint.fore("secondary") + style)
         row.append(f"{rotation:>10}", paint.fore("accent") + style)
     return row
+
+
+def source_rows(reading: SpanReading, paint: Paint, width: int, *, sinks: bool) -> list[Text]:
+    """A span's sources, the most read first: true mass as far as links show it, share of it outside sinks.
+
+    `sinks`: with the sinks, which have no share.
+    """
+    muted = paint.fore("muted")
+    listed = [mass for mass in reading.masses if mass.mass >= _SEEN and (sinks or mass.share is not None)]
+    listed.sort(key=lambda mass: -mass.mass)
+    left_out = len(listed) - _MOST_SOURCES
+    top = max((mass.mass for mass in listed), default=1.0)
+    name_room = min(28, max(12, width // 3))
+    room = width - name_room - 20
+    rows = [Text().append("  source".ljust(max(20, width - 15)) + "   mass  share", muted)]
+    for mass in listed[:_MOST_SOURCES]:
+        name = Text("  " + printable(mass.source))
+        name.truncate(name_room, overflow="ellipsis", pad=True)
+        length = bar(mass.mass, top=top, width=room) if room > 1 else ""
+        row = Text().append(name.plain, paint.fore("foreground")).append(" " + length, paint.fore("secondary"))
+        row.append(" " * max(1, width - 15 - row.cell_len))
+        row.append(f"{short(mass.mass):>7}", paint.fore("foreground", bold=True))
+        rows.append(row.append(f"{short(mass.share):>7}", muted))
+    if left_out > 0:
+        rows.append(Text().append(f"  … {left_out} more: geom spans", muted))
+    counted = "1 token" if reading.read == 1 else f"{reading.read} tokens"
+    note = f"links of {counted} show {short(reading.covered).strip()}"
+    note += f"; a source may have up to {short(reading.unseen).strip()} more"
+    if reading.lookback is not None:
+        note += f"; lookback {short(reading.lookback).strip()}"
+    return [*rows, Text().append(note, muted)]
 
 
 def head_rows(stats: HeadStats, paint: Paint) -> list[Text]:
