@@ -192,33 +192,41 @@ def read_file(path: Path) -> Reading:
 
 
 def load(path: Path) -> list[list[Record]]:
-    """The records of every trace of a file, each with all its tokens; TraceError names the line that does not fit.
+    """The records of every trace of a file, each with all its tokens; TraceError as in `records`."""
+    traces: list[list[Record]] = []
+    with uncollected():
+        for record in records(path):
+            if record["record_type"] == "header":
+                traces.append([])
+            traces[-1].append(record)
+    return traces
+
+
+def records(path: Path) -> Iterator[Record]:
+    """The records of a file one after the other; TraceError names the line that does not fit, or the missing token.
 
     The file may be compressed with Zstandard. A last line without a line break was being written when its writer ended:
     it may be broken, the rest is kept.
     """
-    traces: list[list[Record]] = []
-    tokens = 0
+    begun, tokens = False, 0
     try:
-        with trace_files.opened(str(path)) as opened, uncollected():
+        with trace_files.opened(str(path)) as opened:
             for found in stream(trace_files.lines(opened, str(path)), str(path)):
                 if isinstance(found, Broken):
-                    if found.cut and traces:
+                    if found.cut and begun:
                         break
                     reason = f"{path}, line {found.number}: not a record of a trace ({found.reason})."
                     raise TraceError(reason, _EXPORT)
                 number, record = found
                 if record["record_type"] == "header":
-                    traces.append([])
-                    tokens = 0
+                    begun, tokens = True, 0
                 elif record["record_type"] == "token":
                     if record["index"] != tokens:
                         raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
                     tokens += 1
-                traces[-1].append(record)
+                yield record
     except OSError as error:
         raise TraceError(f"{path}: {(error.strerror or str(error)).lower()}.", "geom traces ls") from None
-    return traces
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import Any, ClassVar, Literal, cast
 
 import msgspec
 from textual.app import App, SystemCommand
@@ -18,7 +18,6 @@ from textual.theme import Theme
 from geomcli import config, jsonl
 from geomcli.display import printable
 from geomcli.errors import GeomError, UsageError
-from geomcli.schema import Record
 from geomcli.tui import panes, remembered
 from geomcli.tui.actions import ACTIONS, APP, bindings
 from geomcli.tui.collector import Collector
@@ -27,10 +26,10 @@ from geomcli.tui.help import Help
 from geomcli.tui.keymap import checked
 from geomcli.tui.live import Live
 from geomcli.tui.panes.base import Pane
+from geomcli.tui.reading import Opened, Reading
 from geomcli.tui.session import Changed, Overlay, Session
 from geomcli.tui.storage import Storage
 from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
-from geomcli.tui.turn import Turn
 
 FLUSH_SECONDS = 1 / 20
 REST_SECONDS = 1.0  # from the end of an answer until memory is tidied up
@@ -40,30 +39,12 @@ DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
 Severity = Literal["information", "warning", "error"]
 
 
-class Opened(NamedTuple):
-    """Traces to show from the start, read before the app starts so that a bad file is an error of the command.
-
-    `path`: the file they are from, as a command would name it; "" for a stored trace.
-    """
-
-    title: str
-    traces: Sequence[Sequence[Record]]
-    saved: bool = False
-    path: str = ""
-
-    def compared(self) -> Turn:
-        """The trace that is compared: the last one."""
-        turn = Turn(self.traces[-1], source=self.title)
-        turn.saved = self.saved
-        turn.path = self.path if len(self.traces) == 1 else ""
-        return turn
-
-
 class GeomApp(App[None]):
     """`geom tui`.
 
     `opened`: what was named on the command line; one is shown, of two the second is for Compare. `demo`: play the
-    recording. `keys`: action id -> key. UsageError for keys that clash or themes that do not exist.
+    recording. `keys`: action id -> key. `unreadable`: why the app ended by itself, a file that goes on as no trace.
+    UsageError for keys that clash or themes that do not exist.
     """
 
     TITLE = "geom"
@@ -91,6 +72,8 @@ class GeomApp(App[None]):
         self.session = Session()
         self.storage = Storage(settings.db_path)
         self.live = Live(self.session, settings, self.storage, save=save, notify=self._notice)
+        self.reading = Reading(self.session, self.storage)
+        self.unreadable: GeomError | None = None
         self._opened, self._demo, self._mode = opened, demo, mode
         self._paint: Paint | None = None
         self._flush_is_due = False
@@ -120,8 +103,11 @@ class GeomApp(App[None]):
             self.session.show(first.traces, title=first.title, saved=first.saved)
             if len(first.traces) == 1:
                 self.session.turns[0].path = first.path
-            if len(self._opened) > 1:
-                self.session.compared = [opened.compared() for opened in self._opened[:2]]
+            if all(opened.whole for opened in self._opened):
+                if len(self._opened) > 1:
+                    self.session.compared = [opened.compared() for opened in self._opened[:2]]
+            else:
+                self.call_after_refresh(self.run_worker, self._read_on, group="reading")
         if self._demo:
             self.play_demo()
         # Looking for a server needs imports that the first paint does not.
@@ -130,6 +116,14 @@ class GeomApp(App[None]):
         wanted = self._mode or ("compare" if len(self._opened) > 1 else "")
         if wanted in self.MODES and wanted != self.current_mode:
             self.switch_mode(wanted)
+
+    async def _read_on(self) -> None:
+        try:
+            await self.reading.run(self._opened)
+        except GeomError as error:
+            self.unreadable = error
+            self.exit(return_code=error.exit_code)
+        self._rest_soon()
 
     async def on_unmount(self) -> None:
         self._collector.end()
@@ -223,7 +217,7 @@ class GeomApp(App[None]):
     async def _open_trace(self, name: str) -> None:
         try:
             shown = (self.session.turns, len(self.session.turns))
-            records = await self.storage.records(name)
+            opened = await self.reading.stored(name)
         except GeomError as error:
             self._notice(str(error), "error")
             return
@@ -231,9 +225,17 @@ class GeomApp(App[None]):
             self._notice(f"{name} is not shown: something else was begun while it was read.", "warning")
             return
         self.live.stop()
-        self.session.show([records], title=str(records[0].get("trace_id", name)), saved=True)
+        self.session.show(opened.traces, title=opened.title, saved=True)
         if self.current_mode != "chat":
             self.switch_mode("chat")
+        turns = self.session.turns
+        try:
+            await self.reading.run([opened])
+        except GeomError as error:
+            self._notice(str(error), "error")
+            if self.session.turns is turns:
+                self.session.clear()
+        self._rest_soon()
 
     def lose_terminal(self) -> None:
         """The terminal is gone: end, keeping what was captured; what is still drawn goes nowhere.

@@ -150,6 +150,8 @@ class Live:
         """
         if self.running:
             raise GeomError("an answer is being written.", "ctrl+x ends it")
+        if self.session.reading:
+            raise GeomError(f"{self.session.reading} is still being read.", "ctrl+n begins a new chat")
         if self.state is not State.READY:
             raise ServerUnreachable(f"there is no server at {self.place}.", "E starts the built-in engine")
         ask = self.session.ask

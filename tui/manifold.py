@@ -121,6 +121,8 @@ class Manifold:
 
     def clusters_due(self) -> bool:
         """Whether clusters of these points are to be looked for now."""
+        if self.session.reading:
+            return False
         ended = not self.of_session or all(turn.finished for turn in self.session.turns)
         return self.grouping.due(self.cloud, ended=ended)
 

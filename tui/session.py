@@ -59,7 +59,8 @@ class Session:
     stays on the newest token. `hover`: the token under the mouse. `named`: the token whose
     row in the lens is under the mouse. `pins`: at most MAX_PINS places. `compared`: traces
     opened beside this chat for comparison. `layer`: captured layer whose links are shown, None = the entry's own.
-    `ask`: what the next question is asked with. `title`: what was opened, "" for a live chat.
+    `ask`: what the next question is asked with. `title`: what was opened, "" for a live chat. `reading`: what is read
+    on while its beginning is shown, "" when nothing is.
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class Session:
         self.show_sinks = False
         self.derotated = False
         self.layer: int | None = None
-        self.title = ""
+        self.title = self.reading = ""
         self.ask = Ask()
         self.player: Player | None = None
         self.on_change: Callable[[], None] = lambda: None
@@ -133,7 +134,7 @@ class Session:
         """Begin anew: no turns, no pins."""
         self.turns, self.pins, self.found, self._back = [], [], [], []
         self.cursor = self.hover = self.named = self.player = self.layer = None
-        self.following, self.frozen, self.title = True, False, ""
+        self.following, self.frozen, self.title, self.reading = True, False, "", ""
         self.touch(Changed.ALL)
 
     def show(self, traces: Sequence[Sequence[Record]], *, title: str, saved: bool = False) -> None:
@@ -144,6 +145,34 @@ class Session:
         for turn in self.turns:
             turn.saved = saved
         self._cursor_to_end()
+
+    def extend(self, records: Sequence[Record], *, saved: bool) -> None:
+        """More of what is shown; a header begins another turn. Nothing is drawn before `grown`.
+
+        `saved`: the store has these traces.
+        """
+        start = 0
+        for end in range(1, len(records) + 1):
+            if end < len(records) and records[end]["record_type"] != "header":
+                continue
+            if records[start]["record_type"] == "header":
+                turn = Turn(source=self.title)
+                turn.saved = saved
+                self.turns.append(turn)
+                self._pending |= Changed.TURNS
+            self.turns[-1].take(records[start:end], hold=self.frozen)
+            start = end
+
+    def grown(self) -> None:
+        """Draw what `extend` brought."""
+        self._pending |= Changed.TOKENS
+        if self.following and not self.frozen:
+            self._cursor_to_end()
+
+    def compare(self, one: Turn, other: Turn) -> None:
+        """Put two traces beside each other."""
+        self.compared = [one, other]
+        self.touch(Changed.TURNS)
 
     def play(self, traces: Sequence[Sequence[Record]], *, title: str, rate: float) -> None:
         """Play these traces as if they were being written, `rate` tokens a second."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,10 @@ from geomcli import config
 from geomcli.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from geomcli.tui.app import Opened
+    from collections.abc import Iterator, Sequence
+
+    from geomcli.schema import Record
+    from geomcli.tui.reading import Opened
 
 
 def tui(
@@ -74,6 +78,8 @@ def tui(
     signal.signal(signal.SIGTERM, lambda *_: app.exit(return_code=130))
     signal.signal(signal.SIGHUP, lambda *_: app.lose_terminal())
     app.run()
+    if app.unreadable is not None:
+        raise app.unreadable
     if app.live.lost:
         raise StoreError(app.live.lost)
     if app.return_code:
@@ -83,14 +89,35 @@ def tui(
 def _opened(name: str, settings: config.Settings) -> Opened:
     from geomcli import jsonl
     from geomcli.store import Store
-    from geomcli.tui.app import Opened
+    from geomcli.tui.reading import Opened
 
     path = Path(name)
     if path.exists() or path.suffix:
-        return Opened(path.name, jsonl.load(path), path=name)
+        rest = jsonl.records(path)
+        traces = _first(rest)
+        return Opened(path.name, traces, path=name, rest=rest if _may_go_on(traces) else None)
     with Store(settings.db_path) as store:
         trace_id = store.find(name)
-        return Opened(trace_id, [list(store.records(trace_id))], saved=True)
+        traces = _first(store.records(trace_id))
+    return Opened(trace_id, traces, saved=True, stored=trace_id if _may_go_on(traces) else "")
+
+
+def _first(records: Iterator[Record]) -> list[list[Record]]:
+    """The first records by trace: what the app begins with, and shows more behind."""
+    from geomcli.tui.reading import FIRST
+
+    traces: list[list[Record]] = []
+    for record in islice(records, FIRST):
+        if record["record_type"] == "header":
+            traces.append([])
+        traces[-1].append(record)
+    return traces
+
+
+def _may_go_on(traces: Sequence[Sequence[Record]]) -> bool:
+    from geomcli.tui.reading import FIRST
+
+    return sum(map(len, traces)) == FIRST
 
 
 def _keys(**given: tuple[str, str | None]) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 
 from geomcli import config, jsonl
 from geomcli.schema import Record
-from geomcli.tui.app import DEMO_FILE, GeomApp, Opened
+from geomcli.tui.app import DEMO_FILE, GeomApp
+from geomcli.tui.reading import Opened
 
 os.environ["TEXTUAL_ANIMATIONS"] = "none"
 WIDE, NARROW = (120, 36), (80, 24)

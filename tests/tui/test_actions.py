@@ -26,11 +26,12 @@ from geomcli.tui.actions import (
     actions_of,
     bindings,
 )
-from geomcli.tui.app import GeomApp, Opened
+from geomcli.tui.app import GeomApp
 from geomcli.tui.keymap import checked
 from geomcli.tui.live import State
 from geomcli.tui.panes.compare import ComparePane
 from geomcli.tui.panes.manifold import ManifoldPane
+from geomcli.tui.reading import Opened
 from geomcli.tui.session import Overlay
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.made_stores import until

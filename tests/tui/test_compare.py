@@ -19,9 +19,10 @@ from geomcli.schema import Record
 from geomcli.store import Store
 from geomcli.store_queries import trace_list
 from geomcli.trace import Trace
-from geomcli.tui.app import GeomApp, Opened
+from geomcli.tui.app import GeomApp
 from geomcli.tui.comparing import next_run
 from geomcli.tui.panes.compare import ComparePane
+from geomcli.tui.reading import Opened
 from geomcli.tui.session import Overlay, Place
 from geomcli.tui.widgets.picker import Picker
 from tests.conftest import GEOM

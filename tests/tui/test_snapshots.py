@@ -11,9 +11,10 @@ from textual.pilot import Pilot
 
 from geomcli.schema import Record
 from geomcli.tui import panes
-from geomcli.tui.app import GeomApp, Opened
+from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from geomcli.tui.panes.manifold import ManifoldPane
+from geomcli.tui.reading import Opened
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.made_stores import SHAPES, made, noisy
 from tests.tui.snapshots import assert_same

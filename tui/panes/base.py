@@ -106,6 +106,8 @@ class Pane(Screen[None]):
             self.maximize(self.focused)
 
     def action_trace_save(self) -> None:
+        if self._is_reading():
+            return
         self.run_worker(self._save(), group="save")
 
     async def _save(self) -> None:
@@ -119,7 +121,15 @@ class Pane(Screen[None]):
         else:
             self.notify("Nothing to save: every finished trace shown here is in the store.")
 
+    def _is_reading(self) -> bool:
+        """Whether what is shown is not whole yet, and a person was told so."""
+        if self.session.reading:
+            self.notify(f"{self.session.reading} is still being read; again when the top line no longer says so.")
+        return bool(self.session.reading)
+
     def action_trace_export(self) -> None:
+        if self._is_reading():
+            return
         turns = [turn for turn in self.session.turns if turn.tokens]
         if not turns:
             self.notify("There is no trace to export yet.", severity="warning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import ClassVar, cast
 
@@ -10,6 +11,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widget import Widget
 
+from geomcli.display import printable
 from geomcli.errors import GeomError
 from geomcli.projection import fit
 from geomcli.store_queries import trace_points
@@ -45,6 +47,8 @@ class Invitation(SessionText):
             said = ["These two cannot be compared.", comparing.error.message]
             said += [f"Try: {comparing.error.mend}"] if comparing.error.mend else []
             offers = [("side.a", "choose another A"), ("side.b", "choose another B")]
+        elif self.session.reading:
+            return [Text(f"Reading {printable(self.session.reading)} …", paint.fore("primary", bold=True))]
         elif len(sides) == 2:
             return [Text("Comparing …", paint.fore("primary", bold=True))]
         elif sides:
@@ -151,7 +155,8 @@ class ComparePane(Pane):
     async def _choose(self, side: int, choice: Choice) -> None:
         if isinstance(choice, str):
             try:
-                turn = Turn(await self.geom.storage.records(choice), source=choice)
+                records = await self.geom.storage.records(choice)
+                turn = await asyncio.to_thread(Turn, records, source=choice)
             except GeomError as error:
                 self.notify(str(error), severity="error")
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import ClassVar, cast
 
@@ -289,7 +290,7 @@ class ManifoldPane(Pane):
         except GeomError as error:
             self.notify(str(error), severity="error")
             return None
-        turn = Turn(records, source=key)
+        turn = await asyncio.to_thread(Turn, records, source=key)
         turn.saved = True
         return turn
 

@@ -82,6 +82,8 @@ class Hud(LineText):
         items: list[tuple[str, bool]] = []
         if self.session.frozen:
             items.append((f"FROZEN +{self.session.held}", True))
+        if self.session.reading:
+            items.append(("reading …", True))
         if turn is None:
             return items
         step = turn.trace.steps[-1] if turn.trace.steps else {}
