@@ -12,6 +12,7 @@ import typer
 
 from geomcli import display
 from geomcli.cli import output
+from geomcli.cli.opening import names_file
 from geomcli.errors import ExitCode, TraceError, UsageError
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def _load(name: str, db: Path | None) -> Trace:
     from geomcli.store import Store
     from geomcli.trace import Trace
 
-    path = Path(name)
-    if name != "-" and not (path.is_file() or "/" in name or path.suffix in (".jsonl", ".json", ".zst")):
+    if name != "-" and not names_file(name):
         with Store(config.store_path(db=None if db is None else str(db))) as store:
             return Trace(map(_slim, store.records(store.find(name))))
     broken: list[jsonl.Broken] = []

@@ -21,17 +21,22 @@ Number = Annotated[int | None, typer.Option("--number", help="Which trace of a f
 Db = Annotated[Path | None, typer.Option("--db", help="Trace store; GEOM_DB.", dir_okay=False)]
 
 
+def names_file(name: str) -> bool:
+    """Whether a name means a file, there or not, and no stored trace. `-` is none."""
+    path = Path(name)
+    return path.is_file() or "/" in name or path.suffix in (".jsonl", ".json", ".zst")
+
+
 def open_trace(name: str, db: Path | None, number: int | None = None) -> Trace:
     """The trace; TraceError or UsageError says why there is none. Lines that could not be read are named on stderr."""
     from geomcli import config, jsonl
     from geomcli.store import Store
     from geomcli.trace import Trace
 
-    path = Path(name)
     if name == "-":
         reading = jsonl.read(sys.stdin.buffer, "stdin")
-    elif path.is_file() or "/" in name or path.suffix in (".jsonl", ".json"):
-        reading = jsonl.read_file(path)
+    elif names_file(name):
+        reading = jsonl.read_file(Path(name))
     else:
         if number is not None:
             raise UsageError("--number chooses among the traces of a file.", f"geom … {name}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geomcli import config
+from geomcli.cli.opening import names_file
 from geomcli.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -91,8 +92,8 @@ def _opened(name: str, settings: config.Settings) -> Opened:
     from geomcli.store import Store
     from geomcli.tui.reading import Opened
 
-    path = Path(name)
-    if path.exists() or path.suffix:
+    if names_file(name):
+        path = Path(name)
         rest = jsonl.records(path)
         traces = _first(rest)
         return Opened(path.name, traces, path=name, rest=rest if _may_go_on(traces) else None)
