@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,6 @@ def made(shapes: Sequence[str | None], texts: Sequence[str] | None = None, **mor
         for n, (text, shape) in enumerate(zip(texts, shapes, strict=True), 1)
     ]
     return records(entries, capture=more.pop("capture", ASKED), **more)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 8) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 async def settled(pilot: Pilot[Any], seconds: float = 0.1) -> None:

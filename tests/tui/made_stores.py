@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,3 @@ def filled(path: Path, count: int = 12) -> list[str]:
             trace[0]["created"] = now - (count - n) * 60_000
             names.append(store.add(trace))
     return names[::-1]
-
-
-async def until(met: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < end, "it did not happen"
-        await asyncio.sleep(0.02)

@@ -34,7 +34,7 @@ from geomcli.tui.panes.manifold import ManifoldPane
 from geomcli.tui.reading import Opened
 from geomcli.tui.session import Overlay
 from tests.tui.conftest import NARROW, WIDE, MakeApp
-from tests.tui.made_stores import until
+from tests.tui.waiting import until
 
 OFFERED = [mode for _, mode in panes.offered()]
 PRESSES = [

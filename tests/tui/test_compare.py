@@ -28,7 +28,8 @@ from geomcli.tui.widgets.picker import Picker
 from tests.conftest import GEOM
 from tests.library.made_traces import FLAT, LOCAL, LONG, MID
 from tests.tui.conftest import NARROW, WIDE, MakeApp
-from tests.tui.made_stores import filled, made, noisy, until
+from tests.tui.made_stores import filled, made, noisy
+from tests.tui.waiting import until
 
 SKY = ["The", " sky", " is", " blue", ",", " friend", "."]
 SEA = ["The", " sea", " is", " deep", " blue", ",", " friend"]

@@ -22,7 +22,8 @@ from tests.conftest import GEOM
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.faulty import Server, entry, event, serving
 from tests.tui.terminal import terminal
-from tests.tui.test_live import END, WORDS, drawn, said, until
+from tests.tui.test_live import END, WORDS, drawn, said
+from tests.tui.waiting import until
 
 ODD = ["👩‍🔬", " 量子", "🇩🇪", "e\u0301", "\u202eabc", "\x1b[2J", "\t|", "가", "﷽", "\u200b", "ﬀ", "🙂\n"]
 

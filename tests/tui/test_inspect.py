@@ -20,7 +20,8 @@ from geomcli.tui.widgets.lens import Lens
 from geomcli.tui.widgets.token_list import Segment, TokenList
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.faulty import entry, event, serving
-from tests.tui.made import drawn, layers, links, made, settled, text_of, until
+from tests.tui.made import drawn, layers, links, made, settled, text_of
+from tests.tui.waiting import until
 
 END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 TWO_LAYERS = {"mode": "raw", "layer_id": 7, **links(0, 5, 8), **layers(l3="local", l7="long")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from tests.tui.conftest import WIDE, MakeApp
 from tests.tui.faulty import CUT, Server, entry, event, serving
-from tests.tui.test_live import END, WORDS, said, until
+from tests.tui.test_live import END, WORDS, said
+from tests.tui.waiting import until
 
 
 def app_of(make_app: MakeApp, settings: config.Settings, server: Server, db: Path | None = None) -> GeomApp:
@@ -211,9 +213,12 @@ async def test_a_trace_that_was_read_late_ends_no_answer(
         app = app_of(make_app, settings, server)
         async with app.run_test(size=WIDE) as pilot:
             await until(lambda: app.live.state is State.READY)
-            busy = asyncio.create_task(app.storage.call(lambda _store: time.sleep(0.5)))
+            asked = threading.Event()
+            busy = asyncio.create_task(app.storage.call(lambda _store: asked.wait(60)))
             app.open_trace(name)
             await pilot.press("enter", *"Hello", "enter")
+            await until(lambda: len(app.session.turns) == 1)
+            asked.set()
             await busy
             await until(lambda: "is not shown: something else was begun" in said(app))
             await until(lambda: app.session.turns[0].saved)

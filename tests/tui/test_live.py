@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 import msgspec
@@ -17,17 +16,10 @@ from geomcli.tui.panes.chat import ChatPane
 from geomcli.tui.widgets.prompt import Prompt
 from tests.tui.conftest import WIDE, MakeApp
 from tests.tui.faulty import CUT, Server, entry, event, serving
+from tests.tui.waiting import until
 
 WORDS = [event(f" word{n}", entry(n, f" word{n}")) for n in range(1, 21)]
 END = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": 20}}
-
-
-async def until(condition: Callable[[], bool], seconds: float = 8) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not happen")
 
 
 def app_for(make_app: MakeApp, settings: config.Settings, server: Server, **more: Any) -> GeomApp:

@@ -27,7 +27,8 @@ from geomcli.tui.widgets.manifold_texts import _fitting
 from geomcli.zones import UNKNOWN, ZONE_NAMES
 from tests.library.made_traces import LOCAL, LONG
 from tests.tui.conftest import NARROW, WIDE, MakeApp
-from tests.tui.made_stores import filled, made, noisy, until
+from tests.tui.made_stores import filled, made, noisy
+from tests.tui.waiting import until
 
 
 def pane(app: GeomApp) -> ManifoldPane:

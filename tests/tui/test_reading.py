@@ -23,7 +23,8 @@ from geomcli.tui.app import GeomApp
 from geomcli.tui.session import Place, Session
 from tests.library.made_traces import LOCAL, LONG
 from tests.tui.conftest import WIDE
-from tests.tui.made_stores import made, noisy, until
+from tests.tui.made_stores import made, noisy
+from tests.tui.waiting import until
 
 TOKENS = 300
 

@@ -21,7 +21,8 @@ from geomcli.tui.steering import applied_to
 from geomcli.tui.widgets.router_view import DecisionList
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.faulty import Server, entry, event, serving
-from tests.tui.made import drawn, made, said, settled, text_of, until
+from tests.tui.made import drawn, made, said, settled, text_of
+from tests.tui.waiting import until
 
 # Every step of the fake server is in semantic_bridge.
 WORDS = [event(f" word{n}", entry(n, f" word{n}")) for n in range(1, 9)]

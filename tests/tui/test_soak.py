@@ -18,7 +18,8 @@ from geomcli.tui.live import State
 from geomcli.tui.widgets.timeline import _Columns
 from tests.tui.conftest import WIDE, MakeApp
 from tests.tui.faulty import entry, event, serving
-from tests.tui.test_live import END, until
+from tests.tui.test_live import END
+from tests.tui.waiting import until
 
 
 def token_records(first: int, count: int, phase: str = "main") -> list[Record]:
