@@ -11,6 +11,11 @@ from geomcli.schema import Record
 class RecordOrder:
     """Where in a trace the reading is; give it the records of an input in their order."""
 
+    _tokens: int
+    _step: int
+    _layers: set[int | None]
+    _ended: bool
+
     def __init__(self) -> None:
         self._begin()
 
@@ -33,10 +38,9 @@ class RecordOrder:
         return ""
 
     def _begin(self) -> None:
-        self._tokens = 0
+        self._tokens, self._ended = 0, False
         self._step = -1  # token of the last step
-        self._layers: set[int | None] = set()  # of the steps of that token
-        self._ended = False
+        self._layers = set()  # of the steps of that token
 
     def _wrong_with_step(self, token: int, layer: int | None) -> str:
         if token >= self._tokens:

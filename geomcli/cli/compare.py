@@ -90,7 +90,8 @@ def _slim(record: Record) -> Record:
         record["fingerprint"] = array("d", record["fingerprint"])
     links = record.get("attention")
     if links:
-        record["attention"] = {k: dict.fromkeys(links[k]) for k in ("layers", "layer_sketches") if links.get(k)}
+        named = ((k, links.get(k)) for k in ("layers", "layer_sketches"))
+        record["attention"] = {k: dict.fromkeys(layers) for k, layers in named if isinstance(layers, dict)}
     return record
 
 

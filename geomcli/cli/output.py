@@ -95,9 +95,8 @@ def unread() -> Iterator[None]:
 
 def drop_unread() -> None:
     """What stdout and stderr hold for readers that went away goes nowhere, also in the interpreter's exit."""
-    for stream in (sys.__stdout__, sys.__stderr__):
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
