@@ -1,7 +1,7 @@
 """What differs between two traces: its numbers, and the sentences that say them.
 
 Sentences speak of B against A. A difference below a point of the attention is not worth one; one that is not larger
-than the noise of the steps is called that.
+than the noise of the steps, or was not tested against it, is called that.
 """
 
 from __future__ import annotations
@@ -92,19 +92,19 @@ def sentences(
             how = "more" if m.delta > 0 else "less"
             # A share of nearly nothing is not a number that says anything.
             amount = f"{abs(m.delta) * 100:.1f} points" if m.a < 2 * smallest else f"{abs(m.delta) / m.a:.0%}"
-            found.append((abs(m.delta), f"B keeps {amount} {how} {_SPOKEN[m.name]}: {values}{_noise(m)}."))
+            found.append((abs(m.delta), f"B keeps {amount} {how} {_SPOKEN[m.name]}: {values}{_standing(m)}."))
         elif m.name == "bin_entropy":
             how = "more diffuse" if m.delta > 0 else "more focused"
-            found.append((abs(m.delta), f"B is {how}: bin entropy {values}{_noise(m)}."))
+            found.append((abs(m.delta), f"B is {how}: bin entropy {values}{_standing(m)}."))
         elif m.name == "max_drift":
             how = "changes its pattern more" if m.delta > 0 else "changes its pattern less"
-            found.append((abs(m.delta), f"B {how}: largest drift {values}."))
+            found.append((abs(m.delta), f"B {how}: largest drift {values}, not tested: one step each."))
     for share in zones:
         if abs(share.delta) >= smallest:
             how = "more" if share.delta > 0 else "fewer"
             amount = f"{abs(share.delta) * 100:.0f} points"
             text = f"B has {amount} {how} of its tokens in {share.zone}: {share.b:.0%} against {share.a:.0%}"
-            found.append((abs(share.delta), f"{text}{_noise(share)}."))
+            found.append((abs(share.delta), f"{text}{_standing(share)}."))
     found.sort(key=lambda item: (-item[0], item[1]))
     said = [text for _, text in found]
     if agreement is not None and agreement.agreement <= 1 - smallest:
@@ -119,7 +119,10 @@ def sentences(
     return tuple(said)
 
 
-def _noise(difference: Metric | ZoneShare) -> str:
+def _standing(difference: Metric | ZoneShare) -> str:
+    """What keeps a difference from being more than what these steps happen to show."""
+    if difference.verdict == "untested":
+        return ", not tested: too few independent steps"
     return ", within the noise of the steps" if difference.verdict == "noise" else ""
 
 
@@ -127,7 +130,7 @@ def _agreeing(agreement: ZoneAgreement) -> str:
     pairs = f"{agreement.pairs} aligned token{'s' if agreement.pairs != 1 else ''}"
     text = f"At {pairs} the zones agree in {agreement.agreement:.0%}; unrelated orders would in {agreement.chance:.0%}"
     if agreement.interval is None:
-        return f"{text}."
+        return f"{text}, not tested: too few pairs." if agreement.kappa is not None else f"{text}."
     low, high = agreement.interval
     return f"{text}: {'more than' if low > 0 else 'less than' if high < 0 else 'no more than'} by chance."
 

@@ -71,10 +71,19 @@ def portrait(fingerprint: NDArray[Any]) -> tuple[str, ...]:
 def heuristic(
     a: NDArray[Any], b: NDArray[Any], ripple_a: float | None = None, ripple_b: float | None = None
 ) -> Interpretation:
-    """Difference of two fingerprints [20] along the four named axes; the fourth only where both have a ripple."""
+    """Difference of two fingerprints [20] along the four named axes; the fourth only where both have a ripple.
+
+    The axis between local and long-range is their difference: its sentence names the end, or both, that really moved.
+    """
     d = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
+    local, long = float(d[LOCAL]), float(d[LONG])
     axes = [
-        _shift("Local vs Long-Range", float(d[LOCAL] - d[LONG]), f"towards {_LOCAL}", f"towards {_LONG}"),
+        _shift(
+            "Local vs Long-Range",
+            local - long,
+            _ends((local, f"towards {_LOCAL}"), (-long, f"away from {_LONG}")),
+            _ends((long, f"towards {_LONG}"), (-local, f"away from {_LOCAL}")),
+        ),
         _shift("Focused vs Diffuse", -float(d[BIN_ENTROPY]), "towards focused attention", "towards diffuse attention"),
         _shift("Semantic Bridge", float(d[MID]), f"towards {_MID}", f"away from {_MID}"),
     ]
@@ -85,15 +94,20 @@ def heuristic(
 
 
 def fitted(a: NDArray[Any], b: NDArray[Any], projection: Projection, models: tuple[str, ...] = ()) -> Interpretation:
-    """Difference of two fingerprints [20] along fitted axes, in standard deviations of what they were fitted on."""
+    """Difference of two fingerprints [20] along fitted axes, in standard deviations of what they were fitted on.
+
+    Of the features that an axis goes with, the sentence names those that really moved that way.
+    """
     places = projection.project(np.stack([np.asarray(a), np.asarray(b)]))
+    moved = np.asarray(b, dtype=np.float64) - np.asarray(a, dtype=np.float64)
     axes = []
     for axis, deviation in enumerate(projection.deviations.tolist()):
         if deviation <= 0:
             continue
         value = float(places[1, axis] - places[0, axis]) / deviation
-        plus, minus = projection.directions(axis)
-        reading = _shift(projection.name(axis), value, f"towards {plus}", f"towards {minus}", DEVIATION_STEPS)
+        words = projection.moved(axis, moved, SHARE_STEPS[0], value > 0)
+        which = f"towards {words}" if words else "along this axis; what it is named after did not move that way"
+        reading = _shift(projection.name(axis), value, which, which, DEVIATION_STEPS)
         sentence = f"{reading.sentence} ({abs(value):.1f} standard deviations)"
         axes.append(msgspec.structs.replace(reading, sentence=sentence, explained=float(projection.explained[axis])))
     return Interpretation("fitted", projection.n, _sorted(axes), models)
@@ -113,6 +127,12 @@ def _shift(
     if word == "none":
         return AxisReading(name, value, word, "No shift that is worth a word")
     return AxisReading(name, value, word, f"{word.capitalize()} shift of B {plus if value > 0 else minus}")
+
+
+def _ends(*ends: tuple[float, str]) -> str:
+    """Those ends of an axis, (how far it moved, words), that moved by a weak difference; the one that moved most."""
+    moved = sorted(ends, key=lambda end: -end[0])
+    return " and ".join(words for by, words in moved if by >= SHARE_STEPS[0]) or moved[0][1]
 
 
 def _sorted(axes: list[AxisReading]) -> tuple[AxisReading, ...]:

@@ -66,6 +66,14 @@ class Projection:
         minus = [_WORDS[feature][1 if r > 0 else 0] for feature, r in spoken]
         return (", ".join(plus), ", ".join(minus))
 
+    def moved(self, axis: int, difference: NDArray[Any], least: float, up: bool) -> str:
+        """The features named by an axis that a difference [20] of fingerprints moves by at least `least`, and to the
+        side (`up`: +) that the axis says, like "more long-range"; empty where none does.
+        """
+        d = np.asarray(difference, dtype=np.float64)
+        said = [(feature, float(d[feature])) for feature, r in self._spoken(axis) if d[feature] * (r if up else -r) > 0]
+        return ", ".join(_WORDS[feature][0 if by > 0 else 1] for feature, by in said if abs(by) >= least)
+
     def name(self, axis: int) -> str:
         """Short name of an axis, like "local ↔ long-range": the features that grow towards - and towards +."""
         spoken = self._spoken(axis)

@@ -108,15 +108,23 @@ def _point(row: dict[str, Any]) -> TracePoint:
     )
 
 
-def fitted_axes(store: Store, models: Sequence[str]) -> Projection | None:
+class FittedAxes(NamedTuple):
+    """Principal components, and the models whose traces they were fitted on."""
+
+    projection: Projection
+    models: tuple[str, ...]
+
+
+def fitted_axes(store: Store, models: Sequence[str]) -> FittedAxes | None:
     """Four principal components of the mean fingerprints of the newest stored traces of `models`.
 
     None with fewer than AXES_TRACES of them: a direction in 20 numbers needs more rows than that to mean anything.
     """
-    some = dict.fromkeys(models)
-    points = [trace_points(store, "all", model=model).fingerprints[:_MOST_FITTED] for model in some]
-    rows = np.concatenate(points) if points else np.zeros((0, FINGERPRINT_SIZE))
-    return fit(rows, _AXES) if rows.shape[0] >= AXES_TRACES else None
+    points = {model: trace_points(store, "all", model=model).fingerprints[:_MOST_FITTED] for model in models}
+    rows = np.concatenate([np.zeros((0, FINGERPRINT_SIZE)), *points.values()])
+    if rows.shape[0] < AXES_TRACES:
+        return None
+    return FittedAxes(fit(rows, _AXES), tuple(model for model, found in points.items() if len(found)))
 
 
 class ZoneStep(msgspec.Struct, frozen=True):

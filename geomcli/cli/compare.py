@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from geomcli.comparison import AlignedToken, Comparison
     from geomcli.differences import Metric, ZoneShare
-    from geomcli.projection import Projection
     from geomcli.schema import Record
+    from geomcli.store_queries import FittedAxes
     from geomcli.trace import Trace
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
@@ -63,7 +63,12 @@ def compare(
         raise TraceError(f"{faults[0]}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
     left, right = (side.trace for side in sides)
     models = list(dict.fromkeys(str(trace.header.get("model", "")) for trace in (left, right)))
-    result = comparison.compare(left, right, projection=_axes(models, db), fitted_on=models)
+    axes = _axes(models, db)
+    result = (
+        comparison.compare(left, right)
+        if axes is None
+        else comparison.compare(left, right, projection=axes.projection, fitted_on=axes.models)
+    )
     below = fail_under is not None and result.similarity.overall < fail_under
     with output.unread():
         if as_json:
@@ -95,7 +100,7 @@ def _slim(record: Record) -> Record:
     return record
 
 
-def _axes(models: list[str], db: Path | None) -> Projection | None:
+def _axes(models: list[str], db: Path | None) -> FittedAxes | None:
     """Axes of the stored traces of these models, where there are enough."""
     from geomcli import config
     from geomcli.errors import StoreError
@@ -150,7 +155,7 @@ def _print(c: Comparison, a: Trace, b: Trace) -> None:
 def _axes_of(c: Comparison) -> str:
     i = c.interpretation
     if i.kind == "heuristic":
-        return "heuristic axes, not fitted"
+        return "heuristic axes, not fitted; what was tested is above"
     return f"principal components of {i.n} stored traces of {', '.join(map(output.marked, i.models))}"
 
 

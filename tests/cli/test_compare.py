@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,10 @@ def test_axes_are_fitted_on_stored_traces_of_the_model(
     assert "% of variance" in printed
     found = json.loads(geom(*files, "--db", db, "--json", env=home).stdout)["interpretation"]
     assert (found["kind"], found["n"], found["models"]) == ("fitted", AXES_TRACES, ["m"])
+    other = tmp_path / "other.jsonl"
+    other.write_text(jsonl.dump(records([entry(1, "a", MID)], model="without-traces")), encoding="utf-8")
+    for sides in ((files[0], other), (other, files[0])):
+        assert f"{AXES_TRACES} stored traces of m)" in geom(*sides, "--db", db, env=home).stdout
     shares = [axis["explained"] for axis in found["axes"]]
     assert len(shares) == 4
     assert 0 < sum(shares) <= 1
@@ -119,6 +124,29 @@ def test_a_verdict_for_continuous_integration(home: dict[str, str], files: tuple
     assert "is below --fail-under 0.9" in below.stderr
     assert "Similarity" in below.stdout
     assert geom(files[0], files[0], "--fail-under", "1", env=home).returncode == 0
+
+
+def test_a_verdict_has_the_digits_to_see_it(home: dict[str, str], files: tuple[Path, Path]) -> None:
+    overall = json.loads(geom(*files, "--json", env=home).stdout)["similarity"]["overall"]
+    for bound in (round(overall, 3) + 0.001, overall + 1e-9):
+        below = geom(*files, "--fail-under", repr(bound), env=home)
+        assert below.returncode == 4
+        found = re.search(r"The similarity ([0-9.]+) is below --fail-under ([0-9.]+)\.", below.stderr)
+        assert found
+        assert float(found[1]) < float(found[2])
+
+
+def test_numbers_that_json_cannot_hold_are_null(home: dict[str, str], tmp_path: Path) -> None:
+    odd = tmp_path / "odd.jsonl"
+    huge = records([entry(n, "a", LOCAL, drift=1e308, entropy_bits=-1e308, sink_mass=5e-324) for n in range(1, 40)])
+    odd.write_text(jsonl.dump(huge), encoding="utf-8")
+    other = tmp_path / "b.jsonl"
+    other.write_text(jsonl.dump(made(["a"] * 40, LONG)), encoding="utf-8")
+    for sides in ((odd, odd), (odd, other)):
+        done = geom(*sides, "--json", env=home)
+        assert (done.returncode, done.stderr) == (0, "")
+        json.loads(done.stdout, parse_constant=pytest.fail)
+        assert "nan" not in geom(*sides, env=home).stdout
 
 
 def test_refusals(home: dict[str, str], tmp_path: Path, files: tuple[Path, Path]) -> None:
@@ -157,3 +185,11 @@ def test_what_a_model_wrote_does_not_act_on_the_terminal(home: dict[str, str], t
     assert done.returncode == 0, done.stderr
     assert "\x1b[2J" not in done.stdout
     assert "[bold]" in done.stdout
+    zoned = made(["\x1b[2J[bold]", "b"], LOCAL)
+    for record in zoned:
+        if record["record_type"] == "step":
+            record["zone"] = "\x1b[2J"
+    path.write_text(jsonl.dump(zoned), encoding="utf-8")
+    done = geom(path, other, env=home)
+    assert "␛[2J / syntax_floor" in done.stdout
+    assert "\x1b" not in done.stdout

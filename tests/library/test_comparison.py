@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import warnings
 
 import msgspec
 import numpy as np
@@ -12,10 +14,12 @@ from hypothesis import given
 from geomcli.comparison import Comparison, compare
 from geomcli.errors import TraceError
 from geomcli.fingerprint import fingerprint_from_histogram, fingerprints_from_histograms
-from geomcli.interpretation import portrait
+from geomcli.interpretation import fitted, portrait
 from geomcli.projection import fit
 from geomcli.trace import Trace
 from tests.library.made_traces import FLAT, LOCAL, LONG, MID, entry, records, trace, traces
+
+UNTESTED = ", not tested: too few independent steps"
 
 
 def metric(comparison: Comparison, name: str) -> tuple[float | None, float | None, float | None, float | None]:
@@ -102,11 +106,12 @@ def test_differences_in_sentences() -> None:
     near = 0.3 * LONG + 0.7 * LOCAL
     c = compare(trace(["a", "b"], [far, far]), trace(["a", "c"], [near, near]))
     assert c.differences[0] == 'The texts part at #1 "b" in A, #1 "c" in B.'
-    assert "B keeps 50% less long-range mass (256 tokens back and more): 0.300 against 0.600." in c.differences
-    assert "B keeps 75% more local mass (0 to 7 tokens back): 0.700 against 0.400." in c.differences
-    assert "B has 100 points more of its tokens in syntax_floor: 100% against 0%." in c.differences
+    long = "long-range mass (256 tokens back and more)"
+    assert f"B keeps 50% less {long}: 0.300 against 0.600{UNTESTED}." in c.differences
+    assert f"B keeps 75% more local mass (0 to 7 tokens back): 0.700 against 0.400{UNTESTED}." in c.differences
+    assert f"B has 100 points more of its tokens in syntax_floor: 100% against 0%{UNTESTED}." in c.differences
     back = compare(trace(["a", "c"], [near, near]), trace(["a", "b"], [far, far]))
-    assert "B keeps 100% more long-range mass (256 tokens back and more): 0.600 against 0.300." in back.differences
+    assert f"B keeps 100% more {long}: 0.600 against 0.300{UNTESTED}." in back.differences
     longer = compare(trace(["a"], [far]), trace(["a", "b"], [far, far]))
     assert longer.differences[:2] == (
         'The texts part at nothing in A, #1 "b" in B.', "B is 1 token longer: 2 against 1.",
@@ -121,7 +126,10 @@ def test_named_axes_are_heuristic_and_fitted_ones_say_on_what() -> None:
     first = c.interpretation.axes[0]
     assert first.name == "Local vs Long-Range"
     assert first.value == pytest.approx(-2)
-    assert first.sentence == "Strong shift of B towards long-range retrieval (256 tokens back and more)"
+    assert first.sentence == (
+        "Strong shift of B towards long-range retrieval (256 tokens back and more) "
+        "and away from local syntax (immediate neighbours, 0 to 7 tokens back)"
+    )
     shares = np.random.default_rng(0).uniform(0, 1, 50)[:, None]
     f = compare(near, far, projection=fit(fingerprints_from_histograms(shares * LOCAL + (1 - shares) * LONG)))
     assert (f.interpretation.kind, f.interpretation.n) == ("fitted", 50)
@@ -129,6 +137,40 @@ def test_named_axes_are_heuristic_and_fitted_ones_say_on_what() -> None:
     assert "long-range" in f.interpretation.axes[0].sentence
     assert f.interpretation.axes[0].explained is not None
     assert compare(near, far, projection=fit(np.zeros((0, 20)))).interpretation.axes == ()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (LOCAL, 0.9 * LOCAL + 0.1 * MID, "away from local syntax (immediate neighbours, 0 to 7 tokens back)"),
+        (0.9 * LOCAL + 0.1 * MID, LOCAL, "towards local syntax (immediate neighbours, 0 to 7 tokens back)"),
+        (MID, 0.9 * MID + 0.1 * LONG, "towards long-range retrieval (256 tokens back and more)"),
+        (0.9 * MID + 0.1 * LONG, MID, "away from long-range retrieval (256 tokens back and more)"),
+        (0.5 * LOCAL + 0.5 * LONG, 0.1 * LOCAL + 0.3 * LONG + 0.6 * MID,
+         "away from local syntax (immediate neighbours, 0 to 7 tokens back)"),
+    ],
+)  # fmt: skip
+def test_an_axis_names_the_end_that_moved(a: np.ndarray, b: np.ndarray, said: str) -> None:
+    axes = compare(trace(["a"], [a]), trace(["a"], [b])).interpretation.axes
+    sentence = next(axis.sentence for axis in axes if axis.name == "Local vs Long-Range")
+    assert sentence.endswith(f"shift of B {said}")
+
+
+def test_a_fitted_axis_names_the_features_that_moved() -> None:
+    """Fitted on traces whose local mass gives way to long-range mass; B has other bins, and its bands moved little."""
+    shares = np.random.default_rng(0).uniform(0, 1, 50)[:, None]
+    axes = fit(fingerprints_from_histograms(shares * LOCAL + (1 - shares) * LONG))
+    start, fewer = (fingerprint_from_histogram(0.5 * LONG + h) for h in (0.5 * LOCAL, 0.3 * LOCAL + 0.2 * MID))
+    within = start.copy()
+    within[[4, 5]] = within[5], 0.9
+    (name,) = {axes.name(0), axes.name(1)} & {"local ↔ long-range", "long-range ↔ local"}
+    for b, said in (
+        (fewer, "less local"),
+        (within, "along this axis; what it is named after did not move that way"),
+    ):
+        sentence = next(axis.sentence for axis in fitted(start, b, axes).axes if axis.name == name)
+        assert said in sentence
+        assert "more long-range" not in sentence
 
 
 def test_ripple_has_an_axis_where_both_have_one() -> None:
@@ -194,3 +236,36 @@ def test_captured_at_different_tokens_there_is_no_agreement_to_speak_of() -> Non
     c = compare(trace(["a", "b"], [LOCAL, None]), trace(["a", "b"], [None, LOCAL]))
     assert (c.similarity.zones, c.zone_pairs) == (None, 0)
     assert c.similarity.overall == pytest.approx(1)
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308, 5e-324])
+def test_numbers_that_nothing_measures_are_no_metrics(value: float) -> None:
+    fields = dict.fromkeys(("drift", "ripple", "sink_mass", "entropy_bits", "zone_confidence"), value)
+    odd, plain = (
+        Trace(records([entry(n, "a", LOCAL, **{**dict.fromkeys(fields, 0.5), **more}) for n in range(1, 31)]))
+        for more in (fields, {})
+    )
+    odd.metrics["tokensPerSecond"] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = [compare(odd, plain), compare(plain, odd)]
+    for c in made:
+        assert "nan" not in " ".join(c.differences)
+        for m in c.metrics:
+            assert all(number is None or math.isfinite(number) for number in (m.a, m.b, m.delta, m.relative))
+    if abs(value) > 1:
+        assert metric(made[0], "sink_mass") == (None, 0.5, None, None)
+        assert metric(made[0], "tokens_per_second")[0] is None
+
+
+@pytest.mark.parametrize(
+    "links", [{"layers": 5}, {"layers": ["a"]}, {"layer_sketches": [1]}, {"layers": {"²": {}, "x": 1}}, {}]
+)
+def test_layers_that_cannot_be_read_are_none(links: dict[str, object]) -> None:
+    odd = trace(["a"], [LOCAL])
+    odd.steps[0]["attention"] = links
+    odd.steps[0]["layer_id"] = None
+    assert compare(odd, odd).a.layers == ()
+    odd.steps[0]["schema"] = [1]
+    with pytest.raises(TraceError, match=r"A has entries of schema \[1\]"):
+        compare(odd, odd)

@@ -144,6 +144,20 @@ def test_traces_are_called_what_they_are() -> None:
     assert not any("within the noise" in said for said in unlike.differences if "long-range" in said)
 
 
+def test_what_was_not_tested_is_not_said_to_be_so() -> None:
+    one, few = drawn(0, LOCAL + MID), drawn(2, LOCAL + 3 * LONG, MIN_STEPS - 1)
+    c = compare(one, few)
+    assert c.significance.tested == 0
+    told = [said for said in c.differences if "against" in said and "longer" not in said and "shorter" not in said]
+    assert len(told) > 3
+    assert all("not tested: too few independent steps" in said for said in told)
+    assert any(said.endswith("not tested: too few pairs.") for said in c.differences if "aligned" in said)
+    wild = drawn(0, LOCAL + MID)
+    wild.steps[3]["drift"], one.steps[3]["drift"] = 0.4, 0.1
+    said = next(said for said in compare(one, wild).differences if "largest drift" in said)
+    assert said == "B changes its pattern more: largest drift 0.400 against 0.100, not tested: one step each."
+
+
 def test_shuffled_steps_are_said_to_agree_by_chance() -> None:
     hists = [LOCAL, LOCAL, MID, LONG] * 20
     shuffled = [hists[n] for n in np.random.default_rng(8).permutation(80)]

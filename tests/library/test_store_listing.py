@@ -71,6 +71,9 @@ def test_search(store: Store) -> None:
     assert found(store, "scatter") == []
     assert found(store, '"red light"') == ["sea"]
     assert found(store, '"light red"') == []
+    assert found(store, '"of li"*') == ["sky"]
+    assert found(store, '"of li"') == []
+    assert found(store, '"rayleigh scat"* "of li"*scattering') == ["sky"]
     assert found(store, "zoe") == ["cut"]
     assert found(store, "photon") == ["cut"]  # only in its tokens
     assert found(store, "neutrino") == ["think"]
