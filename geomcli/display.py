@@ -60,7 +60,7 @@ def sparkline(values: Sequence[float | None], *, top: float = 1.0, width: int = 
     """One row of bars for values in [0, top]; blanks where there is none. Longer series are thinned by their maxima."""
     steps = len(BARS) - 1
     return "".join(
-        " " if v is None else BARS[min(steps, max(0, round(v / top * steps)))] for v in thinned(values, width)
+        " " if v is None else BARS[round(min(1.0, max(0.0, v / top)) * steps)] for v in thinned(values, width)
     )
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from geomcli.cli import output
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.display import human_bytes, sparkline
+from geomcli.links import layers_named
+from geomcli.measured import number
 from geomcli.schema import Record
 from geomcli.trace import Trace
 
@@ -15,8 +17,8 @@ def print_summary(trace: Trace, *, store: Path | None = None) -> None:
     """Six lines on stderr."""
     console = output.narrator()
     m = trace.metrics
-    speed = m.get("tokensPerSecond")
-    head = [f"{m.get('tokens', 0)} tokens"]
+    speed, tokens = number(m.get("tokensPerSecond")), m.get("tokens")
+    head = [f"{len(trace.tokens) if tokens is None else tokens} tokens"]
     if speed:
         head.append(f"{speed:.1f} tok/s")
     head.append(str(m.get("finishReason") or m.get("error") or "no end"))
@@ -28,15 +30,14 @@ def print_summary(trace: Trace, *, store: Path | None = None) -> None:
         console.print(f"  entropy    {_entropy(m)}")
         console.print(f"  drift      {_drift(trace)}")
         console.print(f"  capture    {output.marked(_capture(trace))}")
-        console.print(
-            f"  bytes      {human_bytes(m['attentionBytes'])} out of the engine, {human_bytes(m['jsonBytes'])} as JSON"
-        )
+        if moved := _bytes(m):
+            console.print(f"  bytes      {moved}")
     if store is not None:
         console.print(f"  trace      {output.marked(trace.header['trace_id'])} in {output.marked(store)}")
 
 
 def zone_line(metrics: Record) -> str:
-    counts: dict[str, int] = metrics.get("zoneCounts") or {}
+    counts: dict[str, int] = {zone: n for zone, n in (metrics.get("zoneCounts") or {}).items() if n > 0}
     total = sum(counts.values())
     parts = []
     for zone, count in sorted(counts.items(), key=lambda item: -item[1]):
@@ -45,22 +46,34 @@ def zone_line(metrics: Record) -> str:
     return "  ".join(parts) or "none (only sinks and the first tokens)"
 
 
+def _bytes(m: Record) -> str:
+    counts = ((m.get("attentionBytes"), "out of the engine"), (m.get("jsonBytes"), "as JSON"))
+    return ", ".join(f"{human_bytes(count)} {what}" for count, what in counts if isinstance(count, int))
+
+
 def _entropy(m: Record) -> str:
     parts = []
-    if m.get("avgEntropy") is not None:
-        parts.append(f"{m['avgEntropy']:.2f} over distance bins (0 focused, 1 diffuse)")
-    if m.get("avgEntropyBits") is not None:
-        parts.append(f"{m['avgEntropyBits']:.2f} bits over positions")
+    if (mean := _float(m.get("avgEntropy"))) is not None:
+        parts.append(f"{mean:.2f} over distance bins (0 focused, 1 diffuse)")
+    if (mean := _float(m.get("avgEntropyBits"))) is not None:
+        parts.append(f"{mean:.2f} bits over positions")
     return ", ".join(parts) or "-"
 
 
+def _float(value: object) -> float | None:
+    """A metric that readers of files do not check."""
+    return number(value) if isinstance(value, int | float) else None
+
+
 def _drift(trace: Trace) -> str:
-    drifts = [step.get("drift") for step in trace.steps]
-    if all(d is None for d in drifts):
+    drifts = [number(step.get("drift")) for step in trace.steps]
+    most = max((d for d in drifts if d is not None), default=None)
+    if most is None:
         return "not enough tokens yet"
+    said = number(trace.metrics.get("maxDrift"))
     return (
-        f"{sparkline(drifts, top=HALT_THRESHOLD)}  max {trace.metrics['maxDrift']:.3f} "
-        f"{output.marked(trace.metrics['compass'])} "
+        f"{sparkline(drifts, top=HALT_THRESHOLD)}  max {most if said is None else said:.3f} "
+        f"{output.marked(trace.metrics.get('compass') or '-')} "
         f"[dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
     )
 
@@ -69,8 +82,8 @@ def _capture(trace: Trace) -> str:
     step = next((s for s in trace.steps if s.get("heads")), None)
     if step is None:
         return "-"
-    links = step.get("attention") or {}
-    layers = list((links.get("layers") or links.get("layer_sketches") or {step.get("layer_id"): None}).keys())
+    own = step.get("layer_id")
+    layers = list(layers_named(step)) or ["-" if own is None else own]
     parts = [
         str(step.get("mode") or "-"),
         f"layers {', '.join(map(str, layers))}",

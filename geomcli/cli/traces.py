@@ -16,6 +16,7 @@ from geomcli.cli.trace_names import Db, given, store_at
 from geomcli.display import printable
 from geomcli.errors import UsageError
 from geomcli.links import strongest_links, texts_by_position
+from geomcli.measured import number
 from geomcli.moments import milliseconds
 from geomcli.schema import Record
 from geomcli.store_listing import MATCH_BEGIN, MATCH_END, Filter, list_traces, search_traces
@@ -207,14 +208,14 @@ def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int
     shown = _quoted(token.get("text") or "")
     if step is None:
         return [str(token["index"]), shown, "", "", "", ""]
-    zone = step.get("zone", "-")
+    zone = step.get("zone") or "-"
     glyph, style = output.ZONE_STYLES.get(zone, output.ZONE_STYLES[UNKNOWN])
-    drift = step.get("drift")
+    confidence, drift = number(step.get("zone_confidence")), number(step.get("drift"))
     return [
         str(token["index"]),
         f"[{style}]{shown}[/]",
         f"[{style}]{glyph} {output.marked(zone)}[/]",
-        f"{step['zone_confidence']:.2f}" if "zone_confidence" in step else "",
+        "" if confidence is None else f"{confidence:.2f}",
         "" if drift is None else f"{drift:.3f}",
         _links(step, texts, n_links),
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -132,6 +134,55 @@ def test_files_that_are_broken(home: dict[str, str], db: Path, tmp_path: Path) -
     assert rescued.returncode == 0
     assert "Left out:" in rescued.stderr
     assert "cut off" in geom("ls", env=home).stdout
+
+
+STEP = {"drift": 0.1, "zone_confidence": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("step", "metrics", "said"),
+    [
+        ({"zone_confidence": None, "zone": None}, {}, "zones"),
+        (STEP, {"maxDrift": None}, "max 0.100"),
+        (STEP, {"compass": None}, "max 0.100 -"),
+        (
+            {"drift": 1e308, "zone_confidence": 1e308},
+            {"maxDrift": 1e308, "tokensPerSecond": 1e308},
+            "not enough tokens",
+        ),
+        (STEP, {"attentionBytes": None, "jsonBytes": None}, "entropy"),
+        (STEP, {"attentionBytes": None, "jsonBytes": 7}, "bytes      7 B as JSON"),
+        (STEP, {"attentionBytes": "gone", "jsonBytes": "gone", "compass": "gone", "maxDrift": "gone"}, "max 0.100 -"),
+        (STEP, {"zoneCounts": {"x": 0}}, "none (only sinks"),
+        (STEP, {"avgEntropy": "x", "avgEntropyBits": {"a": 1}}, "entropy    -"),
+        (STEP, {"tokens": None, "finishReason": None}, "1 tokens"),
+        (STEP | {"attention": {"layers": 5}, "layer_id": None}, {}, "layers -"),
+    ],
+)
+def test_what_is_valid_can_be_shown(
+    home: dict[str, str], tmp_path: Path, step: dict[str, object], metrics: dict[str, object], said: str
+) -> None:
+    made = records([entry(1, "a", LOCAL)])
+    found = next(record for record in made if record["record_type"] == "step")
+    found |= step
+    made[-1] |= metrics
+    made[-1] = {name: value for name, value in made[-1].items() if value != "gone"}
+    path = tmp_path / "odd.jsonl"
+    path.write_text(jsonl.dump(made), encoding="utf-8")
+    assert geom("import", path, env=home).returncode == 0
+    shown = geom("show", "last", env=home)
+    assert shown.returncode == 0, shown.stderr
+    assert said in shown.stderr, shown.stderr
+
+
+def test_ids_do_not_act_on_the_terminal(home: dict[str, str], tmp_path: Path) -> None:
+    with Store(tmp_path / "odd.db") as store:
+        for name in ("odd", "20261123-193012-a1b2c3"):
+            store.add(records([entry(1, "a", LOCAL)], trace_id=name))
+    with contextlib.closing(sqlite3.connect(tmp_path / "odd.db")) as raw, raw:
+        raw.execute("UPDATE traces SET id = ? WHERE id = 'odd'", ("\x1b[2Jx\ny",))
+    listed = geom("ls", "-q", "--db", tmp_path / "odd.db", env=home).stdout
+    assert sorted(listed.splitlines()) == ["20261123-193012-a1b2c3", "␛[2Jx␊y"]
 
 
 @pytest.mark.usefixtures("db")
