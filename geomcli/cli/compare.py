@@ -77,10 +77,12 @@ def compare(
             output.print_json(msgspec.to_builtins(result))
         else:
             _print(result, left, right)
-        if fail_under is not None and below:
-            said = f"The similarity {_apart(result.similarity.overall, fail_under)} is below --fail-under "
-            output.narrator().print(f"{said}{fail_under:.15g}.", markup=False)
-    if below:
+    if fail_under is not None and below:
+        said = (
+            f"The similarity {_apart(result.similarity.overall, fail_under)} is below --fail-under {fail_under:.15g}."
+        )
+        with output.unread():
+            output.narrator().print(said, markup=False)
         raise typer.Exit(int(ExitCode.VERDICT))
 
 

@@ -49,9 +49,12 @@ def speaker() -> Console:
 def fail(error: GeomError) -> None:
     """One line: what is wrong, and the command that mends it."""
     console = narrator()
-    console.print(f"[bold red]geom:[/] {marked(error.message)}")
-    if error.mend:
-        console.print(f"      [dim]try:[/] {marked(error.mend)}")
+    try:
+        console.print(f"[bold red]geom:[/] {marked(error.message)}")
+        if error.mend:
+            console.print(f"      [dim]try:[/] {marked(error.mend)}")
+    except BrokenPipeError:
+        drop_unread()  # the exit code says it, too
 
 
 def marked(value: object) -> str:
