@@ -23,7 +23,7 @@ from sqlite_utils import Database
 
 from geomcli.errors import StoreError
 from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
-from geomcli.migrations import INSERT_SUMMARY, migrations
+from geomcli.migrations import INSERT_SUMMARY, STEPS, migrations
 from geomcli.schema import Record
 from geomcli.trace_summary import TraceSummary
 
@@ -50,19 +50,24 @@ _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
 class Store:
-    """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used."""
+    """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used.
 
-    def __init__(self, path: Path) -> None:
+    `create`: make one where there is none; for readers a store that is not there is an empty one. A database of
+    something else, or of a newer geom, is refused and not touched.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
+        on_disk = create or path.exists()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)
-            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            with _folder_locked(path.parent):
-                connection.execute("PRAGMA journal_mode = WAL")
-                migrations.apply(Database(connection))
+            if on_disk:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path if on_disk else ":memory:", timeout=_BUSY_MS / 1000, isolation_level=None)
+            with contextlib.ExitStack() as failed:
+                failed.callback(connection.close)
+                with _folder_locked(path.parent) if on_disk else contextlib.nullcontext():
+                    _prepare(connection, path)
+                failed.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the trace store {path} cannot be opened: {error}.", "geom run --db FILE …") from None
         self._connection = connection
@@ -103,12 +108,18 @@ class Store:
         )
 
     def find(self, prefix: str) -> str:
-        """Full id of the one trace whose id starts with `prefix`; `last` is the newest. StoreError otherwise."""
+        """Id of the trace that is called `prefix`, else of the one whose id starts with it; `last` is the newest.
+
+        StoreError when there is none, or more than one.
+        """
+        if not prefix:
+            raise StoreError("an empty text names no trace.", "geom traces ls")
         if prefix == "last":
             rows = self.ls(limit=1)
         else:
-            escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            rows = self.rows("SELECT id FROM traces WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (escaped + "%",))
+            rows = self.rows("SELECT id FROM traces WHERE id = ?", (prefix,)) or self.rows(
+                "SELECT id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2", (len(prefix), prefix)
+            )
         if not rows:
             raise StoreError(f"no trace {prefix!r} in {self.path}.", "geom traces ls")
         if len(rows) > 1:
@@ -200,6 +211,24 @@ class Store:
     def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """What a SELECT finds, by column name; StoreError when it cannot be read."""
         return list(self._each(sql, parameters))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database up to date; StoreError, and nothing changed, where it is none of ours."""
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    database = Database(connection)
+    applied = {step.name for step in migrations.applied(database)}
+    if not applied and (tables := database.table_names()):
+        raise StoreError(
+            f"{path} is a database of something else: it has the table {tables[0]}, and no traces.",
+            "geom … --db FILE, or GEOM_DB",
+        )
+    if newer := sorted(applied - STEPS):
+        raise StoreError(f"{path} was written by a newer geom ({newer[0]}).", "pip install --upgrade geomcli")
+    connection.execute("PRAGMA journal_mode = WAL")
+    migrations.apply(database)
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def _load(name: str, db: Path | None) -> Trace:
     from geomcli.trace import Trace
 
     if name != "-" and not names_file(name):
-        with Store(config.store_path(db=None if db is None else str(db))) as store:
+        with Store(config.store_path(db=None if db is None else str(db)), create=False) as store:
             return Trace(map(_slim, store.records(store.find(name))))
     broken: list[jsonl.Broken] = []
     trace: Trace | None = None

@@ -40,7 +40,7 @@ def open_trace(name: str, db: Path | None, number: int | None = None) -> Trace:
     else:
         if number is not None:
             raise UsageError("--number chooses among the traces of a file.", f"geom … {name}")
-        with Store(config.store_path(db=None if db is None else str(db))) as store:
+        with Store(config.store_path(db=None if db is None else str(db)), create=False) as store:
             return Trace(store.records(store.find(name)))
     for problem in reading.problems:
         output.narrator().print(output.marked(problem))

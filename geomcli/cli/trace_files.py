@@ -22,7 +22,9 @@ from geomcli.trace_import import Duplicates, import_traces
 
 def export(
     traces: Annotated[list[str], typer.Argument(help="Trace ids, starts of ids, `last`; `-` reads ids from stdin.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; .zst is compressed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write or replace; .zst is compressed.")
+    ] = None,
     db: Db = None,
 ) -> None:
     """Write traces as JSON lines, one record a line.
@@ -36,7 +38,9 @@ def export(
 
     with store_at(db) as store:
         ids = given(store, traces)
-        if out is None:
+        if not ids:
+            raise UsageError("no trace was named: stdin is empty.", "geom traces ls -q | geom traces export -")
+        if out is None or str(out) == "-":
             sys.stdout.flush()
             for trace_id in ids:
                 for record in store.records(trace_id):
@@ -74,7 +78,7 @@ def import_(
         raise UsageError("--replace and --as-new contradict each other.", "geom traces import --as-new FILE")
     gc.disable()  # millions of small objects, none of them in a circle
     broken: list[str] = []
-    with store_at(db) as store:
+    with store_at(db, create=True) as store:
         duplicates: Duplicates = "replace" if replace else "as-new" if as_new else "refuse"
         done = import_traces(
             store, _records(files, kind, broken, skip=skip_broken, layers=_layers(layers), top_k=top_k), duplicates
