@@ -80,7 +80,7 @@ def _trace(request: int | str, steps: dict[int, list[tuple[_Row, dict[str, Any]]
         "ruleset": "",
         "capture": {"glassbox_request_id": request},
     }
-    return named(header, rest, path, "glassbox", 0)
+    return named(header, rest, path, "glassbox", request=msgspec.json.encode(request).decode())
 
 
 def _step(token: int, rows: list[tuple[_Row, dict[str, Any]]], prompt_len: int) -> Record:

@@ -7,6 +7,7 @@ store is locked only while finished rows are copied.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -146,6 +147,8 @@ def _planned(store: Store, staged: Store, trace_id: str, duplicates: Duplicates)
         return Imported(trace_id, trace_id, "added")
     if digest(store.records(trace_id)) == digest(staged.records(trace_id)):
         return Imported(trace_id, trace_id, "identical")
+    if duplicates != "replace" and _content(store, trace_id) == _content(staged, trace_id):
+        return Imported(trace_id, trace_id, "identical")
     if duplicates == "replace":
         return Imported(trace_id, trace_id, "replaced")
     if duplicates == "as-new":
@@ -162,6 +165,16 @@ def digest(records: Iterable[Record]) -> bytes:
     for record in records:
         made.update(jsonl.line(record).encode())
     return made.digest()
+
+
+def _content(store: Store, trace_id: str) -> bytes:
+    """Digest without what an importer has from the name and the time of a file: a copy of it is the same trace."""
+    records = store.records(trace_id)
+    header = next(records)
+    if "imported" in header:
+        kind = header["imported"].get("format") if isinstance(header["imported"], dict) else header["imported"]
+        header = {**header, "imported": kind, "created": 0}
+    return digest(itertools.chain([header], records))
 
 
 def _copy(store: Store, path: Path, planned: Sequence[Imported], last_step: int) -> None:
