@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 from geomcli import jsonl
 from geomcli.errors import StoreError, TraceError
 from geomcli.schema import Record
-from geomcli.store import Store, TraceWriter
+from geomcli.store import NO_LAYER, Store, TraceWriter
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
@@ -67,7 +67,7 @@ class _Place:
     _ended = False
 
     def __init__(self) -> None:
-        self._layers: set[int | None] = set()  # of the steps of that token
+        self._layers: set[int] = set()  # of the steps of that token
 
     def wrong_with(self, record: Record) -> str:
         """What contradicts the records before, or an empty string."""
@@ -80,14 +80,15 @@ class _Place:
                 return f"token {record['index']} {there}"
             self._tokens += 1
         elif kind == "step":
-            return self._wrong_with_step(record["tokenIndex"], record.get("layer_id"))
+            layer = record.get("layer_id")
+            return self._wrong_with_step(record["tokenIndex"], NO_LAYER if layer is None else layer)
         elif kind == "metrics":
             if self._ended:
                 return "a second `metrics` of one trace"
             self._ended = True
         return ""
 
-    def _wrong_with_step(self, token: int, layer: int | None) -> str:
+    def _wrong_with_step(self, token: int, layer: int) -> str:
         if token >= self._tokens:
             return f"a step of token {token}, which is not in front of it"
         if token < self._step:
