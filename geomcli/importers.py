@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from geomcli import attention_dumps, glassbox, jsonl, trace_files
-from geomcli.errors import TraceError
+from geomcli.errors import TraceError, UsageError
 from geomcli.schema import Record
 from geomcli.trace_import import checked
 
@@ -26,7 +26,7 @@ def records_of(
 ) -> Iterator[Record]:
     """The records of every trace in a file, or on stdin for `-`; errors and the other arguments as in `checked`.
 
-    layers, top_k: of dumps of attention only.
+    layers, top_k: of dumps of attention only. UsageError where layers are given for another file.
     """
     shown = trace_files.shown(name)
     with trace_files.opened(name) as stream:
@@ -36,6 +36,11 @@ def records_of(
                 raise TraceError("a dump of attention is no stream.", "geom traces import FILE.npz")
             yield from attention_dumps.read_dump(Path(name), layers=layers, top_k=top_k)
             return
+        if layers is not None:
+            raise UsageError(
+                f"{shown}: --layers chooses among the layers of a dump of attention, and this is none.",
+                "geom traces import FILE without --layers",
+            )
         lines = trace_files.lines(stream, shown)
         first = next(lines, b"")
         lines = itertools.chain([first], lines) if first else lines

@@ -24,6 +24,9 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
 _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# Far above every number of attention, and far below what overflows when such numbers are added or squared.
+_Number = _Int | Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+_Share = Annotated[float, msgspec.Meta(ge=-0.001, le=1.001)]  # in [0, 1], from whoever rounds as they like
 _MOST_PROBLEMS = 20
 _EXPORT = "geom traces export last > trace.jsonl"
 
@@ -40,6 +43,7 @@ class _Header(msgspec.Struct):
 class _Message(msgspec.Struct):
     role: str
     content: str
+    id: str | _Int | None = None
 
 
 class _Token(msgspec.Struct):
@@ -64,14 +68,14 @@ class _Step(msgspec.Struct):
     moe: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
     fingerprint: (
-        Annotated[list[float], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
+        Annotated[list[_Share], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
     ) = None
     zone: str | None = None
-    zone_confidence: float | None = None
-    drift: float | None = None
-    ripple: float | None = None
-    sink_mass: float | None = None
-    entropy_bits: float | None = None
+    zone_confidence: _Number | None = None
+    drift: _Number | None = None
+    ripple: _Number | None = None
+    sink_mass: _Number | None = None
+    entropy_bits: _Number | None = None
     compass: str | None = None
     think_phase: str | None = None
     flags: list[str] = []
@@ -89,9 +93,11 @@ class _Segment(msgspec.Struct):
 class _Metrics(msgspec.Struct):
     tokens: _Int | None = None
     zoneCounts: dict[str, _Int] | None = None  # noqa: N815
-    maxDrift: float | None = None  # noqa: N815
+    dominantZone: str | None = None  # noqa: N815
+    avgEntropy: _Number | None = None  # noqa: N815
+    maxDrift: _Number | None = None  # noqa: N815
     promptTokens: _Int | None = None  # noqa: N815
-    tokensPerSecond: float | None = None  # noqa: N815
+    tokensPerSecond: _Number | None = None  # noqa: N815
     attentionBytes: _Int | None = None  # noqa: N815
     flags: dict[str, _Int] = {}
     error: str | None = None

@@ -45,7 +45,7 @@ _STEP_COLUMNS = {
     "compass": "compass",
     "think_phase": "think_phase",
 }
-_NO_LAYER = -1
+NO_LAYER = -1  # in the column of a step that names none
 _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
@@ -327,7 +327,9 @@ class TraceWriter:
         links = r.pop("attention", None)
         # A null stays in `extra`: a column cannot tell it from a field that was never there.
         given = [field for field in _STEP_COLUMNS if r.get(field) is not None]
-        columns: dict[str, Any] = {"layer": _NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
+        if r.get("layer_id") == NO_LAYER:
+            given.remove("layer_id")  # stays in `extra` for the same reason
+        columns: dict[str, Any] = {"layer": NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
         fingerprint = r.get("fingerprint")
         if fingerprint is not None and len(fingerprint) == FINGERPRINT_SIZE:
             columns |= dict(zip(("local", "mid", "long", "bin_entropy"), fingerprint, strict=False))
@@ -335,9 +337,14 @@ class TraceWriter:
             if _six_digits(blob) == fingerprint:
                 del r["fingerprint"]  # else the exact numbers stay in `extra`
         index = r.pop("tokenIndex")
-        cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
+        payload = b""
         if links is not None:
-            payload = self._compressor.compress(msgspec.msgpack.encode(links))
+            try:
+                payload = self._compressor.compress(msgspec.msgpack.encode(links))
+            except OverflowError:  # an integer of more than 64 bits, which JSON can hold
+                r["attention"] = links
+        cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
+        if payload:
             self._insert("links", step_id=cursor.lastrowid, payload=payload)
 
     def _segment(self, r: Record) -> None:
@@ -396,7 +403,7 @@ def _step_of(row: dict[str, Any]) -> Record:
         links = msgspec.msgpack.decode(zstandard.decompress(row["payload"]))
     step: Record = {"record_type": "step", "tokenIndex": row["output_index"], "attention": links}
     for field, column in _STEP_COLUMNS.items():
-        if row[column] is not None and (field, row[column]) != ("layer_id", _NO_LAYER):
+        if row[column] is not None and (field, row[column]) != ("layer_id", NO_LAYER):
             step[field] = row[column]
     if row["fingerprint"] is not None:
         step["fingerprint"] = _six_digits(row["fingerprint"])

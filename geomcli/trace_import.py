@@ -7,6 +7,7 @@ store is locked only while finished rows are copied.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import Literal, NamedTuple
 from geomcli import jsonl
 from geomcli.errors import StoreError, TraceError
 from geomcli.schema import Record
-from geomcli.store import Store, TraceWriter
+from geomcli.store import NO_LAYER, Store, TraceWriter
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
@@ -66,7 +67,7 @@ class _Place:
     _ended = False
 
     def __init__(self) -> None:
-        self._layers: set[int | None] = set()  # of the steps of that token
+        self._layers: set[int] = set()  # of the steps of that token
 
     def wrong_with(self, record: Record) -> str:
         """What contradicts the records before, or an empty string."""
@@ -79,14 +80,15 @@ class _Place:
                 return f"token {record['index']} {there}"
             self._tokens += 1
         elif kind == "step":
-            return self._wrong_with_step(record["tokenIndex"], record.get("layer_id"))
+            layer = record.get("layer_id")
+            return self._wrong_with_step(record["tokenIndex"], NO_LAYER if layer is None else layer)
         elif kind == "metrics":
             if self._ended:
                 return "a second `metrics` of one trace"
             self._ended = True
         return ""
 
-    def _wrong_with_step(self, token: int, layer: int | None) -> str:
+    def _wrong_with_step(self, token: int, layer: int) -> str:
         if token >= self._tokens:
             return f"a step of token {token}, which is not in front of it"
         if token < self._step:
@@ -146,6 +148,8 @@ def _planned(store: Store, staged: Store, trace_id: str, duplicates: Duplicates)
         return Imported(trace_id, trace_id, "added")
     if digest(store.records(trace_id)) == digest(staged.records(trace_id)):
         return Imported(trace_id, trace_id, "identical")
+    if duplicates != "replace" and _content(store, trace_id) == _content(staged, trace_id):
+        return Imported(trace_id, trace_id, "identical")
     if duplicates == "replace":
         return Imported(trace_id, trace_id, "replaced")
     if duplicates == "as-new":
@@ -162,6 +166,16 @@ def digest(records: Iterable[Record]) -> bytes:
     for record in records:
         made.update(jsonl.line(record).encode())
     return made.digest()
+
+
+def _content(store: Store, trace_id: str) -> bytes:
+    """Digest without what an importer has from the name and the time of a file: a copy of it is the same trace."""
+    records = store.records(trace_id)
+    header = next(records)
+    if "imported" in header:
+        kind = header["imported"].get("format") if isinstance(header["imported"], dict) else header["imported"]
+        header = {**header, "imported": kind, "created": 0}
+    return digest(itertools.chain([header], records))
 
 
 def _copy(store: Store, path: Path, planned: Sequence[Imported], last_step: int) -> None:

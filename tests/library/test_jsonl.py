@@ -16,6 +16,10 @@ from tests.library.made_traces import LOCAL, entry, records, traces
 HEADER = '{"record_type":"header","version":"1.0","trace_id":"t","model":"m"}'
 
 
+def step_of(number: float) -> str:
+    return json.dumps({"record_type": "step", "tokenIndex": 0, "fingerprint": [0.0] * 19 + [number]})
+
+
 @given(traces())
 def test_what_was_written_is_read(trace: Trace) -> None:
     written = list(trace.records())
@@ -47,6 +51,16 @@ def test_several_traces_in_one_file() -> None:
         ('{"record_type": "token", "index": -1}', "`int` >= 0"),
         ('{"record_type": "step", "tokenIndex": 0, "fingerprint": [1]}', "length >= 20"),
         ('{"record_type": "step", "tokenIndex": 0, "drift": "x"}', "`$.drift`"),
+        ('{"record_type": "step", "tokenIndex": 0, "drift": 1e308}', "`float` <= 1e+30 - at `$.drift`"),
+        ('{"record_type": "step", "tokenIndex": 0, "entropy_bits": -1e39}', "`$.entropy_bits`"),
+        ('{"record_type": "step", "tokenIndex": 0, "sink_mass": 18446744073709551616}', "`$.sink_mass`"),
+        (step_of(1e308), "`float` <= 1.001 - at `$.fingerprint[19]`"),
+        (step_of(1e39), "`$.fingerprint[19]`"),
+        (step_of(-1), "`float` >= -0.001 - at `$.fingerprint[19]`"),
+        ('{"record_type": "metrics", "avgEntropy": {}}', "`$.avgEntropy`"),
+        ('{"record_type": "metrics", "dominantZone": []}', "`$.dominantZone`"),
+        ('{"record_type": "metrics", "maxDrift": 1e31}', "`$.maxDrift`"),
+        ('{"record_type": "message", "role": "user", "content": "", "id": {}}', "`$.id`"),
         (b"\xff", "line 2"),
         ("[" * 100_000, "line 2"),
     ],

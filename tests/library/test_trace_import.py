@@ -62,6 +62,25 @@ def test_unknown_fields_survive_wherever_they_are(tmp_path: Path) -> None:
     assert found[0]["version"] == "1.9"
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"layer_id": -1},
+        {"attention": {"x": 2**64, "token_positions": [1]}},
+        {"attention": {"deep": {"x": [-(2**70), 10**400]}}, "big": 2**64},
+        {"fingerprint": [1.0000001, 0, 0, 1.0005] + [-0.0004] * 16},
+        {"drift": 1e30, "ripple": -1e30, "entropy_bits": 2**53},
+    ],
+)
+def test_odd_numbers_come_out_as_they_went_in(tmp_path: Path, more: dict[str, Any]) -> None:
+    trace = [{**r, **more} if r["record_type"] == "step" else r for r in made()]
+    with Store(tmp_path / "a.db") as store, Store(tmp_path / "b.db") as second:
+        imported(store, jsonl.dump(trace))
+        assert list(store.records("one")) == trace
+        imported(second, exported(store, "one"))
+        assert exported(second, "one") == exported(store, "one")
+
+
 def test_several_traces_go_behind_those_that_are_there(tmp_path: Path) -> None:
     raw = {"mode": "raw", "token_positions": [0], "topk_logits": [1.5], "logsumexp_candidates": 2.0}
     one = records([entry(1, "a", LOCAL, **raw), entry(2, "b", MID, **raw)], trace_id="one")
@@ -122,6 +141,7 @@ METRICS = '{"record_type":"metrics"}'
         ([HEADER, TOKEN, TOKEN], "line 3: token 0 is there twice"),
         ([HEADER, TOKEN.replace("0", "2")], "token 2 comes where 0 should"),
         ([HEADER, STEP, TOKEN], "line 2: a step of token 0, which is not in front of it"),
+        ([HEADER, TOKEN, STEP, STEP[:-1] + ',"layer_id":-1}'], "a second step of token 0 for the same layer"),
         ([HEADER, TOKEN, STEP, STEP], "a second step of token 0 for the same layer"),
         ([HEADER, TOKEN, TOKEN.replace("0", "1"), STEP.replace("0", "1"), STEP], "a step of token 0 behind one of"),
         ([HEADER, METRICS, METRICS], "a second `metrics`"),
