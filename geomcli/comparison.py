@@ -19,6 +19,7 @@ from geomcli.differences import Divergence, Metric, ZoneAgreement, ZoneShare, se
 from geomcli.errors import TraceError
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import Interpretation, fitted, heuristic
+from geomcli.measured import number
 from geomcli.projection import Projection
 from geomcli.schema import Record
 from geomcli.significance import (
@@ -185,7 +186,8 @@ def _cosine(a: Floats, b: Floats) -> float:
 def _metrics(a: SideView, b: SideView) -> list[Metric]:
     def metric(name: str, label: str, unit: str, x: float | None, y: float | None) -> Metric:
         delta = None if x is None or y is None else y - x
-        relative = None if delta is None or not x else delta / x
+        # Of next to nothing, anything is a share that no float holds.
+        relative = None if delta is None or not x else number(delta / x)
         return Metric(name, label, unit, x, y, delta, relative)
 
     def of_fingerprint(name: str, label: str, unit: str, place: int) -> Metric:
@@ -194,7 +196,7 @@ def _metrics(a: SideView, b: SideView) -> list[Metric]:
     def of_field(name: str, label: str, unit: str, field: str) -> Metric:
         return metric(name, label, unit, a.average(field), b.average(field))
 
-    speeds = [view.trace.metrics.get("tokensPerSecond") for view in (a, b)]
+    speeds = [number(view.trace.metrics.get("tokensPerSecond")) for view in (a, b)]
     drifts = [view.largest("drift") for view in (a, b)]
     return [
         metric("tokens", "tokens", "tokens", float(len(a.tokens)), float(len(b.tokens))),

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from geomcli.errors import TraceError
 from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.links import layer_ids, layers_named
+from geomcli.measured import measured
 from geomcli.schema import SCHEMA_VERSION, TRACE_VERSION, Record, has_numbers
 from geomcli.trace import Trace
 from geomcli.zones import UNKNOWN
@@ -49,9 +51,9 @@ class SideView:
         self.steps, rows = _usable(trace.steps)
         if not self.steps:
             raise TraceError(f"{name} has no fingerprint: there is nothing to compare.", "geom run … (captures them)")
-        schemas = {step.get("schema", SCHEMA_VERSION) for step in self.steps.values()} - {SCHEMA_VERSION}
+        schemas = {str(step.get("schema", SCHEMA_VERSION)) for step in self.steps.values()} - {str(SCHEMA_VERSION)}
         if schemas:
-            found = ", ".join(sorted(map(str, schemas)))
+            found = ", ".join(sorted(schemas))
             raise TraceError(f"{name} has entries of schema {found}; this geom compares schema {SCHEMA_VERSION}.")
         self.rows: Floats = np.clip(rows, 0.0, 1.0)
         self.mean: Floats = self.rows.mean(axis=0)
@@ -67,21 +69,16 @@ class SideView:
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
-        linked = [step for step in self.steps.values() if step.get("attention")]
-        shown: set[int] = {step.get("layer_id", -1) for step in self.steps.values() if not step.get("attention")}
-        for step in linked:
-            several = step["attention"].get("layers") or step["attention"].get("layer_sketches")
-            if several:
-                shown.update(int(layer) for layer in several if layer.isdecimal())
-            else:
-                shown.add(step.get("layer_id", -1))
-        return tuple(sorted(shown - {-1}))
+        shown: set[int] = set()
+        for step in self.steps.values():
+            several, own = layers_named(step), step.get("layer_id")
+            shown |= layer_ids(several) if several else {own} if own is not None else set()
+        return tuple(sorted(shown))
 
     def series(self, field: str) -> Floats:
-        """Values of a field [steps], nan where a step has none."""
+        """Values of a field [steps], nan where a step has none or one that is not `measured`."""
         if field not in self._series:
-            made = np.array([step.get(field) for step in self.steps.values()], dtype=np.float64)  # None becomes nan
-            self._series[field] = np.where(np.isfinite(made), made, np.nan)
+            self._series[field] = measured([step.get(field) for step in self.steps.values()])
         return self._series[field]
 
     def average(self, field: str) -> float | None:

@@ -28,7 +28,7 @@ _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Number = _Int | Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
 _Share = Annotated[float, msgspec.Meta(ge=-0.001, le=1.001)]  # in [0, 1], from whoever rounds as they like
 _MOST_PROBLEMS = 20
-_EXPORT = "geom traces export last > trace.jsonl"
+EXPORT = "geom traces export last > trace.jsonl"
 
 
 class _Header(msgspec.Struct):
@@ -152,7 +152,7 @@ def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tu
             _check_version(record["version"], name)
             begun = True
         elif not begun:
-            raise TraceError(f"{name}, line {number}: a trace begins with its header.", _EXPORT)
+            raise TraceError(f"{name}, line {number}: a trace begins with its header.", EXPORT)
         yield number, record
     if not begun:
         raise TraceError(f"{name} holds no trace{first or '.'}", "geom run --jsonl …")
@@ -222,13 +222,13 @@ def records(path: Path) -> Iterator[Record]:
                     if found.cut and begun:
                         break
                     reason = f"{path}, line {found.number}: not a record of a trace ({found.reason})."
-                    raise TraceError(reason, _EXPORT)
+                    raise TraceError(reason, EXPORT)
                 number, record = found
                 if record["record_type"] == "header":
                     begun, tokens = True, 0
                 elif record["record_type"] == "token":
                     if record["index"] != tokens:
-                        raise TraceError(f"{path}, line {number}: token {tokens} is missing.", _EXPORT)
+                        raise TraceError(f"{path}, line {number}: token {tokens} is missing.", EXPORT)
                     tokens += 1
                 yield record
     except OSError as error:

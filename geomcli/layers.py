@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.fingerprint import FINGERPRINT_SIZE, N_BINS, fingerprint_from_histogram
-from geomcli.links import layers_of
+from geomcli.links import layers_named, layers_of
+from geomcli.measured import measured
 from geomcli.schema import has_numbers
 from geomcli.zones import ZoneDecision, classify
 
@@ -67,9 +68,7 @@ def layer_views(step: Mapping[str, Any]) -> list[LayerView]:
     """
     if not has_numbers(step):  # type: ignore[arg-type]
         return []
-    attention: Mapping[str, Any] = step.get("attention") or {}
-    named = attention.get("layers") or attention.get("layer_sketches") or {}
-    if named:
+    if named := layers_named(step):
         return [_view(layer, named.get(str(layer))) for layer in layers_of(step)]
     return [_request_view(step, step.get("layer_id"))]
 
@@ -91,8 +90,8 @@ def head_stats(step: Mapping[str, Any], layer: int | None = None) -> HeadStats |
 
 
 def _request_view(step: Mapping[str, Any], layer: int | None) -> LayerView:
-    fingerprint = np.asarray(step["fingerprint"], dtype=np.float64)
-    right = fingerprint.shape == (FINGERPRINT_SIZE,)
+    fingerprint = measured(step["fingerprint"])
+    right = fingerprint.shape == (FINGERPRINT_SIZE,) and not np.isnan(fingerprint).any()
     return LayerView(layer, fingerprint if right else None, step.get("sink_mass"), step.get("entropy_bits"))
 
 
@@ -103,10 +102,10 @@ def _view(layer: int, found: Any) -> LayerView:
         return LayerView(layer, None)
     fingerprint: NDArray[np.float64] | None = None
     if row.fingerprint is not None and len(row.fingerprint) == FINGERPRINT_SIZE:
-        fingerprint = np.asarray(row.fingerprint, dtype=np.float64)
+        fingerprint = measured(row.fingerprint)
     elif row.dist_hist is not None and len(row.dist_hist) == N_BINS:
-        masses = np.asarray(row.dist_hist, dtype=np.float64)
+        masses = measured(row.dist_hist)
         fingerprint = fingerprint_from_histogram(masses / (masses.sum() or 1.0)).astype(np.float64)
-    if fingerprint is not None and not fingerprint[FINGERPRINT_SIZE - N_BINS :].any():
+    if fingerprint is not None and (np.isnan(fingerprint).any() or not fingerprint[FINGERPRINT_SIZE - N_BINS :].any()):
         fingerprint = None
     return LayerView(layer, fingerprint, row.sink_mass, row.entropy_bits if row.entropy is None else row.entropy)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from geomcli.schema import Record
 from geomcli.trace import Trace
+
+_LAYER = re.compile(r"\d{1,9}", re.ASCII)
+_ROUNDED = 1e-3  # by which a probability may be above 1
+_Position = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -31,7 +36,7 @@ class _Split(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
-    token_positions: list[int] = []
+    token_positions: list[_Position] = []
     attention_scores: list[float] = []
     topk_logits: list[float] = []
     logsumexp_candidates: float | None = None
@@ -39,7 +44,7 @@ class _Row(msgspec.Struct):
 
 
 class _Sketch(msgspec.Struct):
-    top_hubs: list[tuple[int, float]] = []
+    top_hubs: list[tuple[_Position, float]] = []
 
 
 def links_of(step: Mapping[str, Any], layer: int | None = None) -> list[Link]:
@@ -51,17 +56,18 @@ def links_of(step: Mapping[str, Any], layer: int | None = None) -> list[Link]:
     own = step.get("layer_id")
     wanted = own if layer is None else layer
     try:
-        if (sketch := (attention.get("layer_sketches") or {}).get(str(wanted))) is not None:
+        if (sketch := _mapping(attention.get("layer_sketches")).get(str(wanted))) is not None:
             return _of_sketch(msgspec.convert(sketch, _Sketch))
-        row = attention if wanted == own else (attention.get("layers") or {}).get(str(wanted)) or {}
+        row = attention if wanted == own else _mapping(attention.get("layers")).get(str(wanted)) or {}
         return _of_row(msgspec.convert(row, _Row))
     except msgspec.ValidationError:
         return []
 
 
 def _of_sketch(sketch: _Sketch) -> list[Link]:
-    total = sum(probability for _, probability in sketch.top_hubs) or 1.0
-    return _sorted(Link(n, p, p / total) for n, p in sketch.top_hubs)
+    hubs = [(position, p) for position, p in sketch.top_hubs if 0 <= p <= 1 + _ROUNDED]
+    total = sum(probability for _, probability in hubs) or 1.0
+    return _sorted(Link(n, p, p / total) for n, p in hubs)
 
 
 def _of_row(row: _Row) -> list[Link]:
@@ -87,10 +93,24 @@ def strongest_links(step: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 def layers_of(step: Mapping[str, Any]) -> list[int]:
     """Ids of the layers that a step has values of, ascending."""
-    attention: Mapping[str, Any] = step.get("attention") or {}
-    named = attention.get("layers") or attention.get("layer_sketches") or step.get("layers") or {}
+    named = layers_named(step) or _mapping(step.get("layers"))
     own = step.get("layer_id")
-    return sorted({int(name) for name in named if name.isdigit()} | ({own} if own is not None else set()))
+    return sorted(layer_ids(named) | ({own} if own is not None else set()))
+
+
+def layers_named(step: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a step holds of several layers, by name; empty where it has one layer, or where they cannot be read."""
+    attention: Mapping[str, Any] = step.get("attention") or {}
+    return _mapping(attention.get("layers")) or _mapping(attention.get("layer_sketches"))
+
+
+def layer_ids(names: Iterable[object]) -> set[int]:
+    """The layers among names of fields; whatever else stands there is none."""
+    return {int(name) for name in names if isinstance(name, str) and _LAYER.fullmatch(name)}
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def sink_count(trace: Trace) -> int:
@@ -106,7 +126,7 @@ def texts_by_position(trace: Trace) -> dict[int, str]:
         prompt: list[Record | str | None] = step.get("prompt_tokens") or []
         texts.update({position: text for position, text in enumerate(prompt) if isinstance(text, str)})
     # An entry that was lost does not know where the prompt ends; any other does.
-    prompt_len = next((step["prompt_len"] for step in trace.steps if "prompt_len" in step), None)
+    prompt_len = next((step["prompt_len"] for step in trace.steps if isinstance(step.get("prompt_len"), int)), None)
     if prompt_len is not None:
         texts.update({prompt_len + int(t["index"]): t.get("text") or "" for t in trace.tokens})
     return texts

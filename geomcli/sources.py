@@ -10,11 +10,13 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from geomcli.errors import UsageError
+from geomcli.errors import TraceError, UsageError
 from geomcli.links import sink_count
 from geomcli.schema import Record
 from geomcli.trace import Trace
@@ -22,6 +24,10 @@ from geomcli.trace import Trace
 Kind = Literal["sinks", "masked", "template", "message", "document", "given", "prompt", "thinking", "answer"]
 DIVISIONS = ("documents", "paragraphs", "messages")
 Range = tuple[int, int]
+Name = tuple[str, Kind]
+Run = tuple[int, int, Name]
+Ints = NDArray[np.int64]
+LONGEST_PROMPT = 1 << 24  # tokens; a page holds a number for each position
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -44,23 +50,43 @@ def sources_of(
     division: what messages are cut into: documents (by their marks, see `documents`), paragraphs (by blank lines) or
     nothing. given: (name, first position, behind the last), taken out of whatever else is there. sinks: how many first
     positions stand apart; what the trace says if left out. Messages are found by their text in the prompt's tokens; a
-    trace without those has one source `prompt`. UsageError when given sources overlap or reach outside.
+    trace without those has one source `prompt`. UsageError when given sources overlap or reach outside; TraceError as
+    in `prompt_length`.
     """
-    prompt_len = next((step["prompt_len"] for step in trace.steps if isinstance(step.get("prompt_len"), int)), None)
-    if prompt_len is None:
+    length = prompt_length(trace)
+    if length is None:
         return []
-    names: list[tuple[str, Kind]] = [("prompt", "prompt")] * prompt_len
-    texts = prompt_texts(trace)
-    if texts:
-        names = _of_prompt(trace, texts[:prompt_len], division)
-        names += [("prompt", "prompt")] * (prompt_len - len(names))
-    names += [(written_kind(token), written_kind(token)) for token in trace.tokens]
-    _give(names, given)
+    texts = prompt_texts(trace)[:length]
+    names: list[Name] = _of_prompt(trace, texts, division) if texts else []
+    runs: list[Run] = [(at, at + 1, name) for at, name in enumerate(names)]
+    runs.append((len(names), length, ("prompt", "prompt")))
+    for at, token in enumerate(trace.tokens, length):
+        kind = written_kind(token)
+        runs.append((at, at + 1, (kind, kind)))
+    _check_given(given, length + len(trace.tokens))
+    for name, start, end in given:
+        runs = _laid_over(runs, start, end, (name, "given"))
     apart = sink_count(trace) if sinks is None else sinks
-    names[:apart] = [
-        (name, kind) if kind == "masked" else ("sinks", "sinks") for name, kind in names[: min(apart, prompt_len)]
-    ] + names[prompt_len:apart]
-    return _grouped(names)
+    return _grouped(_laid_over(runs, 0, min(apart, length), ("sinks", "sinks"), but="masked"))
+
+
+def prompt_length(trace: Trace) -> int | None:
+    """Tokens of the prompt, as the first step says that knows; None where none does. TraceError when it cannot be."""
+    step = next((step for step in trace.steps if isinstance(step.get("prompt_len"), int)), None)
+    if step is None:
+        return None
+    length: int = step["prompt_len"]
+    where = f"`prompt_len` of the step of token {step['tokenIndex']} is {length}"
+    if not 0 <= length <= LONGEST_PROMPT:
+        raise TraceError(f"{where}: no prompt has that many tokens.", f"prompt_len from 0 to {LONGEST_PROMPT}")
+    query = step.get("query_position")
+    if step.get("attention") and isinstance(query, int) and query < length - 1:
+        # Its links would be counted in the wrong places.
+        raise TraceError(
+            f"{where}, its `query_position` {query}: it would have looked from inside the prompt.",
+            f"prompt_len up to {query + 1}, or the query_position that is right",
+        )
+    return length
 
 
 def written_kind(token: Record) -> Literal["answer", "thinking"]:
@@ -73,10 +99,39 @@ def prompt_texts(trace: Trace) -> list[str | None]:
     return next((list(step["prompt_tokens"]) for step in trace.steps if step.get("prompt_tokens")), [])
 
 
-def owners(sources: Sequence[Source]) -> list[int]:
-    """For each position, the number of its source."""
-    places = sorted((start, end, number) for number, source in enumerate(sources) for start, end in source.ranges)
-    return [number for start, end, number in places for _ in range(end - start)]
+class Owners(NamedTuple):
+    """Which source each position is in, as runs. starts, ends, numbers [r]: ascending half-open runs, no overlap."""
+
+    starts: Ints
+    ends: Ints
+    numbers: Ints
+
+    @property
+    def end(self) -> int:
+        """Behind the last position that is in a source."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def of(self, positions: Ints) -> Ints:
+        """Numbers [n] of the sources that positions [n] are in, -1 where one is in none."""
+        if not len(self.starts):
+            return np.full(len(positions), -1)
+        place = np.maximum(np.searchsorted(self.starts, positions, side="right") - 1, 0)
+        inside = (positions >= self.starts[place]) & (positions < self.ends[place])
+        made: Ints = np.where(inside, self.numbers[place], -1)
+        return made
+
+    def then(self, number: int, tokens: int = 1) -> Owners:
+        """These, and the next `tokens` positions for a source."""
+        end = self.end
+        if len(self.numbers) and self.numbers[-1] == number:
+            return Owners(self.starts, np.append(self.ends[:-1], end + tokens), self.numbers)
+        return Owners(np.append(self.starts, end), np.append(self.ends, end + tokens), np.append(self.numbers, number))
+
+
+def owners(sources: Sequence[Source]) -> Owners:
+    """Which of the sources each position is in."""
+    runs = sorted((start, end, number) for number, source in enumerate(sources) for start, end in source.ranges)
+    return Owners(*np.array(runs, dtype=np.int64).reshape(-1, 3).T)
 
 
 def parse_given(text: str) -> tuple[str, int, int]:
@@ -87,33 +142,45 @@ def parse_given(text: str) -> tuple[str, int, int]:
     return found[1], int(found[2]), int(found[3])
 
 
-def _give(names: list[tuple[str, Kind]], given: Sequence[tuple[str, int, int]]) -> None:
-    taken: dict[int, str] = {}
-    for name, start, end in given:
-        if not 0 <= start < end <= len(names):
-            raise UsageError(f"the source {name} must lie within 0:{len(names)}, got {start}:{end}.")
-        for position in range(start, end):
-            if (other := taken.setdefault(position, name)) != name:
-                raise UsageError(f"the sources {other} and {name} overlap at position {position}.")
-            names[position] = (name, "given")
+def _check_given(given: Sequence[tuple[str, int, int]], end: int) -> None:
+    for number, (name, start, stop) in enumerate(given):
+        if not 0 <= start < stop <= end:
+            within = f"{name}={start}:{end if stop > end else start + 1}" if start < end else f"{name}=0:{end}"
+            raise UsageError(f"the source {name} must lie within 0:{end}, got {start}:{stop}.", f"--source {within}")
+        for other, first, last in given[:number]:
+            if other != name and max(start, first) < min(stop, last):
+                raise UsageError(
+                    f"the sources {other} and {name} overlap at position {max(start, first)}.",
+                    f"--source {name}=START:END outside {first}:{last}",
+                )
 
 
-def _grouped(names: Sequence[tuple[str, Kind]]) -> list[Source]:
-    ranges: dict[tuple[str, Kind], list[Range]] = {}
-    position = 0
-    for name, run in groupby(names):
-        end = position + len(list(run))
-        ranges.setdefault(name, []).append((position, end))
-        position = end
-    return [Source(name, kind, tuple(runs)) for (name, kind), runs in ranges.items()]
+def _laid_over(runs: Sequence[Run], start: int, end: int, name: Name, *, but: Kind | None = None) -> list[Run]:
+    """The runs with [start, end) under another name, except where the kind is `but`."""
+    made: list[Run] = []
+    for first, last, own in runs:
+        a, b = max(first, start), min(last, end)
+        if a >= b or own[1] == but:
+            made.append((first, last, own))
+        else:
+            made += [(first, a, own), (a, b, name), (b, last, own)]
+    return made
 
 
-def _of_prompt(trace: Trace, texts: Sequence[str | None], division: str) -> list[tuple[str, Kind]]:
+def _grouped(runs: Sequence[Run]) -> list[Source]:
+    ranges: dict[Name, list[Range]] = {}
+    for name, group in groupby((run for run in runs if run[0] < run[1]), key=lambda run: run[2]):
+        parts = list(group)
+        ranges.setdefault(name, []).append((parts[0][0], parts[-1][1]))
+    return [Source(name, kind, tuple(found)) for (name, kind), found in ranges.items()]
+
+
+def _of_prompt(trace: Trace, texts: Sequence[str | None], division: str) -> list[Name]:
     """Name of each prompt position."""
     whole = "".join(text or "" for text in texts)
     parts = _parts(trace, whole, division)
     starts = [start for start, _, _ in parts]
-    names: list[tuple[str, Kind]] = []
+    names: list[Name] = []
     for text, begin in zip(texts, accumulate((len(t or "") for t in texts), initial=0), strict=False):
         if text is None:
             names.append(("masked", "masked"))
@@ -127,9 +194,9 @@ def _of_prompt(trace: Trace, texts: Sequence[str | None], division: str) -> list
     return names
 
 
-def _parts(trace: Trace, whole: str, division: str) -> list[tuple[int, int, tuple[str, Kind]]]:
+def _parts(trace: Trace, whole: str, division: str) -> list[Run]:
     """(first character, behind the last, name), ascending, of the messages and documents in the prompt's text."""
-    found: list[tuple[int, int, tuple[str, Kind]]] = []
+    found: list[Run] = []
     used: dict[str, int] = {}
     at = 0
     roles = [str(message["role"]) for message in trace.prompt]

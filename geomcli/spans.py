@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.errors import UsageError
+from geomcli.errors import TraceError, UsageError
 from geomcli.layers import head_stats
 from geomcli.links import links_of
 from geomcli.schema import Record
 from geomcli.sentences import sentences
-from geomcli.sources import Source, owners, sources_of, written_kind
+from geomcli.sources import Owners, Source, owners, sources_of, written_kind
 from geomcli.trace import Trace
 
 
@@ -84,15 +84,14 @@ def read_spans(
     source are not counted as covered.
     """
     steps: dict[int, Record] = {step["tokenIndex"]: step for step in trace.steps}
-    owner = np.asarray(owners(sources), dtype=np.int64)
-    masses_of = partial(_masses, owner=owner, count=len(sources), layer=layer)
+    masses_of = partial(_masses, owner=owners(sources), count=len(sources), layer=layer)
     return [_reading(trace, span, steps, masses_of, sources, layer) for span in spans]
 
 
 class SentenceReader:
     """What the sentences of a trace read, also while it grows: what was found once is not looked for again.
 
-    `sources`: what they can have read, empty until the trace says how long its prompt is.
+    `sources`: what they can have read, empty until the trace says how long its prompt is, and where that cannot be.
     """
 
     def __init__(self, trace: Trace) -> None:
@@ -101,7 +100,7 @@ class SentenceReader:
         self._runs: list[tuple[int, int]] = []
         self._steps: dict[int, Record] = {}
         self._read = 0  # steps in _steps
-        self._owner = np.zeros(0, dtype=np.int64)
+        self._owner = owners(())
         self._prompt_len = 0
         self._masses: dict[int | None, dict[int, NDArray[np.float64] | None]] = {}  # by layer and token
 
@@ -134,15 +133,18 @@ class SentenceReader:
         for step in trace.steps[self._read :]:
             self._steps[step["tokenIndex"]] = step
         self._read = len(trace.steps)
-        known = len(self._owner) - self._prompt_len
+        known = self._owner.end - self._prompt_len
         if not self.sources or known > len(trace.tokens):
             self._masses.clear()
-            self.sources = sources_of(trace)
-            self._owner = np.asarray(owners(self.sources), dtype=np.int64)
-            self._prompt_len = max(0, len(self._owner) - len(trace.tokens))
-        elif known < len(trace.tokens):
-            newer = [self._written(token) for token in trace.tokens[known:]]
-            self._owner = np.concatenate([self._owner, np.asarray(newer, dtype=np.int64)])
+            try:
+                self.sources = sources_of(trace)
+            except TraceError:
+                self.sources = []
+            self._owner = owners(self.sources)
+            self._prompt_len = max(0, self._owner.end - len(trace.tokens))
+        else:
+            for token in trace.tokens[known:]:
+                self._owner = self._owner.then(self._written(token))
 
     def _written(self, token: Record) -> int:
         """The number of the source that a token of the answer is in; a new one with the first of its kind."""
@@ -155,15 +157,15 @@ class SentenceReader:
         return len(self.sources) - 1
 
 
-def _masses(step: Record, owner: NDArray[np.int64], count: int, layer: int | None) -> NDArray[np.float64] | None:
+def _masses(step: Record, owner: Owners, count: int, layer: int | None) -> NDArray[np.float64] | None:
     """Mass of one step to each source [count]; None where it has no links."""
     links = [link for link in links_of(step, layer) if link.position >= 0]
     if not links:
         return None
-    positions = np.array([link.position for link in links], dtype=np.int64)
-    inside = positions < owner.shape[0]
+    places = owner.of(np.array([link.position for link in links], dtype=np.int64))
     weights = np.array([link.probability for link in links])
-    made: NDArray[np.float64] = np.bincount(owner[positions[inside]], weights[inside], count).astype(np.float64)
+    inside = places >= 0
+    made: NDArray[np.float64] = np.bincount(places[inside], weights[inside], count).astype(np.float64)
     return made
 
 
@@ -213,4 +215,5 @@ def lookback(step: Record, layer: int | None = None) -> float | None:
     The first token has no generated keys to look at, so its ratio is 1 by definition and says nothing.
     """
     stats = head_stats(step, layer)
-    return sum(stats.lookback) / len(stats.lookback) if stats is not None and stats.lookback else None
+    ratios = [ratio for ratio in stats.lookback if 0 <= ratio <= 1] if stats is not None else []
+    return sum(ratios) / len(ratios) if ratios else None

@@ -55,8 +55,9 @@ def list_traces(store: Store, only: Filter = EVERYTHING, *, limit: int = -1) -> 
 def search_traces(store: Store, text: str, only: Filter = EVERYTHING, *, limit: int = -1) -> list[dict[str, Any]]:
     """Traces in which every word of `text` stands, best match first: as `list_traces`, and role and snippet.
 
-    Words are matched whole, without case and accents; `"two words"` as a phrase, `light*` as a beginning. Prompts,
-    answers and thoughts are searched, and what a trace that was cut off had written. One row a trace.
+    Words are matched whole, without case and accents; `"two words"` as a phrase, `light*` and `"two wo"*` as a
+    beginning. Prompts, answers and thoughts are searched, and what a trace that was cut off had written. One row a
+    trace.
     """
     query = fts_query(text)
     conditions, parameters = _conditions(only)
@@ -90,9 +91,11 @@ def fts_query(text: str) -> str:
     text = (
         text.replace("\0", " ").encode("utf-8", "replace").decode()
     )  # what SQLite would take for an end, or not at all
-    for place, part in enumerate(text.split('"')):
+    pieces = text.split('"')
+    for place, part in enumerate(pieces):
         if place % 2:
-            parts += [f'"{part}"'] if part.strip() else []
+            begins = "".join(pieces[place + 1 : place + 2]).startswith("*")
+            parts += [f'"{part}"{"*" if begins else ""}'] if part.strip() else []
         else:
             words = [word for word in part.split() if word.strip("*")]
             parts += [f'"{word.rstrip("*")}"{"*" if word.endswith("*") else ""}' for word in words]

@@ -5,6 +5,7 @@ Nothing heavy is imported here; `geom --help` loads neither torch nor textual no
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from geomcli.cli.output import fail
+from geomcli.cli.output import drop_unread, fail
 from geomcli.errors import ExitCode, GeomError
 
 # Each is the function of its name in the module of its name, or its `app` where it has commands of its own.
@@ -65,8 +66,20 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def _fill_closed() -> None:
+    """Give streams that were closed (`<&-`, `>&-`) their numbers, so that no file that is opened later, like the store,
+    becomes stdout. Using them fails, as it does in other programs.
+    """
+    for name, mode, flags in (("stdin", "r", os.O_WRONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            stream = os.fdopen(os.open(os.devnull, flags), mode, closefd=False)
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
+
+
 def main() -> None:
     """Run the command line; known errors end as one line on stderr and their exit code, never as a traceback."""
+    _fill_closed()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a Latin-1 terminal has no glyphs of zones
     # Asked to end by kill or a closed terminal, a command does what it does on Ctrl-C: it keeps what it has.
@@ -81,21 +94,29 @@ def main() -> None:
         cut = arguments.index("--")
         arguments, passed_on = arguments[:cut], arguments[cut + 1 :]
     try:
+        code: object = ExitCode.OK
         # The terminal app should not wait for what the other commands need.
         app = application([named] if named in COMMANDS else COMMANDS)
         code = app(args=arguments, obj=passed_on, standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of our output went away (`geom traces ls | head`): end quietly, also in the interpreter's exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = ExitCode.OK
+        # The reader of our output went away (`geom traces ls | head`): end quietly, with the result that there is.
+        drop_unread()
+    except SystemExit as leaving:
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        drop_unread()  # Typer makes an exit with 1 of it
     except GeomError as error:
         fail(error)
         code = error.exit_code
     except OSError as error:
         # A folder that is not there or not ours, a full disk: the same sentence wherever it happens.
         where = f"{error.filename}: " if error.filename else ""
-        fail(GeomError(f"{where}{error.strerror or error}."))
+        if error.errno == errno.EBADF and not where:
+            fail(GeomError("stdin or stdout is closed.", "geom … < FILE > FILE"))
+        else:
+            fail(GeomError(f"{where}{error.strerror or error}."))
+        drop_unread()
         code = ExitCode.FAILED
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from geomcli import display
-from geomcli.cli import output
-from geomcli.cli.opening import names_file
+from geomcli.cli import opening, output
 from geomcli.errors import ExitCode, TraceError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +35,11 @@ def compare(
     fail_under: Annotated[
         float | None, typer.Option(help="Exit with 4 when the similarity is below this, 0..1.", min=0, max=1)
     ] = None,
-    db: Annotated[Path | None, typer.Option("--db", help="Trace store; GEOM_DB.", dir_okay=False)] = None,
+    number_a: Annotated[
+        int | None, typer.Option("--number-a", help="Which trace of a file A with several, from 1.", min=1)
+    ] = None,
+    number_b: Annotated[int | None, typer.Option("--number-b", help="The same for B.", min=1)] = None,
+    db: opening.Db = None,
 ) -> None:
     """Compare two traces: similarity, first difference, zones, bands and what differs in words.
 
@@ -44,6 +47,7 @@ def compare(
     Examples:
       geom compare a.jsonl b.jsonl
       geom compare 20261123-19 last --json
+      geom compare talk.jsonl talk.jsonl --number-a 1 --number-b 2
       geom run 'Why is the sky blue?' --no-save --jsonl | geom compare last - --fail-under 0.9
     """
     from geomcli import comparison
@@ -51,48 +55,33 @@ def compare(
     if a == b == "-":
         raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
     gc.disable()  # millions of small objects that all live to the end: looking for dead ones takes a third of the time
-    left, right = (_load(name, db) for name in (a, b))
+    sides = [
+        opening.open_trace(name, db, number, option=option, keep=_slim)
+        for name, number, option in ((a, number_a, "--number-a"), (b, number_b, "--number-b"))
+    ]
+    if fail_under is not None and (faults := [side.fault for side in sides if side.fault]):
+        raise TraceError(f"{faults[0]}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
+    left, right = (side.trace for side in sides)
     models = list(dict.fromkeys(str(trace.header.get("model", "")) for trace in (left, right)))
     result = comparison.compare(left, right, projection=_axes(models, db), fitted_on=models)
-    if as_json:
-        import msgspec
+    below = fail_under is not None and result.similarity.overall < fail_under
+    with output.unread():
+        if as_json:
+            import msgspec
 
-        output.print_json(msgspec.to_builtins(result))
-    else:
-        _print(result, left, right)
-    if fail_under is not None and result.similarity.overall < fail_under:
-        output.narrator().print(
-            f"The similarity {result.similarity.overall:.3f} is below --fail-under {fail_under:g}.", markup=False
-        )
+            output.print_json(msgspec.to_builtins(result))
+        else:
+            _print(result, left, right)
+        if fail_under is not None and below:
+            said = f"The similarity {_apart(result.similarity.overall, fail_under)} is below --fail-under "
+            output.narrator().print(f"{said}{fail_under:.15g}.", markup=False)
+    if below:
         raise typer.Exit(int(ExitCode.VERDICT))
 
 
-def _load(name: str, db: Path | None) -> Trace:
-    from geomcli import config, jsonl, trace_files
-    from geomcli.store import Store
-    from geomcli.trace import Trace
-
-    if name != "-" and not names_file(name):
-        with Store(config.store_path(db=None if db is None else str(db)), create=False) as store:
-            return Trace(map(_slim, store.records(store.find(name))))
-    broken: list[jsonl.Broken] = []
-    trace: Trace | None = None
-    shown = trace_files.shown(name)
-    with trace_files.opened(name) as opened:
-        for found in jsonl.stream(trace_files.lines(opened, shown), shown):
-            if isinstance(found, jsonl.Broken):
-                broken.append(found)
-            elif found[1]["record_type"] != "header":
-                assert trace is not None
-                trace.add(_slim(found[1]))
-            elif trace is None:
-                trace = Trace([found[1]])
-            else:
-                raise TraceError(f"{name} holds more than one trace.", "geom traces export ID > one.jsonl")
-    for problem in jsonl.problems(broken, shown):
-        output.narrator().print(output.marked(problem))
-    assert trace is not None
-    return trace
+def _apart(value: float, bound: float) -> str:
+    """A value below a bound with as many decimals, at least three, as it takes to see that."""
+    return next((text for n in range(3, 17) if float(text := f"{value:.{n}f}") < bound), repr(value))
 
 
 def _slim(record: Record) -> Record:
@@ -101,7 +90,8 @@ def _slim(record: Record) -> Record:
         record["fingerprint"] = array("d", record["fingerprint"])
     links = record.get("attention")
     if links:
-        record["attention"] = {k: dict.fromkeys(links[k]) for k in ("layers", "layer_sketches") if links.get(k)}
+        named = ((k, links.get(k)) for k in ("layers", "layer_sketches"))
+        record["attention"] = {k: dict.fromkeys(layers) for k, layers in named if isinstance(layers, dict)}
     return record
 
 
@@ -223,7 +213,7 @@ def _cell(index: int | None, text: str | None, zone: str | None) -> str:
 
 
 def _zones_mark(row: AlignedToken) -> str:
-    return f"   {row.zone_a} / {row.zone_b}" if row.zones_differ else ""
+    return display.printable(f"   {row.zone_a} / {row.zone_b}") if row.zones_differ else ""
 
 
 def _metric(m: Metric) -> str:

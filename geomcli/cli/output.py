@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -26,12 +30,17 @@ ZONE_STYLES = {zone: (glyph, _STYLES[zone]) for zone, glyph in ZONE_GLYPHS.items
 _PIPE_WIDTH = 1000
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # Rich would end the program with 1, whatever its result
+
+
 def narrator() -> Console:
-    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    return _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def speaker() -> Console:
-    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    console = _Console(highlight=False, soft_wrap=True, emoji=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH  # a pipe gets whole lines
     return console
@@ -58,4 +67,36 @@ def write_data(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    write_data(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """A value as JSON that every reader takes: null for numbers that are not finite."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_data(text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Around what is printed in front of a result: readers that went away (`| grep -q`) take nothing from it."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_unread()
+
+
+def drop_unread() -> None:
+    """What stdout and stderr hold for readers that went away goes nowhere, also in the interpreter's exit."""
+    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -39,7 +39,7 @@ def report(
 
     if out == "-" and show:
         raise UsageError("a page on stdout cannot be opened.", "geom report last --open")
-    opened = opening.open_trace(trace, db, number)
+    opened = opening.open_trace(trace, db, number).trace
     page = render(opened, sources_of(opened, by, source))
     if out == "-":
         output.write_data(page)

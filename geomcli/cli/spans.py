@@ -53,7 +53,7 @@ def spans(
     """
     from geomcli import spans as library
 
-    opened = opening.open_trace(trace, db, number)
+    opened = opening.open_trace(trace, db, number).trace
     sources = sources_of(opened, by, source, sinks=0 if with_sinks else None)
     check_layer(opened, layer)
     chosen = [library.parse_span(text, len(opened.tokens)) for text in span] if span else library.sentence_spans(opened)

@@ -156,7 +156,7 @@ def _listed(rows: list[dict[str, Any]], most: int, *, quiet: bool, as_json: bool
     console = output.speaker()
     for row in rows:
         if quiet:
-            print(row["id"])
+            print(printable(row["id"]).replace("\n", "␊").replace("\t", "␉"))  # a line for each trace
             continue
         created = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["created"] / 1000))
         tokens = "cut off" if not row["complete"] else f"{row['tokens']} tokens"

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from geomcli.measured import measured
+
 _UNITS = 65534
 _NONE = 65535
 _TYPES = {"unit": "<u2", "u8": "<u1", "u16": "<u2", "u32": "<u4", "f32": "<f4"}
@@ -29,7 +31,7 @@ class Columns:
     def add(self, name: str, kind: str, values: Sequence[float | None] | Sequence[int]) -> None:
         """Add a column; values that its type cannot hold are cut off at its ends."""
         wanted = np.dtype(_TYPES[kind])
-        numbers = np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        numbers = measured(values)
         made: Any
         if kind == "f32":
             made = numbers.astype(wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -13,15 +13,16 @@ from geomcli.compass import DRIFT_WINDOW, HALT, HALT_THRESHOLD, OK, WARN, WARN_T
 from geomcli.display import ZONE_GLYPHS, printable, zone_label
 from geomcli.fingerprint import FINGERPRINT_SIZE, bin_edges
 from geomcli.layers import LayerView, layer_views, request_view
-from geomcli.links import layers_of, links_of, sink_count
+from geomcli.links import layer_ids, layers_of, links_of, sink_count
 from geomcli.report.columns import Columns
 from geomcli.schema import Record, has_numbers
-from geomcli.sources import Source, prompt_texts
+from geomcli.sources import Source, prompt_length, prompt_texts
 from geomcli.spans import lookback, read_spans, sentence_spans
 from geomcli.trace import Trace
 from geomcli.zones import UNKNOWN, ZONES_V1
 
 _MOST_LINKS = 255
+_MOST_EXPERTS = 65535  # what a column of them holds
 _STATUS = {OK: 0, WARN: 1, HALT: 2}
 _ABSENT = 255
 
@@ -57,7 +58,7 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
         "metrics": {k: v for k, v in trace.metrics.items() if k != "record_type"},
         "messages": [{"role": m["role"], "text": m["content"]} for m in trace.prompt],
         "prompt": prompt_texts(trace),
-        "promptLength": next((s["prompt_len"] for s in steps if isinstance(s.get("prompt_len"), int)), 0),
+        "promptLength": prompt_length(trace) or 0,
         "tokens": [token.get("text") or "" for token in trace.tokens],
         "thinking": _runs([str(token.get("segmentId") or "").endswith("-think") for token in trace.tokens]),
         "flags": {str(i): [str(f) for f in s["flags"]] for i, s in enumerate(steps) if s.get("flags")},
@@ -140,14 +141,14 @@ def _layer_columns(columns: Columns, steps: Sequence[Record], views: Sequence[La
 
 
 class _Routed(msgspec.Struct):
-    experts: list[int] = []
+    experts: list[Annotated[int, msgspec.Meta(ge=0, le=_MOST_EXPERTS)]] = []
     weights: list[float] = []
 
 
 def _expert_columns(columns: Columns, steps: Sequence[Record]) -> list[int]:
     """Layers with experts."""
     routed: list[dict[str, Any]] = [m if isinstance(m := step.get("moe"), dict) else {} for step in steps]
-    layers = sorted({int(name) for of_token in routed for name in of_token if str(name).isdigit()})
+    layers = sorted({layer for of_token in routed for layer in layer_ids(of_token)})
     for layer in layers:
         pairs = [_experts(of_token.get(str(layer)))[:_MOST_LINKS] for of_token in routed]
         columns.add(f"moe/{layer}/count", "u8", [len(of_token) for of_token in pairs])

@@ -129,7 +129,7 @@ def test_refusals(home: dict[str, str], tmp_path: Path, files: tuple[Path, Path]
         ((files[0], tmp_path / "no.jsonl"), 1, "no.jsonl: No such file"),
         ((files[0], "no-such-id"), 1, "no trace 'no-such-id'"),
         ((files[0], empty), 1, "holds no trace"),
-        ((files[0], two), 1, "holds more than one trace"),
+        ((files[0], two), 1, "holds 2 traces"),
         (("-", "-"), 2, "only one of the two can be stdin"),
         ((files[0],), 2, "Missing argument"),
         ((*files, "--fail-under", "2"), 2, "--fail-under"),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+import tracemalloc
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geomcli import jsonl
+from geomcli import jsonl, report
 from geomcli.display import printable
-from geomcli.errors import UsageError
+from geomcli.errors import TraceError, UsageError
+from geomcli.layers import layer_views
+from geomcli.links import layers_of
 from geomcli.sentences import sentences
-from geomcli.sources import documents, owners, paragraphs, parse_given, sources_of
+from geomcli.sources import LONGEST_PROMPT, documents, owners, paragraphs, parse_given, sources_of
 from geomcli.spans import SentenceReader, lookback, parse_span, read_spans, sentence_spans
 from geomcli.trace import Trace
 from tests.library.made_traces import LOCAL, entry, records
@@ -98,8 +103,10 @@ def test_every_position_is_in_one_source() -> None:
     for division in ("documents", "paragraphs", "messages"):
         sources = sources_of(made([("a", {0: 0.5}), ("b", {0: 0.5})]), division=division)
         assert sorted(p for s in sources for a, b in s.ranges for p in range(a, b)) == list(range(16))
-        assert len(owners(sources)) == 16
-        assert [sources[o].name for o in owners(sources)][-1] == "answer"
+        found = owners(sources)
+        assert found.end == 16
+        assert [sources[o].name for o in found.of(np.arange(16)).tolist()][-1] == "answer"
+        assert found.of(np.array([-1, 16, 2**62])).tolist() == [-1, -1, -1]
 
 
 def test_a_message_that_is_the_name_of_its_role() -> None:
@@ -324,3 +331,77 @@ def test_a_reader_of_a_trace_without_steps_knows_nothing() -> None:
     assert reader.sentence(0) == (0, 1)
     reading = reader.read((0, 1))
     assert (reading.read, reading.masses, reading.unseen) == (0, (), 1.0)
+
+
+# --- traces of anyone
+
+
+def of_prompt(length: int, *, query: int | None = None, **more: Any) -> Trace:
+    asked = {} if query is None else {"query_position": query}
+    entries = [entry(1, "Hi", LOCAL, prompt_len=length, **{**linked({3: 0.5}), **asked, **more})]
+    return Trace(records(entries))
+
+
+@pytest.mark.parametrize("length", [-5, 10**9, 2**62])
+def test_a_prompt_that_cannot_be_is_refused_by_name(length: int) -> None:
+    with pytest.raises(TraceError, match=rf"`prompt_len` of the step of token 0 is {length}:") as refused:
+        sources_of(of_prompt(length, query=2**62))
+    assert refused.value.mend == f"prompt_len from 0 to {LONGEST_PROMPT}"
+    reader = SentenceReader(of_prompt(length))
+    assert reader.read((0, 1)).covered == 0
+    assert reader.sources == []
+
+
+def test_a_prompt_that_ends_behind_who_read_it_is_refused() -> None:
+    with pytest.raises(TraceError, match="is 12, its `query_position` 10"):
+        sources_of(of_prompt(12, query=10))
+    assert sources_of(of_prompt(11, query=10))
+
+
+def test_a_long_prompt_takes_no_memory() -> None:
+    trace = of_prompt(LONGEST_PROMPT, query=LONGEST_PROMPT)
+    tracemalloc.start()
+    sources = sources_of(trace, given=[("far", LONGEST_PROMPT - 5, LONGEST_PROMPT)])
+    (reading,) = read_spans(trace, [(0, 1)], sources)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1_000_000
+    assert [(s.name, s.tokens) for s in sources] == [
+        ("sinks", 4), ("prompt", LONGEST_PROMPT - 9), ("far", 5), ("answer", 1),
+    ]  # fmt: skip
+    assert reading.covered == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        {"layers": 5},
+        {"layers": ["a"]},
+        {"layer_sketches": [1]},
+        {"layers": {"²": {}, "٣": {}, "9" * 5000: {}, "x": None}},
+        {"head_stats": 5},
+        {"token_positions": [2**64], "topk_logits": [0.0], "logsumexp_candidates": 0.0},
+        {"layer_sketches": {"29": {"top_hubs": [[1, 1e308], [2, 1e308], [3, -3.0]]}}},
+        {"head_stats": {"29": {"entropy": [1.0], "lookback": [1e308, 1e308]}}},
+    ],
+)
+def test_links_that_cannot_be_read_are_none(attention: dict[str, Any]) -> None:
+    trace = of_prompt(10)
+    trace.steps[0]["attention"] = attention
+    assert layers_of(trace.steps[0]) == [29]
+    assert [view.layer for view in layer_views(trace.steps[0])] in ([29], [])
+    reading = read_spans(trace, [(0, 1)], sources_of(trace))[0]
+    assert (reading.covered, reading.lookback) == (0, None)
+    assert lookback(trace.steps[0]) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "<html" in report.render(trace)
+
+
+def test_experts_that_cannot_be_read_are_none() -> None:
+    trace = of_prompt(10, moe={"²": {"experts": [1], "weights": [1.0]}, "3": {"experts": [-1], "weights": [1e308]},
+                               "4": {"experts": [2], "weights": [1e308]}})  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = report.render(trace)
+    assert '"experts":[3,4]' in page
