@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,12 +28,13 @@ def names_file(name: str) -> bool:
 
 def open_trace(name: str, db: Path | None, number: int | None = None) -> Trace:
     """The trace; TraceError or UsageError says why there is none. Lines that could not be read are named on stderr."""
-    from geomcli import config, jsonl
+    from geomcli import config, jsonl, trace_files
     from geomcli.store import Store
     from geomcli.trace import Trace
 
     if name == "-":
-        reading = jsonl.read(sys.stdin.buffer, "stdin")
+        with trace_files.opened(name) as stream:
+            reading = jsonl.read(trace_files.lines(stream, "stdin"), "stdin")
     elif names_file(name):
         reading = jsonl.read_file(Path(name))
     else:
