@@ -124,11 +124,15 @@ def dump(records: Iterable[Record]) -> str:
 
 
 class Broken(NamedTuple):
-    """A line that is no record of a trace; `cut` where the input ends in the middle of it."""
+    """A line that is no record of a trace; `cut` where the input ends in the middle of it.
+
+    `early`: there is no such line, the compressed file ends in front of it and of its own end.
+    """
 
     number: int
     reason: str
     cut: bool
+    early: bool = False
 
 
 def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tuple[int, Record] | Broken]:
@@ -138,7 +142,12 @@ def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tu
     """
     begun = False
     first = ""
-    for number, text in enumerate(lines, 1):
+    for number, text in enumerate(_until_cut(lines), 1):
+        if isinstance(text, trace_files.EndsEarly):
+            if not begun:
+                raise text
+            yield Broken(number, text.message.removesuffix("."), cut=True, early=True)
+            continue
         if not text.strip():
             continue
         try:
@@ -245,6 +254,14 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _until_cut(lines: Iterable[bytes | str]) -> Iterator[bytes | str | trace_files.EndsEarly]:
+    """The lines, and that they end early as the last of them."""
+    try:
+        yield from lines
+    except trace_files.EndsEarly as early:
+        yield early
 
 
 def _record(text: str | bytes) -> Record:

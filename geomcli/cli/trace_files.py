@@ -19,6 +19,8 @@ from geomcli.importers import Format
 from geomcli.schema import Record
 from geomcli.trace_import import Duplicates, import_traces
 
+_MOST_NOTES = 20
+
 
 def export(
     traces: Annotated[list[str], typer.Argument(help="Trace ids, starts of ids, `last`; `-` reads ids from stdin.")],
@@ -78,14 +80,19 @@ def import_(
         raise UsageError("--replace and --as-new contradict each other.", "geom traces import --as-new FILE")
     gc.disable()  # millions of small objects, none of them in a circle
     broken: list[str] = []
+    notes: list[str] = []
     with store_at(db, create=True) as store:
         duplicates: Duplicates = "replace" if replace else "as-new" if as_new else "refuse"
-        done = import_traces(
-            store, _records(files, kind, broken, skip=skip_broken, layers=_layers(layers), top_k=top_k), duplicates
-        )
+        chosen = _layers(layers)
+        records = _records(files, kind, broken, notes, skip=skip_broken, layers=chosen, top_k=top_k)
+        done = import_traces(store, records, duplicates)
     narrator = output.narrator()
     for problem in broken:
         narrator.print(output.marked(f"Left out: {problem}"))
+    for note in notes[:_MOST_NOTES]:
+        narrator.print(output.marked(note))
+    if len(notes) > _MOST_NOTES:
+        narrator.print(f"{len(notes) - _MOST_NOTES} more traces have no end.")
     for trace in done:
         print(printable(trace.trace_id))
         if quiet:
@@ -100,14 +107,21 @@ def import_(
 
 
 def _records(
-    files: list[str], kind: Format, broken: list[str], *, skip: bool, layers: list[int] | None, top_k: int
+    files: list[str],
+    kind: Format,
+    broken: list[str],
+    notes: list[str],
+    *,
+    skip: bool,
+    layers: list[int] | None,
+    top_k: int,
 ) -> Iterator[Record]:
     from geomcli import trace_files
     from geomcli.importers import records_of
 
     for name in files:
         lines: list[jsonl.Broken] = []
-        yield from records_of(name, lines, kind=kind, skip=skip, layers=layers, top_k=top_k)
+        yield from records_of(name, lines, kind=kind, skip=skip, layers=layers, top_k=top_k, notes=notes)
         broken += jsonl.problems(lines, trace_files.shown(name))
 
 
