@@ -92,7 +92,8 @@ class Source:
         self.layers: list[int] = sorted(steps.get(0, ()) if steps else self._stacked or single)
         wrong = [n for n in range(len(steps)) if steps.get(n) != set(self.layers)]
         if wrong:
-            raise TraceError(f"{name}: step {wrong[0]} does not have the layers of step 0.", DOCS)
+            lacks = "does not have the layers of step 0" if 0 in steps else "is missing; steps are numbered from 0"
+            raise TraceError(f"{name}: step {wrong[0]} {lacks}.", DOCS)
         if not self.layers:
             raise TraceError(f"{name} has no `attentions`, `attentions.LAYER` or `attentions.STEP.LAYER`.", DOCS)
         self.outputs = len(steps) or self._length() - meta.prompt_len

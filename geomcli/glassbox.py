@@ -6,6 +6,7 @@ nothing to make a fingerprint, a zone or a drift from, and none is made. docs/tr
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -71,10 +72,10 @@ def read_glassbox(lines: Iterable[bytes], path: Path) -> Iterator[list[Record]]:
             raw = msgspec.json.decode(line, type=dict[str, Any])
             read = _Read(number, msgspec.convert(raw, _Row), raw)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise TraceError(
-                f"{path.name}, line {number}: no row of glassbox ({error}).",
-                f"sed {number}d {path.name} | geom traces import --format glassbox -",
-            ) from None
+            file = "FILE" if str(path) == "-" else shlex.quote(str(path))
+            others = f"sed {number}d {file} | geom traces import --format glassbox -"
+            mend = others if requests else "geom traces import FILE with the lines that glassbox wrote"
+            raise TraceError(f"{path.name}, line {number}: no row of glassbox ({error}).", mend) from None
         row = read.row
         first = seen.setdefault((row.request_id, row.step, read.signal(), read.layer(), row.head), read)
         if first is read:

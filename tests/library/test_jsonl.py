@@ -11,7 +11,7 @@ from hypothesis import given
 from geomcli import jsonl
 from geomcli.errors import TraceError
 from geomcli.trace import Trace
-from tests.library.made_traces import LOCAL, entry, records, traces
+from tests.library.made_traces import LOCAL, entry, in_blocks, records, traces
 
 HEADER = '{"record_type":"header","version":"1.0","trace_id":"t","model":"m"}'
 
@@ -124,6 +124,20 @@ def test_a_last_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join([HEADER, TOKEN, TOKEN[:20]]))
     assert jsonl.load(path) == [[json.loads(HEADER), json.loads(TOKEN)]]
+
+
+def test_readers_keep_what_a_compressed_file_has_that_ends_early(tmp_path: Path) -> None:
+    made = records([entry(n, "a", LOCAL) for n in range(1, 60)])
+    packed = in_blocks(jsonl.dump(made).encode())
+    path = tmp_path / "x.zst"
+    path.write_bytes(packed[: len(packed) // 2])
+    (kept,) = jsonl.load(path)
+    reading = jsonl.read_file(path)
+    assert reading.traces == [kept]
+    assert kept == made[: len(kept)]
+    assert 10 < len(kept) < len(made)
+    assert len(reading.problems) == 1
+    assert reading.problems[0].endswith("ends early: it was cut off.")
 
 
 def test_both_readers_read_what_was_written(tmp_path: Path) -> None:
