@@ -29,11 +29,12 @@ demo: install model
 	@echo "  $(BIN)/geom traces export last > trace.jsonl      # and can be taken along"
 
 # The engine's tests mostly wait for engines to start; the others run beside them, those of the kernels first, in Triton's
-# interpreter, which has to be chosen before Triton is imported, and those of the families last.
+# interpreter, which has to be chosen before Triton is imported, and some of the engine's last, so that both take as long.
+LAST = tests/engine/families tests/engine/test_triton.py
 test: check model
 	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary tests/engine/families && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
-	$(BIN)/pytest tests/engine --ignore tests/engine/families; status=$$?; \
+	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 
 test-kernels: install $(VENV)/dev

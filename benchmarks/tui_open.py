@@ -1,6 +1,6 @@
 """A trace of 100,000 steps in `geom tui`: seconds until all of it is there, and how long keys wait meanwhile.
 
-    python -P benchmarks/tui_open.py [--steps 100000] [--panes chat inspect …]
+    python benchmarks/tui_open.py [--steps 100000] [--panes chat inspect …]
 
 From a file and from the store, in an app without a terminal; seconds to the first screen, as a user sees it, are what
 `benchmarks/tui_start.py -- tui FILE` prints. Lag: how late the event loop comes back from a sleep of 5 ms while the

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -17,6 +19,10 @@ from geomcli.errors import TraceError
 
 MOST_BYTES = 4 << 30  # of one array of an npz, which is read as a whole
 _HEADER_BYTES = 100 << 20  # the limit of the safetensors library
+_FLOAT = "save it as float16, bfloat16, float32 or float64"
+_AGAIN = "docs/traces.md, section Hugging Face, has a script that makes such files"
+# What numpy raises for an archive that is damaged, locked, or says of an array what cannot be.
+_DAMAGED = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, MemoryError)
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -33,7 +39,7 @@ class Npz:
                 self._shapes = {
                     info.filename.removesuffix(".npy"): _npy_shape(archive, info) for info in archive.infolist()
                 }
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except _DAMAGED as error:
             raise _unreadable(path.name, error) from None
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -44,11 +50,12 @@ class Npz:
         _, size = self._shapes[name]
         if size > MOST_BYTES:
             raise TraceError(
-                f"{self._name}, {name}: {size >> 30} GB in one array; save one for each layer, or as safetensors."
+                f"{self._name}, {name}: {size >> 30} GB in one array; save one for each layer, or as safetensors.",
+                _AGAIN,
             )
         try:
             made: NDArray[Any] = self._file[name]
-        except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        except _DAMAGED as error:
             raise _unreadable(self._name, error) from None
         return _floats(made if index is None else made[index], self._name, name)
 
@@ -73,24 +80,19 @@ class Safetensors:
             header = msgspec.json.decode(self._map[8 : 8 + length], type=dict[str, dict[str, Any]])
             self.meta = str(header.pop("__metadata__", {}).get("meta", ""))
             self._tensors = {name: msgspec.convert(tensor, _Tensor) for name, tensor in header.items()}
-        except (ValueError, OSError) as error:  # msgspec's errors are ValueErrors
+        except (ValueError, OSError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise _unreadable(path.name, error) from None
         self._start = 8 + length
         self.names = list(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._tensors[name].shape)
+        return tuple(self._checked(name).shape)
 
     def array(self, name: str, index: int | None = None) -> NDArray[Any]:
         """Array `name`, or its part `index` along the first axis."""
-        tensor = self._tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise TraceError(f"{self._name}, {name}: {tensor.dtype} is no floating point number.")
-        dtype = np.dtype(_DTYPES[tensor.dtype])
-        count, (begin, end) = int(np.prod(tensor.shape)), tensor.data_offsets
-        if begin < 0 or end - begin != count * dtype.itemsize or self._start + end > len(self._map):
-            raise TraceError(f"{self._name}, {name}: the file ends in front of its numbers; it was cut off.")
-        whole = np.frombuffer(self._map, dtype, count, self._start + begin).reshape(tensor.shape)
+        tensor = self._checked(name)
+        dtype, begin = np.dtype(_DTYPES[tensor.dtype]), tensor.data_offsets[0]
+        whole = np.frombuffer(self._map, dtype, math.prod(tensor.shape), self._start + begin).reshape(tensor.shape)
         part = whole if index is None else whole[index]
         if tensor.dtype == "BF16":
             return (part.astype(np.uint32) << 16).view(np.float32)
@@ -99,11 +101,30 @@ class Safetensors:
     def close(self) -> None:
         self._map.close()
 
+    def _checked(self, name: str) -> _Tensor:
+        """What the header says of an array, if that is what the file has."""
+        tensor = self._tensors[name]
+        if tensor.dtype not in _DTYPES:
+            raise TraceError(f"{self._name}, {name}: {tensor.dtype} is no floating point number.", _FLOAT)
+        (begin, end), size = tensor.data_offsets, math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.dtype]).itemsize
+        if end - begin != size:
+            raise TraceError(
+                f"{self._name}, {name}: data_offsets are {end - begin} bytes apart, and a shape of {tensor.shape} "
+                f"takes {size}.",
+                _AGAIN,
+            )
+        if self._start + end > len(self._map):
+            raise TraceError(f"{self._name}, {name}: the file ends in front of its numbers; it was cut off.", _AGAIN)
+        return tensor
+
+
+_Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+
 
 class _Tensor(msgspec.Struct):
     dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
+    shape: list[_Size]
+    data_offsets: tuple[_Size, _Size]
 
 
 @contextlib.contextmanager
@@ -123,15 +144,18 @@ def _npy_shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[i
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, _ = read(stream)
+        shape, _, dtype = read(stream)
+    # numpy makes room for the whole shape before it reads.
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > info.file_size:
+        raise ValueError(f"{info.filename} is shorter than its shape {tuple(shape)}")
     return tuple(shape), info.file_size
 
 
 def _floats(array: NDArray[Any], file: str, name: str) -> NDArray[Any]:
     if array.dtype.kind != "f":
-        raise TraceError(f"{file}, {name}: {array.dtype} is no floating point number.")
+        raise TraceError(f"{file}, {name}: {array.dtype} is no floating point number.", _FLOAT)
     return array
 
 
 def _unreadable(name: str, error: Exception) -> TraceError:
-    return TraceError(f"{name} cannot be read: {error}.")
+    return TraceError(f"{name} cannot be read: {str(error).removesuffix('.') or type(error).__name__}.", _AGAIN)

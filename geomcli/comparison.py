@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from geomcli.alignment import align
-from geomcli.comparison_side import Floats, Side, SideView
+from geomcli.comparison_side import FIELDS, Floats, Side, SideView
 from geomcli.compass import bhattacharyya_angle
 from geomcli.differences import Divergence, Metric, ZoneAgreement, ZoneShare, sentences
 from geomcli.errors import TraceError
@@ -21,7 +21,6 @@ from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import Interpretation, fitted, heuristic
 from geomcli.measured import number
 from geomcli.projection import Projection
-from geomcli.schema import Record
 from geomcli.significance import (
     CONFIDENCE,
     REPLICATES,
@@ -92,7 +91,13 @@ def compare(a: Trace, b: Trace, *, projection: Projection | None = None, fitted_
     used and called heuristic.
     compare(b, a) has the sides and the signs exchanged and the same similarity.
     """
-    left, right = SideView(a, "A"), SideView(b, "B")
+    return compare_sides(SideView(a, "A"), SideView(b, "B"), projection=projection, fitted_on=fitted_on)
+
+
+def compare_sides(
+    left: SideView, right: SideView, *, projection: Projection | None = None, fitted_on: Sequence[str] = ()
+) -> Comparison:
+    """`compare`, of what was taken from the traces before."""
     _check_rulesets(left, right)
     by_id = left.model == right.model
     rows = _aligned(left, right, by_id)
@@ -103,7 +108,7 @@ def compare(a: Trace, b: Trace, *, projection: Projection | None = None, fitted_
     same_zone = None if agreement is None else agreement.agreement
     parts = [part for part in (direction, same_zone, entropy) if part is not None]
     same = sum(row.kind == "same" for row in rows)
-    total = len(left.tokens) + len(right.tokens)
+    total = len(left.texts) + len(right.texts)
     divergence = _divergence(left, right, rows)
     metrics, zones, significance = _tested(left, right, _metrics(left, right), _zone_shares(left, right))
     axes = (
@@ -112,8 +117,8 @@ def compare(a: Trace, b: Trace, *, projection: Projection | None = None, fitted_
         else heuristic(left.mean, right.mean, left.ripple, right.ripple)
     )
     return Comparison(
-        a=left.side(),
-        b=right.side(),
+        a=left.side,
+        b=right.side,
         similarity=Similarity(sum(parts) / len(parts), direction, same_zone, entropy),
         same_tokens=2 * same / total if total else 1.0,
         divergence=divergence,
@@ -139,9 +144,8 @@ def _check_rulesets(a: SideView, b: SideView) -> None:
 
 
 def _aligned(a: SideView, b: SideView, by_id: bool) -> tuple[AlignedToken, ...]:
-    keys_a, keys_b = _keys(a.tokens, by_id), _keys(b.tokens, by_id)
-    indices_a, indices_b = ([int(token["index"]) for token in view.tokens] for view in (a, b))
-    zones_a, zones_b = a.zones_by_index, b.zones_by_index
+    keys_a, keys_b = a.keys(by_id=by_id), b.keys(by_id=by_id)
+    zones_a, zones_b = a.zone_of(), b.zone_of()
     rows = []
     for i, j in align(keys_a, keys_b):
         kind: Literal["same", "changed", "only_a", "only_b"] = "changed"
@@ -149,17 +153,12 @@ def _aligned(a: SideView, b: SideView, by_id: bool) -> tuple[AlignedToken, ...]:
             kind = "only_b" if i is None else "only_a"
         elif keys_a[i] == keys_b[j]:
             kind = "same"
-        at_a = None if i is None else indices_a[i]
-        at_b = None if j is None else indices_b[j]
+        at_a = None if i is None else a.indices[i]
+        at_b = None if j is None else b.indices[j]
         zone_a = None if at_a is None else zones_a.get(at_a)
         zone_b = None if at_b is None else zones_b.get(at_b)
         rows.append(AlignedToken(kind, at_a, at_b, zone_a, zone_b))
     return tuple(rows)
-
-
-def _keys(tokens: Sequence[Record], by_id: bool) -> list[str | int | None]:
-    """What makes two tokens the same: the text, else the id where both have one vocabulary."""
-    return [t["text"] if t.get("text") is not None else t.get("tokenId") if by_id else None for t in tokens]
 
 
 def _divergence(a: SideView, b: SideView, rows: tuple[AlignedToken, ...]) -> Divergence | None:
@@ -167,10 +166,7 @@ def _divergence(a: SideView, b: SideView, rows: tuple[AlignedToken, ...]) -> Div
     if first is None:
         return None
     row = rows[first]
-    texts = (
-        next((token.get("text") for token in view.tokens if token["index"] == index), None)
-        for view, index in ((a, row.a), (b, row.b))
-    )
+    texts = (None if index is None else view.text_of().get(index) for view, index in ((a, row.a), (b, row.b)))
     return Divergence(first, row.a, row.b, *texts)
 
 
@@ -196,10 +192,10 @@ def _metrics(a: SideView, b: SideView) -> list[Metric]:
     def of_field(name: str, label: str, unit: str, field: str) -> Metric:
         return metric(name, label, unit, a.average(field), b.average(field))
 
-    speeds = [number(view.trace.metrics.get("tokensPerSecond")) for view in (a, b)]
+    speeds = [number(view.metrics.get("tokensPerSecond")) for view in (a, b)]
     drifts = [view.largest("drift") for view in (a, b)]
     return [
-        metric("tokens", "tokens", "tokens", float(len(a.tokens)), float(len(b.tokens))),
+        metric("tokens", "tokens", "tokens", float(len(a.texts)), float(len(b.texts))),
         of_fingerprint("local", "local mass", "share", LOCAL),
         of_fingerprint("mid", "mid-range mass", "share", MID),
         of_fingerprint("long", "long-range mass", "share", LONG),
@@ -217,7 +213,7 @@ def _metrics(a: SideView, b: SideView) -> list[Metric]:
 def _zone_shares(a: SideView, b: SideView) -> tuple[ZoneShare, ...]:
     shares = []
     for zone in {*a.zone_counts, *b.zone_counts}:
-        x, y = (view.zone_counts[zone] / len(view.steps) for view in (a, b))
+        x, y = (view.zone_counts[zone] / view.steps for view in (a, b))
         shares.append(ZoneShare(zone, x, y, y - x))
     return tuple(sorted(shares, key=lambda share: (-(share.a + share.b), share.zone)))
 
@@ -228,11 +224,7 @@ _MEANS: dict[str, int | str] = {
     "mid": MID,
     "long": LONG,
     "bin_entropy": BIN_ENTROPY,
-    "entropy_bits": "entropy_bits",
-    "sink_mass": "sink_mass",
-    "ripple": "ripple",
-    "drift": "drift",
-    "zone_confidence": "zone_confidence",
+    **{field: field for field in FIELDS},
 }
 
 
@@ -289,8 +281,7 @@ def _notes(a: SideView, b: SideView) -> tuple[str, ...]:
     notes = []
     if a.model != b.model:
         notes.append(f"Two models, {a.model or 'unknown'} and {b.model or 'unknown'}: layers and tokens differ too.")
-    prompts = [[(m.get("role"), m.get("content")) for m in view.trace.prompt] for view in (a, b)]
-    if prompts[0] != prompts[1]:
+    if a.prompt != b.prompt:
         notes.append("Two prompts: the distances that attention can have differ with them.")
     if a.layers != b.layers:
         layers = [", ".join(map(str, view.layers)) or "unknown" for view in (a, b)]
@@ -298,8 +289,8 @@ def _notes(a: SideView, b: SideView) -> tuple[str, ...]:
     for view in (a, b):
         if not view.ruleset:
             notes.append(f"{view.name} does not say by which rules its zones were found.")
-        if not view.trace.metrics or view.trace.metrics.get("error"):
+        if not view.metrics or view.metrics.get("error"):
             notes.append(f"{view.name} was cut off before its end.")
-        if len(view.steps) < len(view.tokens):
-            notes.append(f"{view.name} has a fingerprint for {len(view.steps)} of {len(view.tokens)} tokens.")
+        if view.steps < len(view.texts):
+            notes.append(f"{view.name} has a fingerprint for {view.steps} of {len(view.texts)} tokens.")
     return tuple(notes)

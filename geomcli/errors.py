@@ -1,5 +1,7 @@
 """What can go wrong, with the exit code that a script sees and the command that mends it."""
 
+from __future__ import annotations
+
 from enum import IntEnum
 
 
@@ -21,6 +23,9 @@ class GeomError(Exception):
         super().__init__(message)
         self.message = message
         self.mend = mend
+
+    def __reduce__(self) -> tuple[type[GeomError], tuple[str, str | None]]:
+        return type(self), (self.message, self.mend)  # whole from one process to another
 
     def __str__(self) -> str:
         return self.message if self.mend is None else f"{self.message} Try: {self.mend}"

@@ -24,11 +24,15 @@ _decoder = msgspec.json.Decoder(dict[str, Any])
 
 _Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
 _Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# Far above every number of attention, and far below what overflows when such numbers are added or squared.
+_Number = _Int | Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+_Share = Annotated[float, msgspec.Meta(ge=-0.001, le=1.001)]  # in [0, 1], from whoever rounds as they like
 _MOST_PROBLEMS = 20
+_BLOCK_LINES, _BLOCK_BYTES = 256, 1 << 20
 EXPORT = "geom traces export last > trace.jsonl"
 
 
-class _Header(msgspec.Struct):
+class _Header(msgspec.Struct, tag_field="record_type", tag="header"):
     version: str
     trace_id: str
     model: str
@@ -37,12 +41,13 @@ class _Header(msgspec.Struct):
     capture: dict[str, Any] = {}
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, tag_field="record_type", tag="message"):
     role: str
     content: str
+    id: str | _Int | None = None
 
 
-class _Token(msgspec.Struct):
+class _Token(msgspec.Struct, tag_field="record_type", tag="token"):
     index: _Index
     text: str | None = None
     tokenId: _Int | None = None  # noqa: N815
@@ -54,7 +59,7 @@ class _Heads(msgspec.Struct):
     total: _Int
 
 
-class _Step(msgspec.Struct):
+class _Step(msgspec.Struct, tag_field="record_type", tag="step"):
     tokenIndex: _Index  # noqa: N815
     decode_step: _Int | None = None
     heads: _Heads | None = None
@@ -64,14 +69,14 @@ class _Step(msgspec.Struct):
     moe: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
     fingerprint: (
-        Annotated[list[float], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
+        Annotated[list[_Share], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
     ) = None
     zone: str | None = None
-    zone_confidence: float | None = None
-    drift: float | None = None
-    ripple: float | None = None
-    sink_mass: float | None = None
-    entropy_bits: float | None = None
+    zone_confidence: _Number | None = None
+    drift: _Number | None = None
+    ripple: _Number | None = None
+    sink_mass: _Number | None = None
+    entropy_bits: _Number | None = None
     compass: str | None = None
     think_phase: str | None = None
     flags: list[str] = []
@@ -79,19 +84,21 @@ class _Step(msgspec.Struct):
     prompt_len: _Int | None = None
 
 
-class _Segment(msgspec.Struct):
+class _Segment(msgspec.Struct, tag_field="record_type", tag="segment"):
     id: str
     type: str
     start: _Index
     end: _Index
 
 
-class _Metrics(msgspec.Struct):
+class _Metrics(msgspec.Struct, tag_field="record_type", tag="metrics"):
     tokens: _Int | None = None
     zoneCounts: dict[str, _Int] | None = None  # noqa: N815
-    maxDrift: float | None = None  # noqa: N815
+    dominantZone: str | None = None  # noqa: N815
+    avgEntropy: _Number | None = None  # noqa: N815
+    maxDrift: _Number | None = None  # noqa: N815
     promptTokens: _Int | None = None  # noqa: N815
-    tokensPerSecond: float | None = None  # noqa: N815
+    tokensPerSecond: _Number | None = None  # noqa: N815
     attentionBytes: _Int | None = None  # noqa: N815
     flags: dict[str, _Int] = {}
     error: str | None = None
@@ -107,6 +114,9 @@ _KINDS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+_AnyRecords = list[_Header | _Message | _Token | _Step | _Segment | _Metrics]
+
+
 def line(record: Record) -> str:
     """One record as one line, without the line break."""
     return _encoder.encode(record).decode()
@@ -118,11 +128,15 @@ def dump(records: Iterable[Record]) -> str:
 
 
 class Broken(NamedTuple):
-    """A line that is no record of a trace; `cut` where the input ends in the middle of it."""
+    """A line that is no record of a trace; `cut` where the input ends in the middle of it.
+
+    `early`: there is no such line, the compressed file ends in front of it and of its own end.
+    """
 
     number: int
     reason: str
     cut: bool
+    early: bool = False
 
 
 def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tuple[int, Record] | Broken]:
@@ -132,15 +146,18 @@ def stream(lines: Iterable[bytes | str], name: str = "the input") -> Iterator[tu
     """
     begun = False
     first = ""
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
+    for number, (text, record) in enumerate(_decoded(_until_cut(lines)), 1):
+        if isinstance(text, trace_files.EndsEarly):
+            if not begun:
+                raise text
+            yield Broken(number, text.message.removesuffix("."), cut=True, early=True)
             continue
-        try:
-            record = _record(text)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            first = first or f": {name}, line {number}: {error}."
+        if record is None:
+            continue
+        if isinstance(record, Exception):
+            first = first or f": {name}, line {number}: {record}."
             # Only the last line of an input can be without its break.
-            yield Broken(number, str(error), text[-1:] not in ("\n", b"\n"))
+            yield Broken(number, str(record), text[-1:] not in ("\n", b"\n"))
             continue
         if record["record_type"] == "header":
             _check_version(record["version"], name)
@@ -239,6 +256,57 @@ def uncollected() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def _until_cut(lines: Iterable[bytes | str]) -> Iterator[bytes | str | trace_files.EndsEarly]:
+    """The lines, and that they end early as the last of them."""
+    try:
+        yield from lines
+    except trace_files.EndsEarly as early:
+        yield early
+
+
+_Text = bytes | str | trace_files.EndsEarly
+
+
+def _decoded(lines: Iterable[_Text]) -> Iterator[tuple[_Text, Record | Exception | None]]:
+    """Each line with its record, with what is wrong with it, or with None where it is blank or none.
+
+    Lines are decoded and checked many at a time, which takes two thirds of the time that they take one by one.
+    """
+    block: list[bytes | str] = []
+    size = 0
+    for text in lines:
+        if isinstance(text, trace_files.EndsEarly):
+            yield from zip(block, _block(block), strict=True)
+            block, size = [], 0
+            yield text, None
+            continue
+        block.append(text)
+        size += len(text)
+        if len(block) == _BLOCK_LINES or size > _BLOCK_BYTES:
+            yield from zip(block, _block(block), strict=True)
+            block, size = [], 0
+    yield from zip(block, _block(block), strict=True)
+
+
+def _block(block: Sequence[bytes | str]) -> Sequence[Record | Exception | None]:
+    try:
+        joined = b"".join(text if isinstance(text, bytes) else text.encode() for text in block)
+        records: list[Record] = _decoder.decode_lines(joined)
+        if len(records) == len(block):
+            msgspec.convert(records, _AnyRecords)
+            return records
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass  # one of them is broken, and which it is shows one by one
+    return [_attempt(text) for text in block]
+
+
+def _attempt(text: bytes | str) -> Record | Exception | None:
+    try:
+        return _record(text) if text.strip() else None
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        return error
 
 
 def _record(text: str | bytes) -> Record:

@@ -175,3 +175,5 @@ INSERT_SUMMARY = (
     "INSERT OR REPLACE INTO trace_summaries "
     "(trace_id, steps, local, mid, long, bin_entropy, zone_counts, fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+
+STEPS = frozenset(step.__name__ for step in (m001_traces, m002_trace_summaries, m003_search_in_thoughts_and_views))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -83,8 +84,8 @@ def read_spans(
     source are not counted as covered.
     """
     steps: dict[int, Record] = {step["tokenIndex"]: step for step in trace.steps}
-    owner = owners(sources)
-    return [_reading(trace, span, steps, owner, sources, layer) for span in spans]
+    masses_of = partial(_masses, owner=owners(sources), count=len(sources), layer=layer)
+    return [_reading(trace, span, steps, masses_of, sources, layer) for span in spans]
 
 
 class SentenceReader:
@@ -101,6 +102,7 @@ class SentenceReader:
         self._read = 0  # steps in _steps
         self._owner = owners(())
         self._prompt_len = 0
+        self._masses: dict[int | None, dict[int, NDArray[np.float64] | None]] = {}  # by layer and token
 
     def sentence(self, token: int) -> tuple[int, int]:
         """The run of tokens of the sentence that a token is in."""
@@ -116,7 +118,15 @@ class SentenceReader:
     def read(self, span: tuple[int, int], layer: int | None = None) -> SpanReading:
         """What a span read, as `read_spans` tells."""
         self._grow()
-        return _reading(self.trace, span, self._steps, self._owner, self.sources, layer)
+        kept = self._masses.setdefault(layer, {})
+
+        def masses_of(step: Record) -> NDArray[np.float64] | None:
+            index = step["tokenIndex"]
+            if index not in kept:
+                kept[index] = _masses(step, self._owner, len(self.sources), layer)
+            return kept[index]
+
+        return _reading(self.trace, span, self._steps, masses_of, self.sources, layer)
 
     def _grow(self) -> None:
         trace = self.trace
@@ -125,6 +135,7 @@ class SentenceReader:
         self._read = len(trace.steps)
         known = self._owner.end - self._prompt_len
         if not self.sources or known > len(trace.tokens):
+            self._masses.clear()
             try:
                 self.sources = sources_of(trace)
             except TraceError:
@@ -141,6 +152,7 @@ class SentenceReader:
         for number, source in enumerate(self.sources):
             if source.kind == kind:
                 return number
+        self._masses.clear()  # they have no place for it
         self.sources.append(Source(kind, kind, ()))
         return len(self.sources) - 1
 
@@ -161,13 +173,12 @@ def _reading(
     trace: Trace,
     span: tuple[int, int],
     steps: dict[int, Record],
-    owner: Owners,
+    masses_of: Callable[[Record], NDArray[np.float64] | None],
     sources: Sequence[Source],
     layer: int | None,
 ) -> SpanReading:
     start, end = span
-    rows = [_masses(steps[i], owner, len(sources), layer) for i in range(start, end) if i in steps]
-    found = [row for row in rows if row is not None]
+    found = [row for i in range(start, end) if i in steps and (row := masses_of(steps[i])) is not None]
     mean = np.mean(found, axis=0) if found else np.zeros(len(sources))
     covered = min(1.0, float(mean.sum()))
     unseen = 1.0 - covered

@@ -23,7 +23,7 @@ from sqlite_utils import Database
 
 from geomcli.errors import StoreError
 from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
-from geomcli.migrations import INSERT_SUMMARY, migrations
+from geomcli.migrations import INSERT_SUMMARY, STEPS, migrations
 from geomcli.schema import Record
 from geomcli.trace_summary import TraceSummary
 
@@ -45,24 +45,29 @@ _STEP_COLUMNS = {
     "compass": "compass",
     "think_phase": "think_phase",
 }
-_NO_LAYER = -1
+NO_LAYER = -1  # in the column of a step that names none
 _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
 class Store:
-    """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used."""
+    """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used.
 
-    def __init__(self, path: Path) -> None:
+    `create`: make one where there is none; for readers a store that is not there is an empty one. A database of
+    something else, or of a newer geom, is refused and not touched.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
+        on_disk = create or path.exists()
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=_BUSY_MS / 1000, isolation_level=None)
-            connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            with _folder_locked(path.parent):
-                connection.execute("PRAGMA journal_mode = WAL")
-                migrations.apply(Database(connection))
+            if on_disk:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(path if on_disk else ":memory:", timeout=_BUSY_MS / 1000, isolation_level=None)
+            with contextlib.ExitStack() as failed:
+                failed.callback(connection.close)
+                with _folder_locked(path.parent) if on_disk else contextlib.nullcontext():
+                    _prepare(connection, path)
+                failed.pop_all()
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the trace store {path} cannot be opened: {error}.", "geom run --db FILE …") from None
         self._connection = connection
@@ -103,12 +108,18 @@ class Store:
         )
 
     def find(self, prefix: str) -> str:
-        """Full id of the one trace whose id starts with `prefix`; `last` is the newest. StoreError otherwise."""
+        """Id of the trace that is called `prefix`, else of the one whose id starts with it; `last` is the newest.
+
+        StoreError when there is none, or more than one.
+        """
+        if not prefix:
+            raise StoreError("an empty text names no trace.", "geom traces ls")
         if prefix == "last":
             rows = self.ls(limit=1)
         else:
-            escaped = prefix.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            rows = self.rows("SELECT id FROM traces WHERE id LIKE ? ESCAPE '\\' LIMIT 2", (escaped + "%",))
+            rows = self.rows("SELECT id FROM traces WHERE id = ?", (prefix,)) or self.rows(
+                "SELECT id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2", (len(prefix), prefix)
+            )
         if not rows:
             raise StoreError(f"no trace {prefix!r} in {self.path}.", "geom traces ls")
         if len(rows) > 1:
@@ -200,6 +211,24 @@ class Store:
     def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """What a SELECT finds, by column name; StoreError when it cannot be read."""
         return list(self._each(sql, parameters))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database up to date; StoreError, and nothing changed, where it is none of ours."""
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    database = Database(connection)
+    applied = {step.name for step in migrations.applied(database)}
+    if not applied and (tables := database.table_names()):
+        raise StoreError(
+            f"{path} is a database of something else: it has the table {tables[0]}, and no traces.",
+            "geom … --db FILE, or GEOM_DB",
+        )
+    if newer := sorted(applied - STEPS):
+        raise StoreError(f"{path} was written by a newer geom ({newer[0]}).", "pip install --upgrade geomcli")
+    connection.execute("PRAGMA journal_mode = WAL")
+    migrations.apply(database)
 
 
 @contextlib.contextmanager
@@ -298,7 +327,9 @@ class TraceWriter:
         links = r.pop("attention", None)
         # A null stays in `extra`: a column cannot tell it from a field that was never there.
         given = [field for field in _STEP_COLUMNS if r.get(field) is not None]
-        columns: dict[str, Any] = {"layer": _NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
+        if r.get("layer_id") == NO_LAYER:
+            given.remove("layer_id")  # stays in `extra` for the same reason
+        columns: dict[str, Any] = {"layer": NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
         fingerprint = r.get("fingerprint")
         if fingerprint is not None and len(fingerprint) == FINGERPRINT_SIZE:
             columns |= dict(zip(("local", "mid", "long", "bin_entropy"), fingerprint, strict=False))
@@ -306,9 +337,14 @@ class TraceWriter:
             if _six_digits(blob) == fingerprint:
                 del r["fingerprint"]  # else the exact numbers stay in `extra`
         index = r.pop("tokenIndex")
-        cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
+        payload = b""
         if links is not None:
-            payload = self._compressor.compress(msgspec.msgpack.encode(links))
+            try:
+                payload = self._compressor.compress(msgspec.msgpack.encode(links))
+            except OverflowError:  # an integer of more than 64 bits, which JSON can hold
+                r["attention"] = links
+        cursor = self._insert("steps", trace_id=self.trace_id, output_index=index, extra=_extra(r), **columns)
+        if payload:
             self._insert("links", step_id=cursor.lastrowid, payload=payload)
 
     def _segment(self, r: Record) -> None:
@@ -367,7 +403,7 @@ def _step_of(row: dict[str, Any]) -> Record:
         links = msgspec.msgpack.decode(zstandard.decompress(row["payload"]))
     step: Record = {"record_type": "step", "tokenIndex": row["output_index"], "attention": links}
     for field, column in _STEP_COLUMNS.items():
-        if row[column] is not None and (field, row[column]) != ("layer_id", _NO_LAYER):
+        if row[column] is not None and (field, row[column]) != ("layer_id", NO_LAYER):
             step[field] = row[column]
     if row["fingerprint"] is not None:
         step["fingerprint"] = _six_digits(row["fingerprint"])

@@ -7,16 +7,18 @@ store is locked only while finished rows are copied.
 from __future__ import annotations
 
 import hashlib
+import itertools
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from geomcli import jsonl
+from geomcli import jsonl, trace_files
 from geomcli.errors import StoreError, TraceError
 from geomcli.schema import Record
-from geomcli.store import Store, TraceWriter
+from geomcli.store import NO_LAYER, Store, TraceWriter
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
@@ -33,60 +35,83 @@ class Imported(NamedTuple):
 
 
 def checked(
-    lines: Iterable[bytes | str], name: str, broken: list[jsonl.Broken], *, skip: bool = False
+    lines: Iterable[bytes | str],
+    name: str,
+    broken: list[jsonl.Broken],
+    *,
+    skip: bool = False,
+    notes: list[str] | None = None,
 ) -> Iterator[Record]:
     """The records of JSON lines, whole traces only; TraceError names the first line that does not fit.
 
     `skip`: lines that are no records are left out and added to `broken` instead. A record that contradicts the others
-    (a step without its token, a token twice or missing) is always refused.
+    (a step without its token, a token twice or missing) is always refused. `notes` gets a sentence for each trace that
+    has no end.
     """
-    state = _Place()
+    place = _Place()
     begun = False
-    for found in jsonl.stream(lines, name):
-        if isinstance(found, jsonl.Broken):
-            broken.append(found)
+    found = jsonl.stream(lines, name)
+    for line in found:
+        if isinstance(line, jsonl.Broken):
+            broken.append(line)
             if not begun:
-                raise TraceError(f"{name} holds no trace: line {found.number}: {found.reason}.", "geom run --jsonl …")
+                raise TraceError(f"{name} holds no trace: line {line.number}: {line.reason}.", "geom run --jsonl …")
+            place.lose(line.number)
             if not skip:
-                raise TraceError(_refusal(found, name), f"geom traces import --skip-broken {name}")
+                raise _refusal(line, name, place, found)
             continue
         begun = True
-        number, record = found
-        wrong = state.wrong_with(record)
+        number, record = line
+        if record["record_type"] == "header":
+            _note_end(place, name, notes)
+        wrong = place.wrong_with(record)
         if wrong:
-            raise TraceError(f"{name}, line {number}: {wrong}; nothing was imported.")
+            raise _contradiction(number, wrong, name, place, broken)
         yield record
+    _note_end(place, name, notes)
 
 
 class _Place:
     """Where in a trace the reading is; a few numbers, however long the trace."""
 
+    trace_id = ""
+    ended = True
+    lost = 0  # number of its first line that was no record
     _tokens = 0
     _step = -1  # token of the last step
-    _ended = False
+    _headless = False  # whether a header may be among the lines that were lost
 
     def __init__(self) -> None:
-        self._layers: set[int | None] = set()  # of the steps of that token
+        self._layers: set[int] = set()  # of the steps of that token
+
+    def lose(self, number: int) -> None:
+        """A line was no record."""
+        self.lost = self.lost or number
+        self._headless = self.ended
 
     def wrong_with(self, record: Record) -> str:
         """What contradicts the records before, or an empty string."""
         kind = record["record_type"]
         if kind == "header":
-            self._tokens, self._step, self._layers, self._ended = 0, -1, set(), False
+            self.trace_id, self.ended, self.lost, self._headless = record["trace_id"], False, 0, False
+            self._tokens, self._step, self._layers = 0, -1, set()
+        elif self._headless:
+            return "a record behind the end of its trace"
         elif kind == "token":
             if record["index"] != self._tokens:
                 there = "is there twice" if record["index"] < self._tokens else f"comes where {self._tokens} should"
                 return f"token {record['index']} {there}"
             self._tokens += 1
         elif kind == "step":
-            return self._wrong_with_step(record["tokenIndex"], record.get("layer_id"))
+            layer = record.get("layer_id")
+            return self._wrong_with_step(record["tokenIndex"], NO_LAYER if layer is None else layer)
         elif kind == "metrics":
-            if self._ended:
+            if self.ended:
                 return "a second `metrics` of one trace"
-            self._ended = True
+            self.ended = True
         return ""
 
-    def _wrong_with_step(self, token: int, layer: int | None) -> str:
+    def _wrong_with_step(self, token: int, layer: int) -> str:
         if token >= self._tokens:
             return f"a step of token {token}, which is not in front of it"
         if token < self._step:
@@ -99,10 +124,49 @@ class _Place:
         return ""
 
 
-def _refusal(line: jsonl.Broken, name: str) -> str:
-    if line.cut:
-        return f"{name} ends in the middle of line {line.number}: it was cut off; nothing was imported."
-    return f"{name}, line {line.number}: {line.reason}; nothing was imported."
+def _note_end(place: _Place, name: str, notes: list[str] | None) -> None:
+    if notes is not None and not place.ended:
+        notes.append(f"{name}: trace {place.trace_id!r} has no end: it was cut off, or is still being written.")
+
+
+def _refusal(
+    line: jsonl.Broken, name: str, place: _Place, rest: Iterator[tuple[int, Record] | jsonl.Broken]
+) -> TraceError:
+    """Why a line stops the import; the rest is read to know whether it could be left out."""
+    if line.early:
+        said = f"{line.reason}; nothing was imported."
+    elif line.cut:
+        said = f"{name} ends in the middle of line {line.number}: it was cut off; nothing was imported."
+    else:
+        said = f"{name}, line {line.number}: {line.reason}; nothing was imported."
+    try:
+        for found in rest:
+            if isinstance(found, jsonl.Broken):
+                place.lose(found.number)
+            elif wrong := place.wrong_with(found[1]):
+                said += f" It cannot be left out: in line {found[0]}, {wrong}."
+                return TraceError(said, _front(name, line.number))
+    except TraceError as error:
+        return TraceError(f"{said} It cannot be left out: {error.message}", _front(name, line.number))
+    return TraceError(said, f"geom traces import --skip-broken {'-' if name == 'stdin' else shlex.quote(name)}")
+
+
+def _contradiction(number: int, wrong: str, name: str, place: _Place, broken: Sequence[jsonl.Broken]) -> TraceError:
+    lost = f", as line {place.lost} was no record" if place.lost else ""
+    end = place.lost or number
+    more = "--skip-broken " if any(line.number < end for line in broken) else ""
+    return TraceError(f"{name}, line {number}: {wrong}{lost}; nothing was imported.", _front(name, end, more))
+
+
+def _front(name: str, number: int, options: str = "") -> str:
+    """The command that imports what is in front of a line."""
+    if name == "stdin":
+        source = f"… | head -n {number - 1}"
+    elif name.endswith(trace_files.ZSTD_SUFFIX):
+        source = f"zstd -dc {shlex.quote(name)} | head -n {number - 1}"
+    else:
+        source = f"head -n {number - 1} {shlex.quote(name)}"
+    return f"{source} | geom traces import {options}-"
 
 
 def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicates = "refuse") -> list[Imported]:
@@ -131,7 +195,10 @@ def _stage(staged: Store, records: Iterable[Record]) -> list[str]:
                 writer.flush()
             writer = staged.writer()
             if record["trace_id"] in ids:
-                raise TraceError(f"trace {record['trace_id']!r} comes twice; nothing was imported.")
+                raise TraceError(
+                    f"trace {record['trace_id']!r} comes twice; nothing was imported.",
+                    "geom traces import for each file by itself; with --as-new if the second is another trace",
+                )
             ids.append(record["trace_id"])
         if writer is None:
             raise TraceError("a trace begins with its header.")
@@ -145,6 +212,8 @@ def _planned(store: Store, staged: Store, trace_id: str, duplicates: Duplicates)
     if not store.rows("SELECT 1 FROM traces WHERE id = ?", (trace_id,)):
         return Imported(trace_id, trace_id, "added")
     if digest(store.records(trace_id)) == digest(staged.records(trace_id)):
+        return Imported(trace_id, trace_id, "identical")
+    if duplicates != "replace" and _content(store, trace_id) == _content(staged, trace_id):
         return Imported(trace_id, trace_id, "identical")
     if duplicates == "replace":
         return Imported(trace_id, trace_id, "replaced")
@@ -162,6 +231,16 @@ def digest(records: Iterable[Record]) -> bytes:
     for record in records:
         made.update(jsonl.line(record).encode())
     return made.digest()
+
+
+def _content(store: Store, trace_id: str) -> bytes:
+    """Digest without what an importer has from the name and the time of a file: a copy of it is the same trace."""
+    records = store.records(trace_id)
+    header = next(records)
+    if "imported" in header:
+        kind = header["imported"].get("format") if isinstance(header["imported"], dict) else header["imported"]
+        header = {**header, "imported": kind, "created": 0}
+    return digest(itertools.chain([header], records))
 
 
 def _copy(store: Store, path: Path, planned: Sequence[Imported], last_step: int) -> None:

@@ -19,7 +19,7 @@ from geomcli.tui.turn import Turn
 if TYPE_CHECKING:
     from geomcli.store import Store
 
-FIRST = 4000  # records that are there at the first paint: a few screens
+FIRST = 600  # records that are there at the first paint: a few screens
 _BATCH = 4000  # records that are read at a time, beside the loop
 _PIECE = 1000  # records that are taken between two looks at the keys: about ten milliseconds
 _DRAW_SECONDS = 0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from geomcli.comparison import AlignedToken, Comparison
+    from geomcli.comparison_side import SideView
     from geomcli.differences import Metric, ZoneShare
     from geomcli.schema import Record
     from geomcli.store_queries import FittedAxes
-    from geomcli.trace import Trace
 
 _BEFORE, _BEHIND = 3, 5  # rows of the alignment shown around the first difference
+_LARGE = 8 << 20  # bytes from which a second process reads the second file
 _CELL = 35  # columns of one side of such a row
 _HELP = "A file of JSON lines, `-` for stdin, or a stored trace: id, start of one, `last`."
 
@@ -55,19 +57,15 @@ def compare(
     if a == b == "-":
         raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
     gc.disable()  # millions of small objects that all live to the end: looking for dead ones takes a third of the time
-    sides = [
-        opening.open_trace(name, db, number, option=option, keep=_slim)
-        for name, number, option in ((a, number_a, "--number-a"), (b, number_b, "--number-b"))
-    ]
-    if fail_under is not None and (faults := [side.fault for side in sides if side.fault]):
-        raise TraceError(f"{faults[0]}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
-    left, right = (side.trace for side in sides)
-    models = list(dict.fromkeys(str(trace.header.get("model", "")) for trace in (left, right)))
+    (left, fault_a), (right, fault_b) = _both(("A", a, number_a, db), ("B", b, number_b, db))
+    if fail_under is not None and (fault := fault_a or fault_b):
+        raise TraceError(f"{fault}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
+    models = list(dict.fromkeys(view.model for view in (left, right)))
     axes = _axes(models, db)
     result = (
-        comparison.compare(left, right)
+        comparison.compare_sides(left, right)
         if axes is None
-        else comparison.compare(left, right, projection=axes.projection, fitted_on=axes.models)
+        else comparison.compare_sides(left, right, projection=axes.projection, fitted_on=axes.models)
     )
     below = fail_under is not None and result.similarity.overall < fail_under
     with output.unread():
@@ -84,6 +82,35 @@ def compare(
         with output.unread():
             output.narrator().print(said, markup=False)
         raise typer.Exit(int(ExitCode.VERDICT))
+
+
+_Named = tuple[str, str, int | None, Path | None]
+
+
+def _both(one: _Named, other: _Named) -> list[tuple[SideView, str]]:
+    """Both sides, each with what of its input could not be read; large files side by side, one in another process."""
+    large = all(opening.names_file(named[1]) for named in (one, other)) and _bytes(one[1], other[1]) > _LARGE
+    if not large or (os.cpu_count() or 1) < 2:
+        return [_read(*one), _read(*other)]
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    # A fork has everything imported; nothing else is running yet.
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        reading = pool.submit(_read, *other)
+        return [_read(*one), reading.result()]
+
+
+def _bytes(*names: str) -> int:
+    return sum(Path(name).stat().st_size for name in names if Path(name).is_file())
+
+
+def _read(letter: str, name: str, number: int | None, db: Path | None) -> tuple[SideView, str]:
+    from geomcli.comparison_side import SideView
+
+    option = f"--number-{letter.lower()}"
+    opened = opening.open_trace(name, db, number, option=option, keep=_slim)
+    return SideView(opened.trace, letter), opened.fault
 
 
 def _apart(value: float, bound: float) -> str:
@@ -120,7 +147,7 @@ def _axes(models: list[str], db: Path | None) -> FittedAxes | None:
         return None
 
 
-def _print(c: Comparison, a: Trace, b: Trace) -> None:
+def _print(c: Comparison, a: SideView, b: SideView) -> None:
     console = output.speaker()
     for name, side in (("A", c.a), ("B", c.b)):
         console.print(
@@ -198,11 +225,11 @@ def _similarity(console: Console, c: Comparison) -> None:
     )
 
 
-def _rows(console: Console, c: Comparison, a: Trace, b: Trace) -> None:
+def _rows(console: Console, c: Comparison, a: SideView, b: SideView) -> None:
     from rich.cells import cell_len
 
     assert c.divergence is not None
-    texts_a, texts_b = ({t["index"]: t.get("text") for t in trace.tokens} for trace in (a, b))
+    texts_a, texts_b = a.text_of(), b.text_of()
     first = max(0, c.divergence.row - _BEFORE)
     for row in c.alignment[first : c.divergence.row + _BEHIND]:
         mark = " " if row.kind == "same" else "≠"

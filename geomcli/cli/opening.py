@@ -59,7 +59,7 @@ def open_trace(
         return _of_lines(name, number, option, keep)
     if number is not None:
         raise UsageError(f"{option} chooses among the traces of a file.", f"geom … {name}")
-    with Store(config.store_path(db=None if db is None else str(db))) as store:
+    with Store(config.store_path(db=None if db is None else str(db)), create=False) as store:
         return Opened(Trace(map(keep, store.records(store.find(name)))), "")
 
 

@@ -19,10 +19,14 @@ from geomcli.importers import Format
 from geomcli.schema import Record
 from geomcli.trace_import import Duplicates, import_traces
 
+_MOST_NOTES = 20
+
 
 def export(
     traces: Annotated[list[str], typer.Argument(help="Trace ids, starts of ids, `last`; `-` reads ids from stdin.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; .zst is compressed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write or replace; .zst is compressed.")
+    ] = None,
     db: Db = None,
 ) -> None:
     """Write traces as JSON lines, one record a line.
@@ -36,7 +40,9 @@ def export(
 
     with store_at(db) as store:
         ids = given(store, traces)
-        if out is None:
+        if not ids:
+            raise UsageError("no trace was named: stdin is empty.", "geom traces ls -q | geom traces export -")
+        if out is None or str(out) == "-":
             sys.stdout.flush()
             for trace_id in ids:
                 for record in store.records(trace_id):
@@ -74,14 +80,19 @@ def import_(
         raise UsageError("--replace and --as-new contradict each other.", "geom traces import --as-new FILE")
     gc.disable()  # millions of small objects, none of them in a circle
     broken: list[str] = []
-    with store_at(db) as store:
+    notes: list[str] = []
+    with store_at(db, create=True) as store:
         duplicates: Duplicates = "replace" if replace else "as-new" if as_new else "refuse"
-        done = import_traces(
-            store, _records(files, kind, broken, skip=skip_broken, layers=_layers(layers), top_k=top_k), duplicates
-        )
+        chosen = _layers(layers)
+        records = _records(files, kind, broken, notes, skip=skip_broken, layers=chosen, top_k=top_k)
+        done = import_traces(store, records, duplicates)
     narrator = output.narrator()
     for problem in broken:
         narrator.print(output.marked(f"Left out: {problem}"))
+    for note in notes[:_MOST_NOTES]:
+        narrator.print(output.marked(note))
+    if len(notes) > _MOST_NOTES:
+        narrator.print(f"{len(notes) - _MOST_NOTES} more traces have no end.")
     for trace in done:
         print(printable(trace.trace_id))
         if quiet:
@@ -96,14 +107,21 @@ def import_(
 
 
 def _records(
-    files: list[str], kind: Format, broken: list[str], *, skip: bool, layers: list[int] | None, top_k: int
+    files: list[str],
+    kind: Format,
+    broken: list[str],
+    notes: list[str],
+    *,
+    skip: bool,
+    layers: list[int] | None,
+    top_k: int,
 ) -> Iterator[Record]:
     from geomcli import trace_files
     from geomcli.importers import records_of
 
     for name in files:
         lines: list[jsonl.Broken] = []
-        yield from records_of(name, lines, kind=kind, skip=skip, layers=layers, top_k=top_k)
+        yield from records_of(name, lines, kind=kind, skip=skip, layers=layers, top_k=top_k, notes=notes)
         broken += jsonl.problems(lines, trace_files.shown(name))
 
 

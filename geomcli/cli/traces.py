@@ -28,7 +28,10 @@ app.command("export")(trace_files.export)
 app.command("import")(trace_files.import_)
 
 _Id = Annotated[str, typer.Argument(help="Trace id, the start of one, or `last`.")]
-_Limit = Annotated[int, typer.Option(help="Most traces to name.", min=1, max=1_000_000)]
+_Limit = Annotated[
+    int | None, typer.Option(help="Most traces to name; 20, with -q and --json all.", min=1, max=1_000_000)
+]
+_ON_A_SCREEN = 20
 _Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Ids only, for a pipe.")]
 _Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 _Zone = Annotated[str | None, typer.Option(help="Only traces that are mostly in this zone.")]
@@ -39,7 +42,7 @@ _Model = Annotated[str | None, typer.Option("-m", "--model", help="Only traces o
 
 @app.command()
 def ls(
-    limit: _Limit = 20,
+    limit: _Limit = None,
     zone: _Zone = None,
     since: _Since = None,
     until: _Until = None,
@@ -57,17 +60,18 @@ def ls(
     """
     only = _filter(zone, since, until, model)
     with store_at(db) as store:
-        rows = list_traces(store, only, limit=limit)
-    _listed(rows, quiet=quiet, as_json=as_json)
+        most = _most(limit, every=quiet or as_json)
+        rows = list_traces(store, only, limit=most + 1 if most >= 0 else most)
+    _listed(rows, most, quiet=quiet, as_json=as_json)
     if not rows and not as_json:
-        nothing = "No traces yet. Try: geom run 'Why is the sky blue?'" if only == Filter() else "No such traces."
-        output.narrator().print(nothing, markup=False)
+        nothing = f"No traces yet in {store.path}. Try: geom run 'Why is the sky blue?'"
+        output.narrator().print(nothing if only == Filter() else "No such traces.", markup=False)
 
 
 @app.command()
 def search(
     words: Annotated[list[str], typer.Argument(help="Words that all stand in one message; 'begin*', '\"a phrase\"'.")],
-    limit: _Limit = 20,
+    limit: _Limit = None,
     zone: _Zone = None,
     since: _Since = None,
     until: _Until = None,
@@ -86,8 +90,9 @@ def search(
     """
     only = _filter(zone, since, until, model)
     with store_at(db) as store:
-        rows = search_traces(store, " ".join(words), only, limit=limit)
-    _listed(rows, quiet=quiet, as_json=as_json)
+        most = _most(limit, every=quiet or as_json)
+        rows = search_traces(store, " ".join(words), only, limit=most + 1 if most >= 0 else most)
+    _listed(rows, most, quiet=quiet, as_json=as_json)
     if not rows and not as_json:
         output.narrator().print("Nothing found.")
 
@@ -103,7 +108,7 @@ def rm(
     \b
     Examples:
       geom traces rm 20261123-19
-      geom traces ls -q --until 90d --limit 1000 | geom traces rm --yes -
+      geom traces ls -q --until 90d | geom traces rm --yes -
     """
     narrator = output.narrator()
     with store_at(db) as store:
@@ -138,7 +143,13 @@ def _filter(zone: str | None, since: str | None, until: str | None, model: str |
     )
 
 
-def _listed(rows: list[dict[str, Any]], *, quiet: bool, as_json: bool) -> None:
+def _most(limit: int | None, *, every: bool) -> int:
+    """How many to name, -1 for all: a pipe must not lose traces because a screen is small."""
+    return limit if limit is not None else -1 if every else _ON_A_SCREEN
+
+
+def _listed(rows: list[dict[str, Any]], most: int, *, quiet: bool, as_json: bool) -> None:
+    more, rows = 0 <= most < len(rows), rows[:most] if most >= 0 else rows
     if as_json:
         marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
         output.print_json([{k: v.translate(marks) if k == "snippet" else v for k, v in row.items()} for row in rows])
@@ -154,6 +165,8 @@ def _listed(rows: list[dict[str, Any]], *, quiet: bool, as_json: bool) -> None:
         print("\t".join(printable(" ".join(cell.split())) for cell in cells))
         if "snippet" in row:
             console.print(f"  [dim]{output.marked(row['role'])}[/] {_snippet(row['snippet'])}")
+    if more:
+        output.narrator().print(f"There are more than {most}: --limit N, or -q for all.", markup=False)
 
 
 def _snippet(text: str) -> str:

@@ -97,7 +97,7 @@ def _opened(name: str, settings: config.Settings) -> Opened:
         rest = jsonl.records(path)
         traces = _first(rest)
         return Opened(path.name, traces, path=name, rest=rest if _may_go_on(traces) else None)
-    with Store(settings.db_path) as store:
+    with Store(settings.db_path, create=False) as store:
         trace_id = store.find(name)
         traces = _first(store.records(trace_id))
     return Opened(trace_id, traces, saved=True, stored=trace_id if _may_go_on(traces) else "")

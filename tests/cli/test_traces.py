@@ -115,25 +115,40 @@ def test_another_trace_of_the_same_name(home: dict[str, str], db: Path, tmp_path
 def test_files_that_are_broken(home: dict[str, str], db: Path, tmp_path: Path) -> None:
     before = geom("ls", "--json", env=home).stdout
     good = jsonl.dump(records([entry(1, "a", LOCAL)], trace_id="new"))
+    (tmp_path / "good.jsonl").write_text(good, encoding="utf-8")
     for name, text, said in (
         ("cut.jsonl", good[: len(good) // 2], "ends in the middle of line"),
         ("newer.jsonl", good.replace('"1.0"', '"2.0"'), "trace format 2.0; this geom reads 1.x"),
         ("corrupt.jsonl", good.replace('"token"', '"tok', 1), "nothing was imported"),
         ("empty.jsonl", "", "holds no trace"),
         ("binary.jsonl", "\0" * 1000, "holds no trace"),
+        ("bytes.jsonl", '{"\udcff": 1}\n' + good, "holds no trace: line 1"),
+        ("deep.jsonl", '{"x":' + "[" * 5000 + "]" * 5000 + "}\n" + good, "holds no trace: line 1"),
+        ("layers.jsonl", good, "--layers chooses among the layers of a dump of attention"),
     ):
         path = tmp_path / name
-        path.write_text(text, encoding="utf-8")
-        done = geom("import", tmp_path / "no such" if name == "none" else path, env=home)
-        assert (done.returncode, done.stdout) == (1, ""), name
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+        more = ["--layers", "0"] if name == "layers.jsonl" else []
+        done = geom("import", path, *more, env=home)
+        assert (done.returncode, done.stdout) == (2 if more else 1, ""), name
+        assert "try: " in done.stderr, name
         assert said in done.stderr, name
         assert "Traceback" not in done.stderr
-    assert "No such file" in geom("import", tmp_path / "none.jsonl", env=home).stderr
+    missing = geom("import", tmp_path / "none.jsonl", env=home)
+    assert "No such file" in missing.stderr
+    assert "try: ls" in missing.stderr
+    twice = geom("import", tmp_path / "good.jsonl", tmp_path / "good.jsonl", env=home)
+    assert "'new' comes twice; nothing was imported" in twice.stderr
+    assert "try: geom traces import" in twice.stderr
     assert geom("ls", "--json", env=home).stdout == before
     rescued = geom("import", "--skip-broken", tmp_path / "cut.jsonl", env=home)
     assert rescued.returncode == 0
     assert "Left out:" in rescued.stderr
     assert "cut off" in geom("ls", env=home).stdout
+    whole = good.replace('"new"', '"cut"').splitlines(keepends=True)
+    ended = geom("import", "-q", "-", env=home, stdin="".join(whole[:-1]))
+    assert (ended.returncode, ended.stdout) == (0, "cut\n")
+    assert ended.stderr == "stdin: trace 'cut' has no end: it was cut off, or is still being written.\n"
 
 
 STEP = {"drift": 0.1, "zone_confidence": 0.5}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import zstandard
 from hypothesis import strategies as st
 
 from geomcli.client import Chunk
@@ -74,6 +75,15 @@ def records(
         return made
     made += builder.add(Chunk(finish_reason="stop", usage={"completion_tokens": len(entries)}))
     return made + builder.finish()
+
+
+def in_blocks(text: bytes, size: int = 1000) -> bytes:
+    """Compressed with Zstandard in blocks that can be read one after the other, as those of a long file are."""
+    packer = zstandard.ZstdCompressor().compressobj()
+    made = b""
+    for start in range(0, len(text), size):
+        made += packer.compress(text[start : start + size]) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    return made + packer.flush()
 
 
 def trace(texts: Sequence[str | None], hists: Sequence[np.ndarray | None], **more: Any) -> Trace:

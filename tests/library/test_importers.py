@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from safetensors.numpy import save_file
 import geomcli
 from geomcli import array_files, jsonl
 from geomcli.attention_dumps import read_dump
-from geomcli.errors import TraceError
+from geomcli.errors import TraceError, UsageError
 from geomcli.importers import records_of
 from geomcli.links import links_of, texts_by_position
 from geomcli.store import Store
@@ -152,6 +153,7 @@ def test_bfloat16(tmp_path: Path) -> None:
 
 def broken(name: str) -> tuple[dict[str, np.ndarray], Any]:
     p = attention()
+    one = {"attentions.0": p[0]}
     looks_ahead = p.copy()
     looks_ahead[1, :, PROMPT] = 1 / LENGTH
     logits = {"attentions": np.log(p + 1e-9)}
@@ -169,9 +171,23 @@ def broken(name: str) -> tuple[dict[str, np.ndarray], Any]:
         "flat": ({"attentions.0": p[0, 0]}, META),
         "layers": ({"attentions": p}, {**META, "layers": [1]}),
         "a step is missing": ({k: v for k, v in steps.items() if not k.startswith("attentions.2.")}, META),
+        "no step 0": ({k: v for k, v in steps.items() if not k.startswith("attentions.0.")}, META),
         "short step": ({**steps, "attentions.3.1": steps["attentions.3.1"][..., :-1]}, META),
         "both": ({**steps, "attentions.0": p[0]}, META),
         "nan": ({"attentions": np.where(p > 0.9, np.nan, p)}, META),
+        "a third": ({"attentions": p * 0.3}, META),
+        "half a row": ({"attentions": np.where(np.arange(HEADS)[None, :, None, None] == 2, p / 2, p)}, META),
+        "negative": ({"attentions": -p}, META),
+        "thin ahead": ({"attentions": np.full((1, 2, 400, 400), 1 / 400)}, {"prompt_len": 390}),
+        "one layer twice": ({"attentions": p}, {**META, "layers": [1, 1, 0]}),
+        "layer -1": ({"attentions": p}, {**META, "layers": [-1, 3, 4]}),
+        "stacked and single": ({"attentions": p, **one}, META),
+        "zero in front": ({"attentions.01": p[0]}, META),
+        "step with zeros": ({"attentions.00.0": p[0]}, META),
+        "23 digits": ({"attentions." + "9" * 23: p[0]}, META),
+        "no year": ({"attentions": p}, {**META, "created": 2**63}),
+        "few texts": ({"attentions": p}, {**META, "tokens": ["a"]}),
+        "many texts": (steps, {**META, "tokens": [*TEXTS, "x"]}),
     }[name]
 
 
@@ -190,9 +206,23 @@ def broken(name: str) -> tuple[dict[str, np.ndarray], Any]:
         ("flat", r"an array has shape \(13, 13\)"),
         ("layers", "3 layers, and `meta` names 1"),
         ("a step is missing", "step 2 does not have the layers of step 0"),
+        ("no step 0", "step 0 is missing; steps are numbered from 0"),
         ("short step", "step 3, layer 1: 9 keys, not 10"),
         ("both", "whole sequences and steps"),
         ("nan", "these are no probabilities"),
+        ("a third", r"layer 0, head 0, row 6: these are no probabilities, their sum is 0\.3 and not 1"),
+        ("half a row", r"layer 0, head 2, row 6: .* sum is 0\.5 and not 1"),
+        ("negative", r"layer 0, head 0, row 6: .* its least number is -0"),
+        ("thin ahead", "looks at later ones"),
+        ("one layer twice", "`meta`: layers names layer 1 twice"),
+        ("layer -1", r"`meta`: .*layers\[0\]"),
+        ("stacked and single", "one has to go"),
+        ("zero in front", r"the array attentions\.01 has no number"),
+        ("step with zeros", r"the array attentions\.00\.0 has no number"),
+        ("23 digits", "0 to 999,999"),
+        ("no year", r"`meta`: .*created"),
+        ("few texts", "tokens has 1 texts; prompt and answer have 13 positions"),
+        ("many texts", "tokens has 14 texts; prompt and answer have 13 positions"),
     ],
 )
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -202,8 +232,93 @@ def test_odd_dumps_are_named(tmp_path: Path, name: str, said: str, suffix: str) 
     with Store(tmp_path / "t.db") as store:
         with pytest.raises(TraceError, match=said) as caught:
             import_traces(store, records_of(str(path), []))
-        assert f"odd{suffix}" in str(caught.value)
+        assert f"odd{suffix}" in caught.value.message
+        assert caught.value.mend
         assert store.rows("SELECT count(*) AS n FROM traces") == [{"n": 0}]
+
+
+def test_layers_of_one_array_are_in_the_order_that_meta_says(tmp_path: Path) -> None:
+    p = attention()
+    plain = read_dump(write(tmp_path / "x.npz", by_layer(p)))
+    stacked = write(tmp_path / "y.npz", {"attentions": p[[1, 2, 0]]}, {**META, "layers": [1, 2, 0]})
+    assert read_dump(stacked)[1:] == plain[1:]
+    assert read_dump(stacked, layers=[0])[1:] == read_dump(tmp_path / "x.npz", layers=[0])[1:]
+
+
+def test_rows_of_zeros_are_heads_that_took_no_part(tmp_path: Path) -> None:
+    """A query that was padding has no mass at all; a pruned head leaves the mean to the others."""
+    p = attention(5)
+    p[:, :, PROMPT + 1] = 0
+    p[1, 3, PROMPT + 2] = 0
+    path = write(tmp_path / "x.npz", by_layer(p))
+    steps = Trace(read_dump(path)).steps
+    assert [step["flags"] for step in steps] == [[], [], ["empty"], ["partial_heads"], [], []]
+    assert (steps[2]["heads"], steps[2]["entropy_bits"], steps[2]["sink_mass"]) == ({"seen": 0, "total": 4}, 0, 0)
+    assert (sum(steps[2]["fingerprint"]), links_of(steps[2])) == (0, [])
+    own = Trace(read_dump(path, layers=[1])).steps[3]
+    row = p[1, :3, PROMPT + 2, : PROMPT + 3]
+    assert own["heads"] == {"seen": 3, "total": 4}
+    assert own["sink_mass"] == pytest.approx(row.mean(axis=0)[:4].sum(), rel=1e-5)
+    assert own["entropy_bits"] == pytest.approx(-(row * np.log2(row)).sum(axis=1).mean(), rel=1e-5)
+
+
+def test_a_copy_of_a_dump_is_the_same_trace(tmp_path: Path) -> None:
+    meta = {k: v for k, v in META.items() if k != "created"}
+    path = write(tmp_path / "x.npz", by_layer(attention()), meta)
+    copy = tmp_path / "copy.npz"
+    copy.write_bytes(path.read_bytes())
+    os.utime(path, (1, 1))
+    with Store(tmp_path / "t.db") as store:
+
+        def status(name: Path, **more: Any) -> str:
+            return import_traces(store, records_of(str(name), []), **more)[0].status
+
+        assert status(path) == "added"
+        before = list(store.records(store.find("hf-")))
+        os.utime(path, (2e9, 2e9))
+        assert (status(path), status(copy), status(copy, duplicates="as-new")) == ("identical",) * 3
+        assert list(store.records(store.find("hf-"))) == before
+        assert status(copy, duplicates="replace") == "replaced"
+        assert store.rows("SELECT count(*) AS n FROM traces") == [{"n": 1}]
+
+
+@pytest.mark.parametrize("layers", [[0], []])
+def test_layers_are_of_dumps_only(tmp_path: Path, layers: list[int]) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"record_type":"header","version":"1.0","trace_id":"t","model":"m"}\n')
+    for kind in ("auto", "geom", "glassbox"):
+        with pytest.raises(UsageError, match="--layers chooses among the layers of a dump") as caught:
+            list(records_of(str(path), [], kind=kind, layers=layers))  # type: ignore[arg-type]
+        assert caught.value.mend
+    dump = write(tmp_path / "x.npz", by_layer(attention()))
+    with pytest.raises(TraceError, match=r"has no layer 7; it has 0,1,2") as missing:
+        list(records_of(str(dump), [], layers=[7]))
+    assert missing.value.mend == "--layers 0,1,2"
+
+
+SHAPES = [([2**62, 8, 8], [0, 0]), ([2**32, 2**31, 2**31], [0, 0]), ([2**70, 8, 8], [0, 0]), ([-2, -8, 8], [0, 512]),
+          ([2, 8, 8], [512, 0]), ([2, 8, 8], [-512, 0])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "offsets"), SHAPES)
+def test_shapes_that_cannot_be(tmp_path: Path, shape: list[int], offsets: list[int]) -> None:
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": offsets}
+    header = json.dumps({"__metadata__": {"meta": json.dumps({"prompt_len": 4})}, "attentions.0": tensor}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(512))
+    with pytest.raises(TraceError, match=r"x\.safetensors"):
+        read_dump(path)
+
+
+def test_an_archive_that_promises_more_than_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, meta=np.array(json.dumps({"prompt_len": 4})))
+    with zipfile.ZipFile(path, "a") as archive, archive.open("attentions.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(
+            stream, {"descr": "<f4", "fortran_order": False, "shape": (2**20, 2**10, 8, 8)}
+        )
+    with pytest.raises(TraceError, match="shorter than its shape"):
+        read_dump(path)
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -265,50 +380,3 @@ def test_the_script_of_the_docs(tmp_path: Path) -> None:
     assert trace.header["model"] == model
     assert list(trace.steps[0]["attention"]["layers"]) == ["0", "1"]
     assert all(token["text"] for token in trace.tokens)
-
-
-def glassbox_row(**more: Any) -> dict[str, Any]:
-    return {
-        "signal": "spectral", "request_id": 0, "layer": "model.layers.0.self_attn", "layer_idx": 0, "head": 0,
-        "step": 4, "L": 12, "singular_values": [10.0, 5.0],
-        "features": {"singular_values": [10.0, 5.0], "sv1": 10.0, "sv_ratio": 2.0}, **more,
-    }  # fmt: skip
-
-
-def test_glassbox(tmp_path: Path) -> None:
-    rows = [
-        glassbox_row(),
-        glassbox_row(head=1),
-        glassbox_row(signal="selfattn", tier="materialized", features={"attn_diag_logmean": -3.2}),
-        glassbox_row(step=8, L=16, layer="model.layers.5.self_attn", layer_idx=5),
-        glassbox_row(request_id=1, step=1, L=3, layer="odd", layer_idx=None),
-    ]
-    path = tmp_path / "svd.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with Store(tmp_path / "t.db") as store:
-        first, second = import_traces(store, records_of(str(path), []))
-        assert [i.status for i in import_traces(store, records_of(str(path), []))] == ["identical"] * 2
-        trace, other = (Trace(store.records(i.trace_id)) for i in (first, second))
-    assert len(trace.tokens) == 8
-    assert [step["tokenIndex"] for step in trace.steps] == [3, 7]
-    step = trace.steps[0]
-    assert (step["decode_step"], step["prompt_len"], step["query_position"]) == (4, 9, 11)
-    assert "fingerprint" not in step
-    assert step["flags"] == ["no_attention"]
-    assert step["glassbox"]["spectral"]["0"]["1"]["features"]["sv_ratio"] == 2.0
-    assert step["glassbox"]["selfattn"]["0"]["0"] == {
-        "L": 12, "singular_values": [10.0, 5.0], "features": {"attn_diag_logmean": -3.2}, "tier": "materialized",
-    }  # fmt: skip
-    assert trace.header["imported"] == {"format": "glassbox", "file": "svd.jsonl"}
-    assert other.steps[0]["glassbox"]["spectral"]["odd"]["0"]["L"] == 3
-
-
-def test_glassbox_of_an_older_release_and_a_broken_one(tmp_path: Path) -> None:
-    row = glassbox_row(feature_group="scores_matrix")
-    del row["signal"]
-    path = tmp_path / "old.jsonl"
-    path.write_text(json.dumps(row) + "\n")
-    assert Trace(records_of(str(path), [])).steps[0]["glassbox"].keys() == {"scores_matrix"}
-    path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:50])
-    with pytest.raises(TraceError, match=r"old.jsonl, line 2: no row of glassbox"):
-        list(records_of(str(path), []))

@@ -11,9 +11,13 @@ from hypothesis import given
 from geomcli import jsonl
 from geomcli.errors import TraceError
 from geomcli.trace import Trace
-from tests.library.made_traces import LOCAL, entry, records, traces
+from tests.library.made_traces import LOCAL, entry, in_blocks, records, traces
 
 HEADER = '{"record_type":"header","version":"1.0","trace_id":"t","model":"m"}'
+
+
+def step_of(number: float) -> str:
+    return json.dumps({"record_type": "step", "tokenIndex": 0, "fingerprint": [0.0] * 19 + [number]})
 
 
 @given(traces())
@@ -47,6 +51,16 @@ def test_several_traces_in_one_file() -> None:
         ('{"record_type": "token", "index": -1}', "`int` >= 0"),
         ('{"record_type": "step", "tokenIndex": 0, "fingerprint": [1]}', "length >= 20"),
         ('{"record_type": "step", "tokenIndex": 0, "drift": "x"}', "`$.drift`"),
+        ('{"record_type": "step", "tokenIndex": 0, "drift": 1e308}', "`float` <= 1e+30 - at `$.drift`"),
+        ('{"record_type": "step", "tokenIndex": 0, "entropy_bits": -1e39}', "`$.entropy_bits`"),
+        ('{"record_type": "step", "tokenIndex": 0, "sink_mass": 18446744073709551616}', "`$.sink_mass`"),
+        (step_of(1e308), "`float` <= 1.001 - at `$.fingerprint[19]`"),
+        (step_of(1e39), "`$.fingerprint[19]`"),
+        (step_of(-1), "`float` >= -0.001 - at `$.fingerprint[19]`"),
+        ('{"record_type": "metrics", "avgEntropy": {}}', "`$.avgEntropy`"),
+        ('{"record_type": "metrics", "dominantZone": []}', "`$.dominantZone`"),
+        ('{"record_type": "metrics", "maxDrift": 1e31}', "`$.maxDrift`"),
+        ('{"record_type": "message", "role": "user", "content": "", "id": {}}', "`$.id`"),
         (b"\xff", "line 2"),
         ("[" * 100_000, "line 2"),
     ],
@@ -110,6 +124,20 @@ def test_a_last_line_that_was_being_written_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join([HEADER, TOKEN, TOKEN[:20]]))
     assert jsonl.load(path) == [[json.loads(HEADER), json.loads(TOKEN)]]
+
+
+def test_readers_keep_what_a_compressed_file_has_that_ends_early(tmp_path: Path) -> None:
+    made = records([entry(n, "a", LOCAL) for n in range(1, 60)])
+    packed = in_blocks(jsonl.dump(made).encode())
+    path = tmp_path / "x.zst"
+    path.write_bytes(packed[: len(packed) // 2])
+    (kept,) = jsonl.load(path)
+    reading = jsonl.read_file(path)
+    assert reading.traces == [kept]
+    assert kept == made[: len(kept)]
+    assert 10 < len(kept) < len(made)
+    assert len(reading.problems) == 1
+    assert reading.problems[0].endswith("ends early: it was cut off.")
 
 
 def test_both_readers_read_what_was_written(tmp_path: Path) -> None:

@@ -295,7 +295,9 @@ def test_a_real_trace() -> None:
 def test_a_sentence_read_as_the_trace_grows_is_read_as_of_the_whole(
     tokens: list[tuple[str, dict[int, float], bool]], every: int
 ) -> None:
-    whole = made([(text, links or {0: 0.5}) for text, links, _ in tokens])
+    # Tokens look at what is before them.
+    before = [{p: mass for p, mass in links.items() if p < len(PROMPT) + n} for n, (_, links, _) in enumerate(tokens)]
+    whole = made([(text, links or {0: 0.5}) for (text, _, _), links in zip(tokens, before, strict=True)])
     thought = 0
     while thought < len(tokens) and tokens[thought][2]:
         whole.tokens[thought]["segmentId"] = "assistant-1-think"

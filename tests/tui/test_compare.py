@@ -117,7 +117,7 @@ async def test_rows_and_jumps(settings: config.Settings) -> None:
         await pilot.press("end")
         assert rows.cursor == len(alignment) - 1
         await pilot.press("n")
-        assert "There is no other text below." in said(app)
+        await until(lambda: "There is no other text below." in said(app))
         await pilot.press("Z")
         assert rows.cursor in zones
         await pilot.press("pageup")
@@ -323,12 +323,12 @@ async def test_a_trace_without_a_name_is_not_copied_as_a_command(
     async with app.run_test(size=WIDE) as pilot:
         await pilot.pause()
         await pilot.press("y", "Y")
-        assert "There are no two traces" in said(app)
+        await until(lambda: "There are no two traces" in said(app))
         app.session.compared = list(app.session.turns[:2])
         pane(app).compare()
         await compared(app)
         await pilot.press("Y")
-        assert "A is neither in the store nor in a file" in said(app)
+        await until(lambda: "A is neither in the store nor in a file" in said(app))
         assert copied == []
 
 

@@ -94,7 +94,7 @@ async def test_a_stream_that_is_no_stream_is_a_sentence(
             await asked(app, pilot)
             await until(lambda: bool(app.session.turns) and app.session.turns[0].finished)
             await pilot.pause()
-            assert sentence in said(app)
+            await until(lambda: sentence in said(app))
             assert "What arrived is kept." in drawn(app)
 
 
@@ -137,7 +137,7 @@ async def test_a_locked_store_is_written_later_and_nothing_is_missing(
             assert not app.session.turns[0].saved
             lock.execute("ROLLBACK")
             await until(lambda: app.session.turns[0].saved)
-            assert "nothing is missing" in said(app)
+            await until(lambda: "nothing is missing" in said(app))
     with Store(settings.db_path) as store:
         (row,) = store.ls()
         assert row["complete"]
@@ -226,8 +226,8 @@ async def test_a_file_and_a_folder_that_are_deleted_while_they_are_shown(
         here.rmdir()
         await pilot.press("e", "y", "Y", "home", "n", "1")
         await pilot.pause()
-        assert "cannot be written: no such file or directory" in said(app)
-        assert "ctrl+s keeps the trace in the store" in said(app)
+        await until(lambda: "cannot be written: no such file or directory" in said(app))
+        await until(lambda: "ctrl+s keeps the trace in the store" in said(app))
         await pilot.press("ctrl+s")
         await until(lambda: all(turn.saved for turn in app.session.turns))
 

@@ -70,7 +70,7 @@ async def test_a_store_that_can_be_opened_later_gets_the_whole_answer(
                 await pilot.press("escape", "ctrl+s")
             await until(lambda: app.session.turns[0].saved)
             if not by_key:
-                assert "nothing is missing" in said(app)
+                await until(lambda: "nothing is missing" in said(app))
     (records,) = stored(folder / "traces.db")
     assert kinds(records).count("token") == 20
     assert kinds(records).count("step") == 20

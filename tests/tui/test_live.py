@@ -76,7 +76,7 @@ async def test_an_answer_that_breaks_off_keeps_what_arrived(
             await until(lambda: bool(app.session.turns) and app.session.turns[0].saved)
             await asyncio.sleep(0.15)
             assert len(app.session.turns[0].tokens) == 8
-            assert sentence in said(app)
+            await until(lambda: sentence in said(app))
             assert "word8" in drawn(app)
             assert "What arrived is kept." in drawn(app)
             # Found again by itself, and the next question goes through.
@@ -167,5 +167,5 @@ async def test_what_is_typed_without_a_server_is_not_lost(make_app: MakeApp) -> 
         await pilot.press("enter", *"Hello", "enter")
         await pilot.pause()
         assert app.screen.query_one(Prompt).text == "Hello"
-        assert "E starts the built-in engine" in said(app)
+        await until(lambda: "E starts the built-in engine" in said(app))
         assert app.session.turns == []

@@ -91,10 +91,13 @@ async def test_scopes_in_their_order_and_by_mouse(make_app: MakeApp, settings: c
         assert pane(app).manifold.scope == "saved"
 
 
-async def grouped(app: GeomApp) -> Clusters:
-    await until(lambda: pane(app).manifold.grouping.found is not None and not pane(app).manifold.clusters_due())
-    assert pane(app).manifold.grouping.found is not None
-    return pane(app).manifold.grouping.found
+async def grouped(app: GeomApp, points: int) -> Clusters:
+    """The clusters of as many points, once nothing more is looked for."""
+    app.flush()
+    grouping = pane(app).manifold.grouping
+    await until(lambda: grouping.found is not None and len(grouping.found.labels) == points and not grouping.busy)
+    assert grouping.found is not None
+    return grouping.found
 
 
 async def test_clusters_are_found_named_and_drawn(make_app: MakeApp, settings: config.Settings) -> None:
@@ -102,7 +105,7 @@ async def test_clusters_are_found_named_and_drawn(make_app: MakeApp, settings: c
     app = make_app(mode="manifold")
     async with app.run_test(size=WIDE) as pilot:
         await at_store(app)
-        found = await grouped(app)
+        found = await grouped(app, 40)
         # Traces of four shapes, ten of each.
         assert found.sizes.tolist() == [10, 10, 10, 10]
         await until(lambda: "HDBSCAN: 4 clusters, 0% in none" in text_of(app, "#scopes"))
@@ -137,7 +140,7 @@ async def test_clusters_grow_with_the_session_and_go_with_it(make_app: MakeApp) 
     async with app.run_test(size=WIDE) as pilot:
         app.session.show([trace[: 2 + 2 * 20]], title="long")
         pane(app).choose_scope("session")
-        first = await grouped(app)
+        first = await grouped(app, 20)
         app.session.feed(app.session.turns[0], trace[2 + 2 * 20 : 2 + 2 * 21])
         app.flush()
         await pilot.pause()
@@ -147,8 +150,7 @@ async def test_clusters_grow_with_the_session_and_go_with_it(make_app: MakeApp) 
         app.session.feed(app.session.turns[0], trace[2 + 2 * 21 :])
         app.flush()
         await until(lambda: len(pane(app).manifold.cloud) == 80)
-        found = await grouped(app)
-        assert len(found.labels) == 80
+        found = await grouped(app, 80)
         assert found.sizes.tolist() == [40, 40]
         assert len(set(found.labels[::2].tolist())) == len(set(found.labels[1::2].tolist())) == 1
         app.session.show([made("one", [LOCAL])], title="one")

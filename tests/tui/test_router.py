@@ -118,7 +118,7 @@ async def test_always_is_switched_off_by_its_own_key(make_app: MakeApp, demo: li
         assert app.live.steering.plan().scope == "always"
         await pilot.press("A")
         assert app.live.steering.plan().advice is None
-        assert "no further run" in said(app)
+        await until(lambda: "no further run" in said(app))
 
 
 async def test_kept_advice_asks_for_no_mode_that_the_server_does_not_let_out(
@@ -153,7 +153,7 @@ async def test_a_state_folder_that_cannot_be_written_is_said(
     async with app.run_test(size=WIDE) as pilot:
         await settled(pilot)
         await pilot.press("a")
-        assert "It holds until geom ends." in said(app)
+        await until(lambda: "It holds until geom ends." in said(app))
         assert app.live.steering.plan().scope == "next_run"
 
 
@@ -272,9 +272,9 @@ async def test_an_empty_router_says_what_to_do_and_every_key_survives(make_app: 
         await settled(pilot)
         assert "ask something in Chat" in text_of(app, "router-now")
         await pilot.press("a", "enter", "up", "pagedown", "c")
-        assert "There is no advice yet" in said(app)
-        assert "There is no decision yet" in said(app)
-        assert "Nothing was applied" in said(app)
+        await until(lambda: "There is no advice yet" in said(app))
+        await until(lambda: "There is no decision yet" in said(app))
+        await until(lambda: "Nothing was applied" in said(app))
 
 
 async def test_live_decisions_have_a_time_and_replayed_ones_none(

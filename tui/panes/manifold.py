@@ -168,7 +168,10 @@ class ManifoldPane(Pane):
 
     async def _look_for_clusters(self) -> None:
         await self.manifold.grouping.look(self.manifold.cloud)
-        self.draw()
+        if self.is_current:  # else it is drawn when it is shown again, from the session as it is then
+            # A move that was made meanwhile may not have been heard of yet.
+            self.manifold.chosen = self.scatter.cursor
+            self.draw()
 
     def _describe(self) -> None:
         details, members = self.query_one(PointDetails), self.scatter.here_too

@@ -210,8 +210,9 @@ class PointDetails(ManifoldText):
 
     def lines(self) -> list[Text]:
         manifold, paint = self.manifold, self.paint
-        if manifold.chosen is None:
+        if manifold.point is None and manifold.token is None:  # or the session no longer has the token
             return [Text("")]
+        assert manifold.chosen is not None
         width = max(20, self.content_size.width)
         if self.content_size.height < _COMPACT:
             return self._compact(width)
