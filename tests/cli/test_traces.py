@@ -174,7 +174,7 @@ STEP = {"drift": 0.1, "zone_confidence": 0.5}
         (STEP | {"attention": {"layers": 5}, "layer_id": None}, {}, "layers -"),
     ],
 )
-def test_what_is_valid_can_be_shown(
+def test_whatever_is_in_a_store_can_be_shown(
     home: dict[str, str], tmp_path: Path, step: dict[str, object], metrics: dict[str, object], said: str
 ) -> None:
     made = records([entry(1, "a", LOCAL)])
@@ -182,10 +182,9 @@ def test_what_is_valid_can_be_shown(
     found |= step
     made[-1] |= metrics
     made[-1] = {name: value for name, value in made[-1].items() if value != "gone"}
-    path = tmp_path / "odd.jsonl"
-    path.write_text(jsonl.dump(made), encoding="utf-8")
-    assert geom("import", path, env=home).returncode == 0
-    shown = geom("show", "last", env=home)
+    with Store(tmp_path / "odd.db") as store:
+        store.add(made)
+    shown = geom("show", "last", "--db", tmp_path / "odd.db", env=home)
     assert shown.returncode == 0, shown.stderr
     assert said in shown.stderr, shown.stderr
 
