@@ -18,6 +18,7 @@ from geomcli.tui.reading import Opened
 from tests.tui.conftest import NARROW, WIDE, MakeApp
 from tests.tui.made_stores import SHAPES, made, noisy
 from tests.tui.snapshots import assert_same
+from tests.tui.waiting import until
 
 MODES = [mode for _, mode in panes.offered()]
 
@@ -32,10 +33,10 @@ async def calm(pilot: Pilot[Any], app: GeomApp) -> None:
     await asyncio.sleep(0.25)
     if isinstance(app.screen, ManifoldPane):
         # Clusters are looked for beside the app.
-        for _ in range(400):
-            if not app.screen.manifold.grouping.busy:
-                break
-            await asyncio.sleep(0.02)
+        manifold = app.screen.manifold
+        await until(
+            lambda: not len(manifold.cloud) or (manifold.grouping.found is not None and not manifold.grouping.busy)
+        )
         await asyncio.sleep(0.1)
     await pilot.pause()
 

@@ -100,7 +100,9 @@ class Report(SessionText):
 
 def report(c: Comparison, paint: Paint, width: int) -> Iterator[Text]:
     """The whole report in lines of `width` cells."""
-    yield from _section("DIFFERENCES", "B against A; not tested against noise", paint, width, first=True)
+    tested = c.significance.tested
+    how = f"{c.significance.clear} of {tested} tested exceed noise" if tested else "too few steps to test"
+    yield from _section("DIFFERENCES", f"B against A; {how}", paint, width, first=True)
     for sentence in c.differences or ("None that is worth a word.",):
         yield from _sentence(sentence, paint, width)
     yield from _section("SIMILARITY", f"{c.similarity.overall:.3f}, the mean of its parts", paint, width)
