@@ -71,6 +71,7 @@ async def test_clusters_grow_with_the_session_and_go_with_it(make_app: MakeApp) 
         app.flush()
         await pilot.pause()
         # One token more is given to a cluster without looking again.
+        await until(lambda: len(pane(app).manifold.cloud) == 21)
         assert pane(app).manifold.grouping.found is first
         assert len(pane(app).manifold.grouping.labels(pane(app).manifold.cloud)) == len(pane(app).manifold.cloud)
         app.session.feed(app.session.turns[0], trace[2 + 2 * 21 :])
@@ -80,8 +81,9 @@ async def test_clusters_grow_with_the_session_and_go_with_it(make_app: MakeApp) 
         assert found.sizes.tolist() == [40, 40]
         assert len(set(found.labels[::2].tolist())) == len(set(found.labels[1::2].tolist())) == 1
         app.session.show([made("one", [LOCAL])], title="one")
-        await pilot.pause()
-        assert pane(app).manifold.cluster_labels() == []
+        app.flush()
+        await until(lambda: len(pane(app).manifold.cloud) == 1)
+        await until(lambda: pane(app).manifold.cluster_labels() == [])
 
 
 async def test_without_scikit_learn_the_manifold_says_so(
