@@ -153,5 +153,5 @@ def _compressed(raw: BinaryIO, path: Path) -> Iterator[BinaryIO]:
         return
     import zstandard
 
-    with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as stream:
+    with zstandard.ZstdCompressor(write_checksum=True).stream_writer(raw, closefd=False) as stream:
         yield cast(BinaryIO, stream)
