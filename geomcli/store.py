@@ -45,7 +45,7 @@ _STEP_COLUMNS = {
     "compass": "compass",
     "think_phase": "think_phase",
 }
-NO_LAYER = -1  # in the column of a step that names none
+_NO_LAYER = -1  # in the column of a step that names none
 _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
 
@@ -327,9 +327,9 @@ class TraceWriter:
         links = r.pop("attention", None)
         # A null stays in `extra`: a column cannot tell it from a field that was never there.
         given = [field for field in _STEP_COLUMNS if r.get(field) is not None]
-        if r.get("layer_id") == NO_LAYER:
+        if r.get("layer_id") == _NO_LAYER:
             given.remove("layer_id")  # stays in `extra` for the same reason
-        columns: dict[str, Any] = {"layer": NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
+        columns: dict[str, Any] = {"layer": _NO_LAYER, **{_STEP_COLUMNS[field]: r.pop(field) for field in given}}
         fingerprint = r.get("fingerprint")
         if fingerprint is not None and len(fingerprint) == FINGERPRINT_SIZE:
             columns |= dict(zip(("local", "mid", "long", "bin_entropy"), fingerprint, strict=False))
@@ -403,7 +403,7 @@ def _step_of(row: dict[str, Any]) -> Record:
         links = msgspec.msgpack.decode(zstandard.decompress(row["payload"]))
     step: Record = {"record_type": "step", "tokenIndex": row["output_index"], "attention": links}
     for field, column in _STEP_COLUMNS.items():
-        if row[column] is not None and (field, row[column]) != ("layer_id", NO_LAYER):
+        if row[column] is not None and (field, row[column]) != ("layer_id", _NO_LAYER):
             step[field] = row[column]
     if row["fingerprint"] is not None:
         step["fingerprint"] = _six_digits(row["fingerprint"])

@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 
 from geomcli import jsonl, trace_files
 from geomcli.errors import StoreError, TraceError
+from geomcli.record_order import RecordOrder
 from geomcli.schema import Record
-from geomcli.store import NO_LAYER, Store, TraceWriter
+from geomcli.store import Store, TraceWriter
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
@@ -48,7 +49,7 @@ def checked(
     (a step without its token, a token twice or missing) is always refused. `notes` gets a sentence for each trace that
     has no end.
     """
-    place = _Place()
+    place = RecordOrder()
     begun = False
     found = jsonl.stream(lines, name)
     for line in found:
@@ -71,66 +72,13 @@ def checked(
     _note_end(place, name, notes)
 
 
-class _Place:
-    """Where in a trace the reading is; a few numbers, however long the trace."""
-
-    trace_id = ""
-    ended = True
-    lost = 0  # number of its first line that was no record
-    _tokens = 0
-    _step = -1  # token of the last step
-    _headless = False  # whether a header may be among the lines that were lost
-
-    def __init__(self) -> None:
-        self._layers: set[int] = set()  # of the steps of that token
-
-    def lose(self, number: int) -> None:
-        """A line was no record."""
-        self.lost = self.lost or number
-        self._headless = self.ended
-
-    def wrong_with(self, record: Record) -> str:
-        """What contradicts the records before, or an empty string."""
-        kind = record["record_type"]
-        if kind == "header":
-            self.trace_id, self.ended, self.lost, self._headless = record["trace_id"], False, 0, False
-            self._tokens, self._step, self._layers = 0, -1, set()
-        elif self._headless:
-            return "a record behind the end of its trace"
-        elif kind == "token":
-            if record["index"] != self._tokens:
-                there = "is there twice" if record["index"] < self._tokens else f"comes where {self._tokens} should"
-                return f"token {record['index']} {there}"
-            self._tokens += 1
-        elif kind == "step":
-            layer = record.get("layer_id")
-            return self._wrong_with_step(record["tokenIndex"], NO_LAYER if layer is None else layer)
-        elif kind == "metrics":
-            if self.ended:
-                return "a second `metrics` of one trace"
-            self.ended = True
-        return ""
-
-    def _wrong_with_step(self, token: int, layer: int) -> str:
-        if token >= self._tokens:
-            return f"a step of token {token}, which is not in front of it"
-        if token < self._step:
-            return f"a step of token {token} behind one of token {self._step}"
-        if token > self._step:
-            self._step, self._layers = token, set()
-        if layer in self._layers:
-            return f"a second step of token {token} for the same layer"
-        self._layers.add(layer)
-        return ""
-
-
-def _note_end(place: _Place, name: str, notes: list[str] | None) -> None:
+def _note_end(place: RecordOrder, name: str, notes: list[str] | None) -> None:
     if notes is not None and not place.ended:
         notes.append(f"{name}: trace {place.trace_id!r} has no end: it was cut off, or is still being written.")
 
 
 def _refusal(
-    line: jsonl.Broken, name: str, place: _Place, rest: Iterator[tuple[int, Record] | jsonl.Broken]
+    line: jsonl.Broken, name: str, place: RecordOrder, rest: Iterator[tuple[int, Record] | jsonl.Broken]
 ) -> TraceError:
     """Why a line stops the import; the rest is read to know whether it could be left out."""
     if line.early:
@@ -151,7 +99,9 @@ def _refusal(
     return TraceError(said, f"geom traces import --skip-broken {'-' if name == 'stdin' else shlex.quote(name)}")
 
 
-def _contradiction(number: int, wrong: str, name: str, place: _Place, broken: Sequence[jsonl.Broken]) -> TraceError:
+def _contradiction(
+    number: int, wrong: str, name: str, place: RecordOrder, broken: Sequence[jsonl.Broken]
+) -> TraceError:
     lost = f", as line {place.lost} was no record" if place.lost else ""
     end = place.lost or number
     more = "--skip-broken " if any(line.number < end for line in broken) else ""

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from geomcli.trace import Trace
+from tests.browser import chromium
 from tests.cli.report_browser import WIDE, Open, Page, resize, scheme
 
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[webdriver.Chrome]:
     """Debian's Chromium without a window and without a network."""
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium, "apt-get install chromium chromium-driver"
-    assert chromedriver, "apt-get install chromium chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "--lang=en-GB"):
-        options.add_argument(argument)
-    made = webdriver.Chrome(options=options, service=Service(chromedriver))
+    made = chromium("--hide-scrollbars", "--lang=en-GB")
     try:
         made.execute_cdp_cmd("Network.enable", {})
         off = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from geomcli.tui import panes
 from geomcli.tui.app import DEMO_FILE
+from tests.browser import chromium
 from tests.conftest import GEOM
 from tests.engine.harness import free_port
 from tests.tui.terminal import alive
@@ -83,15 +82,8 @@ def server(home: dict[str, str], tmp_path: Path) -> Iterator[tuple[str, subproce
 
 @pytest.fixture
 def browser() -> Iterator[webdriver.Chrome]:
-    """Debian's Chromium without a window; a test that finds none fails and names the packages."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    assert chromium, "apt-get install chromium chromium-driver"
-    assert driver, "apt-get install chromium chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,820"):
-        options.add_argument(argument)
-    made = webdriver.Chrome(options=options, service=Service(driver))
+    """A browser that keeps what its sockets receive."""
+    made = chromium("--window-size=1280,820")
     made.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": RECORD})
     try:
         yield made

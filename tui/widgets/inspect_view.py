@@ -185,18 +185,27 @@ class LayerMap(TokenText):
             self.session.set_layer(layer)
 
 
-class Positions(TokenText):
-    """What the token looked at in the chosen layer, strongest first; the layer's heads beside or below it."""
+class _Below(TokenText):
+    """A part below the map, about the token under the cursor; nothing without one."""
 
     GROWS = True
-    WATCHES = _TOKEN | Changed.STATE
 
     def lines(self) -> list[Text]:
         looked = self.looked
-        if looked is None:
-            return []
-        place, token, turn = looked
-        layer, paint = self.layer_of(token), self.paint
+        return [] if looked is None else self.about(*looked, self.layer_of(looked[1]))
+
+    def about(self, place: Place, token: Token, turn: Turn, layer: int | None) -> list[Text]:
+        """The lines, `layer` being the one that is shown."""
+        raise NotImplementedError
+
+
+class Positions(_Below):
+    """What the token looked at in the chosen layer, strongest first; the layer's heads beside or below it."""
+
+    WATCHES = _TOKEN | Changed.STATE
+
+    def about(self, place: Place, token: Token, turn: Turn, layer: int | None) -> list[Text]:
+        paint = self.paint
         width = max(30, self.container_size.width - 3)
         stats = head_stats(token.step, layer)
         beside = stats is not None and width >= _BESIDE
@@ -260,17 +269,11 @@ class Positions(TokenText):
             self.session.go(Place(*place), remember=True)
 
 
-class Sentence(TokenText):
+class Sentence(_Below):
     """Which sources the sentence under the cursor read in the chosen layer, the most read first."""
 
-    GROWS = True
-
-    def lines(self) -> list[Text]:
-        looked = self.looked
-        if looked is None:
-            return []
-        place, token, turn = looked
-        layer, paint = self.layer_of(token), self.paint
+    def about(self, place: Place, token: Token, turn: Turn, layer: int | None) -> list[Text]:  # noqa: ARG002
+        paint = self.paint
         start, end = turn.reader.sentence(place.token)
         end = min(end, len(turn.tokens))
         head = self.heading("WHAT THIS SENTENCE READ")
