@@ -277,7 +277,8 @@ def table(document: dict[str, Any]) -> str:
     lines = [
         f"**{Path(settings['model']).name}**, {where['gpu']}, SGLang {where['sglang']}, torch {where['torch']}, Triton "
         f"{where['triton']}; backend {settings['backend']}, layers {settings['layers']}, {settings['tokens']} tokens "
-        f"generated; further arguments `{' '.join(settings['server']) or 'none'}`.",
+        f"generated; further arguments `{' '.join(settings['server']) or 'none'}`"
+        + (f"; commit {where['commit']}." if where.get("commit") else "."),
         "",
         "| requests × context | tokens an event | condition | rounds | tokens/s | at the client: ratio | extra µs a "
         "step | in the engine: ratio | of idle | CPU main, entries |",

@@ -143,6 +143,13 @@ def random_prompt(options: Any, length: int) -> list[int]:
     return [random.randrange(100, options.vocabulary) for _ in range(length)]
 
 
+def commit() -> str:
+    """What was measured: `COMMIT` where the machine has no repository, else what git says."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    return os.environ.get("COMMIT") or said.stdout.strip()
+
+
 def machine() -> dict[str, str]:
     from importlib.metadata import version
 
@@ -150,4 +157,5 @@ def machine() -> dict[str, str]:
     import triton
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    return {"gpu": gpu, "torch": torch.__version__, "triton": triton.__version__, "sglang": version("sglang")}
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "sglang": version("sglang")}
+    return {"gpu": gpu, **versions, "commit": commit()}
