@@ -63,16 +63,19 @@ async def test_clusters_grow_with_the_session_and_go_with_it(make_app: MakeApp) 
     app = make_app(mode="manifold")
     near, far = noisy(LOCAL, 1, tokens=40), noisy(LONG, 2, tokens=40)
     trace = made("long", [hist for pair in zip(near, far, strict=True) for hist in pair])
-    async with app.run_test(size=WIDE) as pilot:
+    async with app.run_test(size=WIDE):
+        # A pane that is shown for the first time chooses its scope itself.
+        await until(lambda: pane(app)._begun)
         app.session.show([trace[: 2 + 2 * 20]], title="long")
         pane(app).choose_scope("session")
-        first = await grouped(app, 20)
+        await grouped(app, 20)
         app.session.feed(app.session.turns[0], trace[2 + 2 * 20 : 2 + 2 * 21])
         app.flush()
-        await pilot.pause()
         # One token more is given to a cluster without looking again.
         await until(lambda: len(pane(app).manifold.cloud) == 21)
-        assert pane(app).manifold.grouping.found is first
+        found = pane(app).manifold.grouping.found
+        assert found is not None
+        assert len(found.labels) == 20
         assert len(pane(app).manifold.grouping.labels(pane(app).manifold.cloud)) == len(pane(app).manifold.cloud)
         app.session.feed(app.session.turns[0], trace[2 + 2 * 21 :])
         app.flush()
