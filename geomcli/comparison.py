@@ -6,6 +6,7 @@ docs/geometry.md, "Comparison" and "Significance", holds the formulas.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,7 @@ from geomcli.significance import (
     REPLICATES,
     SEED,
     Significance,
+    Tested,
     agreement_interval,
     differences_of_means,
     kappa,
@@ -95,10 +97,18 @@ def compare(a: Trace, b: Trace, *, projection: Projection | None = None, fitted_
 
 
 def compare_sides(
-    left: SideView, right: SideView, *, projection: Projection | None = None, fitted_on: Sequence[str] = ()
+    left: SideView,
+    right: SideView,
+    *,
+    projection: Projection | None = None,
+    fitted_on: Sequence[str] = (),
+    beside: Executor | None = None,
 ) -> Comparison:
-    """`compare`, of what was taken from the traces before."""
+    """`compare`, of what was taken from the traces before; `beside` tests the differences while tokens are aligned."""
     _check_rulesets(left, right)
+    zones = _zone_shares(left, right)
+    series = _series(left, zones), _series(right, zones)
+    testing = None if beside is None else beside.submit(differences_of_means, *series)
     by_id = left.model == right.model
     rows = _aligned(left, right, by_id)
     zoned = [row for row in rows if row.zone_a is not None and row.zone_b is not None]
@@ -110,7 +120,8 @@ def compare_sides(
     same = sum(row.kind == "same" for row in rows)
     total = len(left.texts) + len(right.texts)
     divergence = _divergence(left, right, rows)
-    metrics, zones, significance = _tested(left, right, _metrics(left, right), _zone_shares(left, right))
+    found = differences_of_means(*series) if testing is None else testing.result()
+    metrics, zones, significance = _judged(found, _metrics(left, right), zones)
     axes = (
         fitted(left.mean, right.mean, projection, tuple(fitted_on))
         if projection is not None
@@ -228,20 +239,19 @@ _MEANS: dict[str, int | str] = {
 }
 
 
-def _tested(
-    a: SideView, b: SideView, metrics: list[Metric], zones: tuple[ZoneShare, ...]
+def _series(view: SideView, zones: tuple[ZoneShare, ...]) -> dict[str, Floats]:
+    """What is tested of a side: name -> values of its steps; a zone's are 1 where a step is in it."""
+    made = {
+        name: view.rows[:, where] if isinstance(where, int) else view.series(where) for name, where in _MEANS.items()
+    }
+    labels = np.array(view.zones)
+    return made | {f"zone {share.zone}": (labels == share.zone).astype(np.float64) for share in zones}
+
+
+def _judged(
+    found: Tested, metrics: list[Metric], zones: tuple[ZoneShare, ...]
 ) -> tuple[tuple[Metric, ...], tuple[ZoneShare, ...], Significance]:
-    """The differences with their intervals; all are tested together."""
-    sides: list[dict[str, Floats]] = []
-    for view in (a, b):
-        made = {
-            name: view.rows[:, where] if isinstance(where, int) else view.series(where)
-            for name, where in _MEANS.items()
-        }
-        labels = np.array(view.zones)
-        made |= {f"zone {share.zone}": (labels == share.zone).astype(np.float64) for share in zones}
-        sides.append(made)
-    found = differences_of_means(*sides)
+    """The differences with their intervals; all were tested together."""
     tested = found.intervals
     with_metrics = tuple(
         replace(m, interval=tested.get(m.name), verdict=verdict(m.delta, tested.get(m.name))) for m in metrics

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,7 +16,8 @@ from geomcli.errors import TraceError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.links import layer_ids, layers_named
 from geomcli.measured import measured
-from geomcli.schema import SCHEMA_VERSION, TRACE_VERSION, Record, has_numbers
+from geomcli.records import Step, Token
+from geomcli.schema import SCHEMA_VERSION, TRACE_VERSION, Record
 from geomcli.trace import Trace
 from geomcli.zones import UNKNOWN
 
@@ -44,37 +47,40 @@ class SideView:
     tokens' numbers. prompt: (role, text) of its messages. TraceError when there is nothing in it to compare.
     """
 
-    def __init__(self, trace: Trace, name: str) -> None:
+    def __init__(
+        self, trace: Trace, name: str, tokens: Sequence[Token] | None = None, steps: Sequence[Step] | None = None
+    ) -> None:
+        """`tokens` and `steps`: the trace's, where they were read as such and are not among its records."""
         self.name = name
         self.model = str(trace.header.get("model", ""))
         self.metrics = trace.metrics
         self.prompt = [(message.get("role"), message.get("content")) for message in trace.prompt]
-        self.texts: list[str | None] = [token.get("text") for token in trace.tokens]
-        self.ids: list[int | None] = [token.get("tokenId") for token in trace.tokens]
-        self.indices = [int(token["index"]) for token in trace.tokens]
+        spoken = trace.tokens if tokens is None else tokens
+        self.texts: list[str | None] = _column(spoken, "text")
+        self.ids: list[int | None] = _column(spoken, "tokenId")
+        self.indices: list[int] = _column(spoken, "index")
         version = str(trace.header.get("version", TRACE_VERSION))
         if version.partition(".")[0] != TRACE_VERSION.partition(".")[0]:
             raise TraceError(f"{name} has trace format {version}; this geom reads {TRACE_VERSION}.")
-        by_token, rows = _usable(trace.steps)
-        steps = list(by_token.values())
-        if not steps:
+        shown, rows = _usable(trace.steps if steps is None else steps)
+        if not shown:
             raise TraceError(f"{name} has no fingerprint: there is nothing to compare.", "geom run … (captures them)")
-        schemas = {str(step.get("schema", SCHEMA_VERSION)) for step in steps} - {str(SCHEMA_VERSION)}
+        schemas = {str(schema) for schema in _column(shown, "schema") if schema is not None} - {str(SCHEMA_VERSION)}
         if schemas:
             found = ", ".join(sorted(schemas))
             raise TraceError(f"{name} has entries of schema {found}; this geom compares schema {SCHEMA_VERSION}.")
-        self.steps = len(steps)
-        self.places = list(by_token)
+        self.steps = len(shown)
+        self.places: list[int] = _column(shown, "tokenIndex")
         self.rows: Floats = np.clip(rows, 0.0, 1.0)
         self.mean: Floats = self.rows.mean(axis=0)
-        self.zones: list[str] = [step.get("zone") or UNKNOWN for step in steps]
+        self.zones: list[str] = [zone or UNKNOWN for zone in _column(shown, "zone")]
         self.zone_counts = Counter(self.zones)
-        self.layers = _layers(steps)
-        self.ruleset = str(trace.header.get("ruleset") or steps[0].get("ruleset") or "")
-        self._series = {field: measured([step.get(field) for step in steps]) for field in FIELDS}
+        self.layers = _layers(shown)
+        self.ruleset = str(trace.header.get("ruleset") or _column(shown[:1], "ruleset")[0] or "")
+        self._series = {field: measured(_column(shown, field)) for field in FIELDS}
         self.ripple = self.average("ripple")
-        spoken = [m["content"] for m in trace.messages if m.get("role") == "user"]
-        title = " ".join(str(spoken[-1]).split())[:_TITLE] if spoken else ""
+        asked = [m["content"] for m in trace.messages if m.get("role") == "user"]
+        title = " ".join(str(asked[-1]).split())[:_TITLE] if asked else ""
         dominant = min(self.zone_counts, key=lambda zone: (-self.zone_counts[zone], zone))
         trace_id = str(trace.header.get("trace_id", ""))
         self.side = Side(trace_id, self.model, title, len(self.texts), self.steps, dominant, self.layers)
@@ -107,26 +113,38 @@ class SideView:
         return dict(zip(self.places, self.zones, strict=True))
 
 
-def _layers(steps: Sequence[Record]) -> tuple[int, ...]:
+_Steps = Sequence[Record] | Sequence[Step]
+
+
+def _column(records: Sequence[Record] | Sequence[Token] | Sequence[Step], field: str) -> list[Any]:
+    """A field of each record, None where one has no such."""
+    if records and isinstance(records[0], dict):
+        return [record.get(field) for record in records]  # type: ignore[union-attr]
+    return list(map(attrgetter(field), records))
+
+
+def _layers(steps: _Steps) -> tuple[int, ...]:
     shown: set[int] = set()
-    for step in steps:
-        several, own = layers_named(step), step.get("layer_id")
+    for attention, own in zip(_column(steps, "attention"), _column(steps, "layer_id"), strict=True):
+        several = layers_named({"attention": attention}) if attention else ()
         shown |= layer_ids(several) if several else {own} if own is not None else set()
     return tuple(sorted(shown))
 
 
-def _usable(steps: list[Record]) -> tuple[dict[int, Record], Floats]:
-    """Token index -> its first step with a sound fingerprint that has mass, and their fingerprints [n, 20]."""
+def _usable(steps: _Steps) -> tuple[list[Any], Floats]:
+    """The first step of each token with a sound fingerprint that has mass, and their fingerprints [n, 20]."""
     found = [
-        step
-        for step in steps
-        if has_numbers(step)  # type: ignore[arg-type]
-        and step["fingerprint"] is not None
-        and len(step["fingerprint"]) == FINGERPRINT_SIZE
+        place
+        for place, (fingerprint, flags) in enumerate(
+            zip(_column(steps, "fingerprint"), _column(steps, "flags"), strict=True)
+        )
+        if fingerprint is not None and len(fingerprint) == FINGERPRINT_SIZE and "empty" not in (flags or ())
     ]
-    numbers = chain.from_iterable(step["fingerprint"] for step in found)
+    fingerprints, tokens = _column(steps, "fingerprint"), _column(steps, "tokenIndex")
+    numbers = chain.from_iterable(fingerprints[place] for place in found)
     rows = np.fromiter(numbers, np.float64, len(found) * FINGERPRINT_SIZE).reshape(-1, FINGERPRINT_SIZE)
-    places: dict[int, int] = {}
-    for place in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
-        places.setdefault(found[place]["tokenIndex"], place)
-    return {index: found[place] for index, place in places.items()}, rows[list(places.values())]
+    first: dict[int, int] = {}
+    for row in np.flatnonzero(np.isfinite(rows).all(axis=1)).tolist():
+        first.setdefault(tokens[found[row]], row)
+    kept = list(first.values())
+    return [steps[found[row]] for row in kept], rows[kept]

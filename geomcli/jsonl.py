@@ -10,111 +10,24 @@ import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from geomcli import trace_files
 from geomcli.errors import TraceError
-from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.records import KINDS, AnyRecord
 from geomcli.schema import TRACE_VERSION, Record
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
-_Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the store can hold
-_Index = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-# Far above every number of attention, and far below what overflows when such numbers are added or squared.
-_Number = _Int | Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
-_Share = Annotated[float, msgspec.Meta(ge=-0.001, le=1.001)]  # in [0, 1], from whoever rounds as they like
 _MOST_PROBLEMS = 20
 _BLOCK_LINES, _BLOCK_BYTES = 256, 1 << 20
 EXPORT = "geom traces export last > trace.jsonl"
 
 
-class _Header(msgspec.Struct, tag_field="record_type", tag="header"):
-    version: str
-    trace_id: str
-    model: str
-    created: _Int = 0
-    ruleset: str = ""
-    capture: dict[str, Any] = {}
-
-
-class _Message(msgspec.Struct, tag_field="record_type", tag="message"):
-    role: str
-    content: str
-    id: str | _Int | None = None
-
-
-class _Token(msgspec.Struct, tag_field="record_type", tag="token"):
-    index: _Index
-    text: str | None = None
-    tokenId: _Int | None = None  # noqa: N815
-    segmentId: str | None = None  # noqa: N815
-
-
-class _Heads(msgspec.Struct):
-    seen: _Int
-    total: _Int
-
-
-class _Step(msgspec.Struct, tag_field="record_type", tag="step"):
-    tokenIndex: _Index  # noqa: N815
-    decode_step: _Int | None = None
-    heads: _Heads | None = None
-    mode: str | None = None
-    bytes: _Int | None = None
-    prompt_tokens: list[str | None] | None = None
-    moe: dict[str, Any] | None = None
-    attention: dict[str, Any] | None = None
-    fingerprint: (
-        Annotated[list[_Share], msgspec.Meta(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)] | None
-    ) = None
-    zone: str | None = None
-    zone_confidence: _Number | None = None
-    drift: _Number | None = None
-    ripple: _Number | None = None
-    sink_mass: _Number | None = None
-    entropy_bits: _Number | None = None
-    compass: str | None = None
-    think_phase: str | None = None
-    flags: list[str] = []
-    layer_id: _Int | None = None
-    prompt_len: _Int | None = None
-
-
-class _Segment(msgspec.Struct, tag_field="record_type", tag="segment"):
-    id: str
-    type: str
-    start: _Index
-    end: _Index
-
-
-class _Metrics(msgspec.Struct, tag_field="record_type", tag="metrics"):
-    tokens: _Int | None = None
-    zoneCounts: dict[str, _Int] | None = None  # noqa: N815
-    dominantZone: str | None = None  # noqa: N815
-    avgEntropy: _Number | None = None  # noqa: N815
-    maxDrift: _Number | None = None  # noqa: N815
-    promptTokens: _Int | None = None  # noqa: N815
-    tokensPerSecond: _Number | None = None  # noqa: N815
-    attentionBytes: _Int | None = None  # noqa: N815
-    flags: dict[str, _Int] = {}
-    error: str | None = None
-
-
-_KINDS: dict[str, type[msgspec.Struct]] = {
-    "header": _Header,
-    "message": _Message,
-    "token": _Token,
-    "step": _Step,
-    "segment": _Segment,
-    "metrics": _Metrics,
-}
-
-
-_AnyRecords = list[_Header | _Message | _Token | _Step | _Segment | _Metrics]
+_AnyRecords = list[AnyRecord]
 
 
 def line(record: Record) -> str:
@@ -312,7 +225,7 @@ def _attempt(text: bytes | str) -> Record | Exception | None:
 def _record(text: str | bytes) -> Record:
     record = _decoder.decode(text)
     kind = record.get("record_type")
-    known = _KINDS.get(kind) if isinstance(kind, str) else None
+    known = KINDS.get(kind) if isinstance(kind, str) else None
     if known is None:
         raise msgspec.ValidationError(f"no kind of record is called {kind!r}")
     msgspec.convert(record, known)

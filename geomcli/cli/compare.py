@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,8 @@ from geomcli.cli import opening, output
 from geomcli.errors import ExitCode, TraceError, UsageError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from rich.console import Console
 
     from geomcli.comparison import AlignedToken, Comparison
@@ -57,16 +61,18 @@ def compare(
     if a == b == "-":
         raise UsageError("only one of the two can be stdin.", "geom compare a.jsonl -")
     gc.disable()  # millions of small objects that all live to the end: looking for dead ones takes a third of the time
-    (left, fault_a), (right, fault_b) = _both(("A", a, number_a, db), ("B", b, number_b, db))
-    if fail_under is not None and (fault := fault_a or fault_b):
-        raise TraceError(f"{fault}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
-    models = list(dict.fromkeys(view.model for view in (left, right)))
-    axes = _axes(models, db)
-    result = (
-        comparison.compare_sides(left, right)
-        if axes is None
-        else comparison.compare_sides(left, right, projection=axes.projection, fitted_on=axes.models)
-    )
+    with _second_process(a, b) as beside:
+        (left, fault_a), (right, fault_b) = _both(("A", a, number_a, db), ("B", b, number_b, db), beside)
+        if fail_under is not None and (fault := fault_a or fault_b):
+            raise TraceError(f"{fault}; there is no verdict for --fail-under.", "whole files, or without --fail-under")
+        axes = _axes(list(dict.fromkeys(view.model for view in (left, right))), db)
+        result = comparison.compare_sides(
+            left,
+            right,
+            projection=None if axes is None else axes.projection,
+            fitted_on=() if axes is None else axes.models,
+            beside=beside,
+        )
     below = fail_under is not None and result.similarity.overall < fail_under
     with output.unread():
         if as_json:
@@ -87,18 +93,27 @@ def compare(
 _Named = tuple[str, str, int | None, Path | None]
 
 
-def _both(one: _Named, other: _Named) -> list[tuple[SideView, str]]:
-    """Both sides, each with what of its input could not be read; large files side by side, one in another process."""
-    large = all(opening.names_file(named[1]) for named in (one, other)) and _bytes(one[1], other[1]) > _LARGE
+@contextlib.contextmanager
+def _second_process(*names: str) -> Iterator[Executor | None]:
+    """Where files are large, and there is a core for it."""
+    large = all(map(opening.names_file, names)) and _bytes(*names) > _LARGE
     if not large or (os.cpu_count() or 1) < 2:
-        return [_read(*one), _read(*other)]
+        yield None
+        return
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     # A fork has everything imported; nothing else is running yet.
     with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        reading = pool.submit(_read, *other)
-        return [_read(*one), reading.result()]
+        yield pool
+
+
+def _both(one: _Named, other: _Named, beside: Executor | None) -> list[tuple[SideView, str]]:
+    """Both sides, each with what of its input could not be read; the second beside the first where it can."""
+    if beside is None:
+        return [_read(*one), _read(*other)]
+    reading = beside.submit(_read, *other)
+    return [_read(*one), reading.result()]
 
 
 def _bytes(*names: str) -> int:
@@ -106,8 +121,11 @@ def _bytes(*names: str) -> int:
 
 
 def _read(letter: str, name: str, number: int | None, db: Path | None) -> tuple[SideView, str]:
+    from geomcli import sound_files
     from geomcli.comparison_side import SideView
 
+    if opening.names_file(name) and number in (None, 1) and (sound := sound_files.read(Path(name))) is not None:
+        return SideView(sound.trace, letter, sound.tokens, sound.steps), ""
     option = f"--number-{letter.lower()}"
     opened = opening.open_trace(name, db, number, option=option, keep=_slim)
     return SideView(opened.trace, letter), opened.fault
