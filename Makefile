@@ -33,7 +33,7 @@ demo: install model
 LAST = tests/engine/families tests/engine/test_triton.py
 test: check model
 	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(BIN)/pytest tests/library tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	   $(BIN)/pytest tests/library tests/discovery tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
 	$(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 

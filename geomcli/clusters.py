@@ -31,7 +31,7 @@ class Clusters:
     """k groups, the largest first.
 
     labels [n]: 0 to k - 1, NOISE where a fingerprint is in no group; medoids [k, 20]: the member with the smallest sum
-    of distances to the others; radii [k]: the largest distance of a member to it, in standard deviations; mean,
+    of distances to the others; radii [k]: the distance to it that members keep, in standard deviations; mean,
     scale [20]: what was subtracted, and divided by; smallest: how many members a group had to have.
     """
 
@@ -70,13 +70,26 @@ class Clusters:
         return found
 
 
+def medoid_of(z: Floats, *, among: int = SAMPLE) -> int:
+    """Row of z [n, 20] with the smallest sum of distances to the others; above `among` rows, to as many of them."""
+    rows = np.arange(len(z)) if len(z) <= among else np.linspace(0, len(z) - 1, among).astype(np.int64)
+    some = z[rows]
+    squares = (some * some).sum(axis=1)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares[None] - 2 * some @ some.T, 0.0))
+    return int(rows[apart.sum(axis=1).argmin()])
+
+
 def smallest_group(n: int) -> int:
     """How many members a group among n fingerprints has to have."""
     return max(SMALLEST, -(-n // _SHARE))
 
 
-def find(fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int = SAMPLE) -> Clusters:
+def find(
+    fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int = SAMPLE, coverage: float = 1.0
+) -> Clusters:
     """Groups among fingerprints [n, 20] of at least `smallest` members (by default `smallest_group`). Deterministic.
+
+    coverage: share of its members that a radius reaches.
 
     Above `sample` fingerprints, groups are found among as many, spread evenly over the rows, and the others assigned.
     Rows that are not finite are in none. GeomError where scikit-learn is not installed.
@@ -95,7 +108,7 @@ def find(fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int
     if len(rows) < 2 * wanted:
         return nothing
     z = (f[rows] - mean) / scale
-    fitted = HDBSCAN(min_cluster_size=wanted, store_centers="medoid", copy=True).fit(z)
+    fitted = HDBSCAN(min_cluster_size=wanted, copy=True).fit(z)
     raw = np.where(fitted.labels_ >= 0, fitted.labels_, NOISE).astype(np.int64)
     count = int(raw.max()) + 1
     if not count:
@@ -104,9 +117,10 @@ def find(fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int
     place = np.empty(count, dtype=np.int64)
     place[order] = np.arange(count)
     labels[rows] = np.where(raw >= 0, place[raw], NOISE)
-    centres = np.asarray(fitted.medoids_, dtype=np.float64)[order]
+    members = [np.flatnonzero(labels[rows] == k) for k in range(count)]
+    centres = np.array([z[some[medoid_of(z[some])]] for some in members])
     apart = np.sqrt(((z - centres[labels[rows]]) ** 2).sum(axis=1))
-    radii = np.array([apart[labels[rows] == k].max() for k in range(count)])
+    radii = np.array([np.quantile(apart[labels[rows] == k], coverage) for k in range(count)])
     made = Clusters(labels, centres * scale + mean, radii, mean, scale, wanted)
     if len(rows) < len(finite):
         others = np.setdiff1d(finite, rows)

@@ -126,6 +126,11 @@ def store_path(environment: Mapping[str, str] = os.environ, *, db: str | None = 
     return _db_path(values.get("db", ""))
 
 
+def discovery_path(store: Path) -> Path:
+    """Where `geom discover` keeps the artifacts of a store."""
+    return store.parent / "discovery"
+
+
 def _merged(
     environment: Mapping[str, str], flags: Mapping[str, str | None]
 ) -> tuple[dict[str, Any], dict[str, Any], Path | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import string
 from collections.abc import Sequence
 
 from geomcli.zones import UNKNOWN
@@ -16,6 +17,8 @@ ZONE_GLYPHS = {
     UNKNOWN: "·",
 }
 BARS = "▁▂▃▄▅▆▇█"
+NAMELESS = "·"  # what is in no cluster
+_LETTERS = string.ascii_uppercase + string.ascii_lowercase
 # How models write that their answer ends, and what is shown for it.
 END_TOKENS = frozenset(
     (
@@ -49,6 +52,13 @@ _SYMBOLS |= {0x7F: 0x2421} | dict.fromkeys(
 def zone_label(zone: str) -> str:
     """A zone's name as words."""
     return zone.replace("_", " ")
+
+
+def cluster_name(label: int) -> str:
+    """A letter, the largest cluster A; a number behind the last letter, NAMELESS for noise."""
+    if label < 0:
+        return NAMELESS
+    return _LETTERS[label] if label < len(_LETTERS) else str(label)
 
 
 def printable(text: str) -> str:

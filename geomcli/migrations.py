@@ -143,6 +143,68 @@ def m003_search_in_thoughts_and_views(db: Database) -> None:
         db.execute(statement)
 
 
+@migrations()
+def m004_traffic_and_discovery(db: Database) -> None:
+    db.executescript(
+        """
+        CREATE TABLE fingerprints (
+            id INTEGER PRIMARY KEY,
+            model TEXT NOT NULL,
+            request_id TEXT NOT NULL,
+            decode_step INTEGER NOT NULL,
+            created INTEGER NOT NULL,
+            fingerprint BLOB NOT NULL,
+            zone TEXT,
+            phase TEXT,
+            sink_mass REAL,
+            drift REAL,
+            ripple REAL,
+            moe TEXT,
+            UNIQUE(model, request_id, decode_step)
+        );
+        CREATE TABLE sessions (
+            model TEXT NOT NULL,
+            request_id TEXT NOT NULL,
+            first_created INTEGER NOT NULL,
+            last_created INTEGER NOT NULL,
+            fingerprints INTEGER NOT NULL,
+            max_drift REAL,
+            PRIMARY KEY(model, request_id)
+        ) WITHOUT ROWID;
+        CREATE INDEX sessions_created ON sessions(last_created);
+        CREATE TABLE discovery_runs (
+            run_id TEXT PRIMARY KEY,
+            created INTEGER NOT NULL,
+            model TEXT NOT NULL,
+            origin TEXT NOT NULL,
+            unit TEXT NOT NULL,
+            n INTEGER NOT NULL,
+            clusters INTEGER NOT NULL,
+            noise REAL NOT NULL,
+            seconds REAL NOT NULL,
+            parameters TEXT NOT NULL,
+            path TEXT NOT NULL
+        );
+        CREATE TABLE clusters (
+            run_id TEXT NOT NULL REFERENCES discovery_runs(run_id) ON DELETE CASCADE,
+            cluster_id INTEGER NOT NULL,
+            name TEXT NOT NULL,
+            size INTEGER NOT NULL,
+            zone TEXT NOT NULL,
+            traits TEXT NOT NULL,
+            radius REAL NOT NULL,
+            medoid BLOB NOT NULL,
+            PRIMARY KEY(run_id, cluster_id)
+        );
+        CREATE VIEW latest_clusters AS
+            SELECT c.cluster_id, c.name, c.size, round(1.0 * c.size / r.n, 4) AS share, c.zone, c.traits, r.model,
+                datetime(r.created / 1000, 'unixepoch') AS created_utc
+            FROM clusters c JOIN discovery_runs r USING (run_id)
+            WHERE r.created = (SELECT max(created) FROM discovery_runs) ORDER BY c.cluster_id;
+        """
+    )
+
+
 _VIEWS = (
     "DROP VIEW zone_counts",
     """
@@ -176,4 +238,7 @@ INSERT_SUMMARY = (
     "(trace_id, steps, local, mid, long, bin_entropy, zone_counts, fingerprint) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
-STEPS = frozenset(step.__name__ for step in (m001_traces, m002_trace_summaries, m003_search_in_thoughts_and_views))
+STEPS = frozenset(
+    step.__name__
+    for step in (m001_traces, m002_trace_summaries, m003_search_in_thoughts_and_views, m004_traffic_and_discovery)
+)

@@ -11,7 +11,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,23 @@ class Store:
             self._connection.rollback()
             raise StoreError(f"the trace store could not be written: {error}.", "geom traces ls") from None
         return removed
+
+    def insert(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Rows by table, each with the same columns as the others of its table; all or none."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            for table, values in rows.items():
+                if values:
+                    columns = list(values[0])
+                    marks = ", ".join("?" * len(columns))
+                    self._connection.executemany(
+                        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})",
+                        [tuple(row[name] for name in columns) for row in values],
+                    )
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._connection.rollback()
+            raise StoreError(f"the trace store could not be written: {error}.", "geom traces ls") from None
 
     def unsafe(self) -> None:
         """For a store that is thrown away: nothing waits for the disk."""

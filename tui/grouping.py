@@ -6,20 +6,17 @@ Provisional: artifacts of `geom discover` come from more traffic than a screen s
 from __future__ import annotations
 
 import asyncio
-import string
 from dataclasses import dataclass
 
 import numpy as np
 
 from geomcli import clusters
 from geomcli.clusters import NOISE, Clusters, Labels
-from geomcli.display import ZONE_GLYPHS
+from geomcli.display import NAMELESS, ZONE_GLYPHS, cluster_name
 from geomcli.errors import GeomError
 from geomcli.tui.cloud import Cloud
 from geomcli.zones import UNKNOWN, ZONE_NAMES
 
-NAMELESS = "·"
-NAMES = string.ascii_uppercase + string.ascii_lowercase
 # As many times as many points as clusters were found among make it worth to look again.
 _AGAIN = 1.25
 
@@ -90,13 +87,8 @@ class Grouping:
     def kinds(self) -> Kinds:
         """A letter for each cluster, the largest A; what is in none comes last. Colours come round."""
         colours = [self.colour(label) for label in range(len(self.found or ()))]
-        return Kinds((*map(name_of, range(len(colours))), NAMELESS), (*colours, UNKNOWN))
+        return Kinds((*map(cluster_name, range(len(colours))), NAMELESS), (*colours, UNKNOWN))
 
     def colour(self, label: int) -> str:
         """The zone whose colour a cluster has."""
         return UNKNOWN if label == NOISE else _COLOURS[label % len(_COLOURS)]
-
-
-def name_of(label: int) -> str:
-    """A letter; NAMELESS for noise."""
-    return NAMES[label] if 0 <= label < len(NAMES) else NAMELESS

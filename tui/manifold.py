@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE
 from geomcli.compass import HALT_THRESHOLD
+from geomcli.display import cluster_name
 from geomcli.store_queries import RECENT_DAYS, RECENT_TRACES, Scope, TracePoint
 from geomcli.tui.cloud import SCOPES, Cloud, Key, TokenCloud, empty, mean_fingerprint
-from geomcli.tui.grouping import ZONE_KINDS, Grouping, Kinds, name_of
+from geomcli.tui.grouping import ZONE_KINDS, Grouping, Kinds
 from geomcli.tui.session import Overlay, Place, Session
 from geomcli.tui.turn import Token, Turn
 
@@ -140,7 +141,7 @@ class Manifold:
         if found is None or not len(found):
             return []
         places = self.cloud.projection.project(found.medoids).tolist()
-        return [(x, y, name_of(label)) for label, (x, y) in enumerate(places)]
+        return [(x, y, cluster_name(label)) for label, (x, y) in enumerate(places)]
 
     @property
     def cluster(self) -> int | None:
@@ -175,7 +176,7 @@ class Manifold:
         document: dict[str, Any] = msgspec.to_builtins(self.point)
         document["fingerprint"] = self.cloud.fingerprints[self.chosen].tolist()
         if self.cluster is not None:
-            document["cluster"] = None if self.cluster == NOISE else name_of(self.cluster)
+            document["cluster"] = None if self.cluster == NOISE else cluster_name(self.cluster)
         document["principal_components"] = self.cloud.xy[self.chosen].tolist()
         return json.dumps(document, ensure_ascii=False, indent=2)
 

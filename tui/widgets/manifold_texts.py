@@ -16,12 +16,11 @@ from textual.message import Message
 
 from geomcli.clusters import NOISE, Labels
 from geomcli.compass import HALT_THRESHOLD
-from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
+from geomcli.display import ZONE_GLYPHS, bar, cluster_name, printable, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LONG, MID, N_BINS
 from geomcli.interpretation import portrait
 from geomcli.store_queries import Scope, TracePoint
 from geomcli.tui.cloud import SCOPES
-from geomcli.tui.grouping import name_of
 from geomcli.tui.manifold import SCOPE_WORDS, Manifold
 from geomcli.tui.session import Changed, Overlay
 from geomcli.tui.widgets.histogram import histogram
@@ -177,7 +176,7 @@ class Legend(ManifoldText):
                 item = Text().append(f"{ZONE_GLYPHS[zone]} ", paint.zone_mark(zone)).append(f"{name} ", muted)
                 yield item.append(f"{count:,} {count / total:.0%}", paint.fore("foreground"))
             if manifold.grouping.found:
-                last = name_of(len(manifold.grouping.found) - 1)
+                last = cluster_name(len(manifold.grouping.found) - 1)
                 letters = Text("A" if last == "A" else f"A–{last}", paint.fore("foreground", bold=True, underline=True))
                 yield letters.append(" clusters", muted)
         if manifold.here() is not None:
@@ -196,7 +195,9 @@ class Legend(ManifoldText):
             count = int(inside.sum())
             if not count:
                 continue
-            item = Text().append(f"{name_of(label)} ", paint.zone_mark(grouping.colour(label)) + Style(bold=label >= 0))
+            item = Text().append(
+                f"{cluster_name(label)} ", paint.zone_mark(grouping.colour(label)) + Style(bold=label >= 0)
+            )
             most = ZONE_NAMES[int(np.bincount(zones[inside]).argmax())]
             name = "in no cluster" if label == NOISE else f"mostly {zone_label(most)}"
             item.append(f"{name} ", muted)
@@ -279,7 +280,7 @@ class PointDetails(ManifoldText):
         manifold, grouping, cluster = self.manifold, self.manifold.grouping, self.manifold.cluster
         if cluster is None or not grouping.found:
             return Text("")
-        said = "in no cluster" if cluster == NOISE else f"cluster {name_of(cluster)}"
+        said = "in no cluster" if cluster == NOISE else f"cluster {cluster_name(cluster)}"
         zone = grouping.colour(cluster)
         return Text(said, self.paint.zone_mark(zone) if manifold.grouping.drawn else self.paint.fore("muted"))
 

@@ -1,0 +1,123 @@
+"""`geom discover`: learn the manifold of stored fingerprints and write its artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from geomcli.cli import opening, output
+
+if TYPE_CHECKING:
+    from geomcli.discovery.pipeline import Discovery
+
+Origin = Literal["auto", "traffic", "traces"]
+Unit = Literal["token", "request"]
+
+_SAID = {
+    "reduction": "principal components",
+    "map": "map",
+    "clusters": "HDBSCAN on the standardised fingerprints",
+    "names": "zones and traits",
+    "calibration": "calibration on held-out halves",
+}
+
+
+def discover(
+    db: opening.Db = None,
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Folder of the artifacts; beside the store if left out.")
+    ] = None,
+    min_samples: Annotated[int, typer.Option(help="Fewer fingerprints than this are refused.", min=2)] = 100,
+    model: Annotated[str | None, typer.Option(help="Whose fingerprints; the model with the most if left out.")] = None,
+    origin: Annotated[
+        Origin, typer.Option("--from", help="The sidecar's traffic, stored traces, or whichever is there.")
+    ] = "auto",
+    per: Annotated[Unit, typer.Option(help="One point a token, or one a request: the mean of its tokens.")] = "token",
+    umap: Annotated[bool, typer.Option("--umap/--no-umap", help="Without: the map is principal components.")] = True,
+    min_cluster_size: Annotated[
+        int | None, typer.Option(help="Members of a cluster; a fortieth of the points if left out.", min=2)
+    ] = None,
+    most: Annotated[
+        int, typer.Option("--max-points", help="Points to learn from, spread over the store.", min=2)
+    ] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of the map.", min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
+) -> None:
+    """Learn the manifold: clusters of fingerprints, what they mean, a map, and how sure a classification is.
+
+    \b
+    Examples:
+      geom discover
+      geom discover --db ./attention_data.db --output-dir ./discovery_artifacts --min-samples 100
+      geom discover --per request --no-umap --json
+    """
+    from geomcli import config
+    from geomcli.discovery import artifacts, points, record
+    from geomcli.discovery.pipeline import Parameters
+    from geomcli.discovery.pipeline import discover as learn
+    from geomcli.store import Store
+
+    path = config.store_path(db=None if db is None else str(db))
+    root = output_dir or config.discovery_path(path)
+    console = output.narrator()
+
+    def progress(stage: str, seconds: float | None) -> None:
+        if seconds is not None:
+            console.print(f"  {_SAID[stage]:<42} {seconds:6.1f} s")
+
+    with Store(path, create=False) as store:
+        found = points.stored(store, model, origin=origin, unit=per, most=most)
+        console.print(
+            output.marked(
+                f"{len(found)} {per}s of {found.model}, from {found.origin}; {found.stored} fingerprints stored"
+            )
+        )
+        parameters = Parameters(min_samples, min_cluster_size, umap, seed=seed)
+        discovery = learn(found, parameters, progress)
+        run = artifacts.write(discovery, root)
+        made = artifacts.load(run)
+        record.keep(store, made)
+    if as_json:
+        import msgspec
+
+        output.print_json(msgspec.to_builtins(made.manifest))
+        return
+    _print(discovery)
+    console.print(output.marked(f"artifacts: {run}"))
+
+
+def _print(discovery: Discovery) -> None:
+    from rich.table import Table
+
+    from geomcli.discovery.pipeline import noise_of
+    from geomcli.display import cluster_name
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column, right in (("", False), ("share", True), ("points", True), ("zone", False), ("traits", False),
+                          ("peak", True), ("radius", True)):  # fmt: skip
+        table.add_column(column, justify="right" if right else "left")
+    for found in discovery.found:
+        glyph, style = output.ZONE_STYLES.get(found.zone.zone, ("", "default"))
+        traits = "; ".join(
+            f"{trait.name} ({trait.metric} {trait.value:.2f}, {trait.deviations:+.1f} sd)" for trait in found.traits
+        )
+        table.add_row(
+            cluster_name(found.cluster), f"{found.share:.0%}", str(found.size),
+            f"[{style}]{glyph}[/] {found.zone.zone} {found.zone.share:.0%}", traits or "-", found.peak,
+            f"{found.radius:.2f}",
+        )  # fmt: skip
+    noise = noise_of(discovery)
+    table.add_row("·", f"{noise / len(discovery.points):.0%}", str(noise), "noise: in no cluster", "", "", "")
+    console = output.speaker()
+    console.print(table)
+    c = discovery.calibration
+    if c.held_out:
+        console.print(
+            f"Held out, by request: {c.accuracy:.1%} of {c.held_out} given to the cluster of the clustering; expected "
+            f"calibration error {c.error:.3f}.",
+            style="dim",
+        )
+    if not discovery.found:
+        console.print("No cluster: the fingerprints lie in one cloud, or there are too few. That is a result, too.")

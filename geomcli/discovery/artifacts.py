@@ -1,0 +1,263 @@
+"""What a discovery leaves behind: a folder of npz, Parquet and JSON files that a reader sees whole or not at all.
+
+ROOT/RUN/manifest.json, model.npz, embeddings.parquet, clusters.parquet, prototypes.parquet, requests.parquet, and
+ROOT/latest, a link to the newest run. Nothing in it is code: no pickles.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli import __version__
+from geomcli.clusters import NOISE
+from geomcli.discovery.calibration import Curve, assigned, distances
+from geomcli.discovery.pipeline import Discovery, Found, noise_of
+from geomcli.errors import GeomError
+from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.zones import ZONES_V1
+
+FORMAT, VERSION = "geom-discovery", 1
+LATEST = "latest"
+_MANIFEST, _MODEL = "manifest.json", "model.npz"
+_PROTOTYPES = 10  # of each cluster
+MAKE = "geom discover --output-dir DIR"
+
+Floats = NDArray[np.float64]
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """format, version: of the folder; run_id; created: epoch ms; n: fingerprints it was learned from, of `stored`;
+    calibration: `held_out` fingerprints, how many of them (`accuracy`) and the expected calibration `error`.
+    """
+
+    format: str
+    version: int
+    run_id: str
+    created: int
+    geom: str
+    model: str
+    origin: str
+    unit: str
+    n: int
+    stored: int
+    requests: int
+    noise: int
+    ruleset: str
+    seed: int
+    map: str
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+    calibration: dict[str, float]
+    clusters: list[Found]
+
+
+@dataclass(frozen=True, eq=False)
+class Artifacts:
+    """A run as read. mean, scale [20]; medoids [k, 20]; radii [k]: standardised distances; angles [k]: radians."""
+
+    path: Path
+    manifest: Manifest
+    mean: Floats
+    scale: Floats
+    medoids: Floats
+    radii: Floats
+    angles: Floats
+    inside: Curve
+    outside: Curve
+
+
+def write(discovery: Discovery, root: Path) -> Path:
+    """Write a run below `root`, point `latest` to it, and return the run's folder; GeomError when that cannot be."""
+    run_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
+    temporary, final = root / f".{run_id}.tmp", root / run_id
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            _fill(temporary, discovery, run_id)
+            temporary.rename(final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        link = root / f".{run_id}.{LATEST}"
+        link.symlink_to(run_id, target_is_directory=True)
+        os.replace(link, root / LATEST)
+    except OSError as error:
+        where = error.filename or root
+        raise GeomError(f"the artifacts cannot be written: {where}: {error.strerror or error}.", MAKE) from None
+    return final
+
+
+def load(path: Path) -> Artifacts:
+    """The run in a folder, or the latest of a folder with runs; GeomError says what is wrong with it."""
+    folder = path / LATEST if (path / LATEST).exists() else path
+    folder = folder.resolve()
+    if not (folder / _MANIFEST).is_file():
+        raise GeomError(f"{path} holds no discovery artifacts.", MAKE)
+    try:
+        raw = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=dict[str, Any])
+        if raw.get("format") != FORMAT:
+            raise GeomError(f"{folder / _MANIFEST} is of format {raw.get('format')!r}, not {FORMAT!r}.", MAKE)
+        if raw.get("version") != VERSION:
+            raise GeomError(
+                f"{folder} has artifacts of version {raw.get('version')}; this geom reads {VERSION}.",
+                "pip install --upgrade geomcli",
+            )
+        manifest = msgspec.convert(raw, Manifest)
+        with np.load(folder / _MODEL, allow_pickle=False) as stored:
+            arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
+        return _checked(folder, manifest, arrays)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
+        raise GeomError(f"the artifacts in {folder} are damaged: {error}.", MAKE) from None
+
+
+def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Artifacts:
+    k = len(manifest.clusters)
+    shapes = {
+        "mean": (FINGERPRINT_SIZE,), "scale": (FINGERPRINT_SIZE,), "medoids": (k, FINGERPRINT_SIZE), "radii": (k,),
+        "angles": (k,),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        if arrays[name].shape != shape:
+            raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} has a value that is no number")
+    curves = []
+    for side in ("inside", "outside"):
+        x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
+        if x.ndim != 1 or x.shape != y.shape:
+            raise ValueError(f"the curve {side} has {x.size} and {y.size} corners")
+        curves.append(Curve(x, y, float(arrays[f"{side}_constant"])))
+    return Artifacts(
+        folder, manifest, arrays["mean"], arrays["scale"], arrays["medoids"], arrays["radii"], arrays["angles"],
+        curves[0], curves[1],
+    )  # fmt: skip
+
+
+def _fill(folder: Path, discovery: Discovery, run_id: str) -> None:
+    from pyarrow import parquet
+
+    points, groups, calibration = discovery.points, discovery.clusters, discovery.calibration
+    components = discovery.map.components
+    np.savez(
+        folder / _MODEL,
+        mean=groups.mean,
+        scale=groups.scale,
+        components=components.components,
+        explained=components.explained,
+        medoids=groups.medoids.reshape(-1, FINGERPRINT_SIZE),
+        radii=groups.radii,
+        angles=np.array([found.angle for found in discovery.found]),
+        inside_x=calibration.inside.x,
+        inside_y=calibration.inside.y,
+        inside_constant=calibration.inside.constant,
+        outside_x=calibration.outside.x,
+        outside_y=calibration.outside.y,
+        outside_constant=calibration.outside.constant,
+    )
+    for name, table in _tables(discovery).items():
+        parquet.write_table(table, folder / f"{name}.parquet", compression="zstd")
+    manifest = Manifest(
+        format=FORMAT,
+        version=VERSION,
+        run_id=run_id,
+        created=int(time.time() * 1000),
+        geom=__version__,
+        model=points.model,
+        origin=points.origin,
+        unit="request" if len(points) and points.steps[0] < 0 else "token",
+        n=len(points),
+        stored=points.stored,
+        requests=len(set(points.requests)),
+        noise=noise_of(discovery),
+        ruleset=ZONES_V1.name,
+        seed=discovery.parameters.seed,
+        map=discovery.map.method,
+        parameters={**msgspec.to_builtins(discovery.parameters), "smallest": groups.smallest},
+        seconds={name: round(seconds, 3) for name, seconds in discovery.seconds.items()},
+        calibration={
+            "held_out": calibration.held_out,
+            "accuracy": calibration.accuracy,
+            "error": calibration.error,
+        },
+        clusters=discovery.found,
+    )
+    # Last, so that a folder with a manifest is a whole one.
+    (folder / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+
+
+def _tables(discovery: Discovery) -> dict[str, Any]:
+    import pyarrow as pa
+
+    points, groups = discovery.points, discovery.clusters
+    z = (points.fingerprints - groups.mean) / groups.scale
+    apart = distances(z, (groups.medoids.reshape(-1, FINGERPRINT_SIZE) - groups.mean) / groups.scale)
+    _, margins = assigned(apart, groups.radii)
+    labels = groups.labels
+    embeddings = pa.table({
+        "request_id": points.requests,
+        "step": points.steps,
+        "x": discovery.map.xy[:, 0],
+        "y": discovery.map.xy[:, 1],
+        "cluster": labels,
+        "zone": points.zones,
+        "margin": margins,
+        "fingerprint": pa.FixedSizeListArray.from_arrays(
+            pa.array(points.fingerprints.astype(np.float32).ravel()), FINGERPRINT_SIZE
+        ),
+    })  # fmt: skip
+    found = discovery.found
+    described = pa.table({
+        "cluster": [f.cluster for f in found],
+        "name": [f.name for f in found],
+        "size": [f.size for f in found],
+        "share": [f.share for f in found],
+        "zone": [f.zone.zone for f in found],
+        "zone_share": [f.zone.share for f in found],
+        "traits": [msgspec.json.encode(f.traits).decode() for f in found],
+        "radius": [f.radius for f in found],
+        "angle": [f.angle for f in found],
+        "peak_distance": [f.peak for f in found],
+    })  # fmt: skip
+    nearest: dict[str, list[Any]] = {"cluster": [], "rank": [], "request_id": [], "step": [], "distance": []}
+    for label in range(len(groups)):
+        members = np.flatnonzero(labels == label)
+        order = members[np.argsort(apart[members, label], kind="stable")][:_PROTOTYPES]
+        for rank, place in enumerate(order.tolist()):
+            row = (label, rank, points.requests[place], int(points.steps[place]), float(apart[place, label]))
+            for column, value in zip(nearest.values(), row, strict=True):
+                column.append(value)
+    return {
+        "embeddings": embeddings,
+        "clusters": described,
+        "prototypes": pa.table(nearest),
+        "requests": pa.table(_requests(discovery)),
+    }
+
+
+def _requests(discovery: Discovery) -> dict[str, list[Any]]:
+    """For each request its points, how many of them are noise, and the cluster that most of the others are in."""
+    of: dict[str, Counter[int]] = {}
+    for request, label in zip(discovery.points.requests, discovery.clusters.labels.tolist(), strict=True):
+        of.setdefault(request, Counter())[label] += 1
+    made: dict[str, list[Any]] = {"request_id": [], "points": [], "noise": [], "cluster": [], "share": []}
+    for request, counts in of.items():
+        total, noise = sum(counts.values()), counts.pop(NOISE, 0)
+        label = min(counts, key=lambda name: (-counts[name], name), default=NOISE)
+        for column, value in zip(
+            made.values(), (request, total, noise, label, counts[label] / total if counts else 0.0), strict=True
+        ):
+            column.append(value)
+    return made

@@ -1,0 +1,134 @@
+"""How sure an assignment to a medoid is: the share of held-out fingerprints with such a margin that the clustering put
+into the same group.
+
+Isotonic regression (Barlow et al., 1972; Zadrozny & Elkan 2002, doi:10.1145/775047.775151), kept as the corners of its
+steps.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.clusters import NOISE, medoid_of
+
+Floats = NDArray[np.float64]
+Labels = NDArray[np.int64]
+_BINS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Confidence by margin: along lines between the corners (x, y), constant beyond; `constant` without corners."""
+
+    x: Floats
+    y: Floats
+    constant: float = 0.5
+
+    def __call__(self, margin: Floats) -> Floats:
+        made: Floats = np.interp(margin, self.x, self.y) if len(self.x) else np.full(len(margin), self.constant)
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """`inside`, `outside`: of what lies within a radius, and of what lies in none; `held_out`: how many fingerprints
+    they rest on; `accuracy`: share of these that the medoids gave to the group of the clustering; `error`: expected
+    calibration error on the half that a curve was not fitted on, in [0, 1].
+    """
+
+    inside: Curve
+    outside: Curve
+    held_out: int
+    accuracy: float
+    error: float
+
+
+def distances(z: Floats, medoids: Floats) -> Floats:
+    """[n, k]: Euclidean, of standardised fingerprints [n, 20] to medoids [k, 20]."""
+    made: Floats = np.sqrt(np.maximum(((z[:, None] - medoids[None]) ** 2).sum(axis=2), 0.0))
+    return made
+
+
+def assigned(apart: Floats, radii: Floats) -> tuple[Labels, Floats]:
+    """(label [n], margin [n]) from distances [n, k] and radii [k].
+
+    The nearest medoid whose radius is not exceeded, else NOISE. Margin of a member: how far it is from the radius and
+    from the next medoid, whichever is less, as a share; of noise: by what share of a radius it is outside.
+    """
+    n, k = apart.shape
+    if not k:
+        return np.full(n, NOISE, dtype=np.int64), np.full(n, np.inf)
+    within = np.where(apart <= radii * (1 + 1e-9), apart, np.inf)
+    nearest = within.argmin(axis=1)
+    rows = np.arange(n)
+    inside = np.isfinite(within[rows, nearest])
+    own = apart[rows, nearest]
+    others = apart.copy()
+    others[rows, nearest] = np.inf
+    next_ = others.min(axis=1) if k > 1 else np.full(n, np.inf)
+    # A medoid that is nearer, with a radius that is too small, leaves no margin.
+    of_next = np.where(next_ > 0, 1 - own / np.where(next_ > 0, next_, 1.0), 0.0)
+    margin = np.minimum(1 - own / radii[nearest], of_next)
+    outside = (apart / radii).min(axis=1) - 1
+    return np.where(inside, nearest, NOISE).astype(np.int64), np.where(inside, margin, outside)
+
+
+def calibrate(z: Floats, labels: Labels, requests: Sequence[str], coverage: float) -> Calibration:
+    """Of standardised fingerprints [n, 20] with the clustering's labels [n], in two halves by request.
+
+    Medoids and radii of one half assign the other, so nothing is judged by what it was fitted on.
+    """
+    half = np.array([zlib.crc32(request.encode()) & 1 for request in requests], dtype=np.int64)
+    k = int(labels.max(initial=NOISE)) + 1
+    margins, right, found, sides = [], [], [], []
+    for side in (0, 1):
+        groups = [np.flatnonzero((labels == label) & (half != side)) for label in range(k)]
+        held = np.flatnonzero(half == side)
+        if not k or not len(held) or any(len(group) < 2 for group in groups):
+            continue
+        centres = np.array([z[group][medoid_of(z[group])] for group in groups])
+        radii = np.array([
+            max(float(np.quantile(distances(z[group], centre[None])[:, 0], coverage)), 1e-9)
+            for group, centre in zip(groups, centres, strict=True)
+        ])  # fmt: skip
+        given, margin = assigned(distances(z[held], centres), radii)
+        margins.append(margin)
+        found.append(given)
+        right.append((given == labels[held]).astype(np.float64))
+        sides.append(np.full(len(held), side))
+    if not margins:
+        return Calibration(Curve(np.zeros(0), np.zeros(0)), Curve(np.zeros(0), np.zeros(0)), 0, 0.0, 0.0)
+    margin, given, correct, side_of = (np.concatenate(part) for part in (margins, found, right, sides))
+    inside = given != NOISE
+    # A curve of one half, judged on the other.
+    said = np.full(len(margin), np.nan)
+    for part in (inside, ~inside):
+        for side in (0, 1):
+            said[part & (side_of == side)] = _curve(
+                margin[part & (side_of != side)], correct[part & (side_of != side)]
+            )(margin[part & (side_of == side)])
+    return Calibration(
+        _curve(margin[inside], correct[inside]), _curve(margin[~inside], correct[~inside]), len(margin),
+        float(correct.mean()), expected_error(said, correct),
+    )  # fmt: skip
+
+
+def expected_error(said: Floats, correct: Floats) -> float:
+    """Expected calibration error of confidences [n] against what was right [n], in ten bins of equal width."""
+    place = np.clip((said * _BINS).astype(np.int64), 0, _BINS - 1)
+    parts = [place == at for at in range(_BINS)]
+    return float(sum(abs(said[p].mean() - correct[p].mean()) * p.mean() for p in parts if p.any()))
+
+
+def _curve(margin: Floats, correct: Floats) -> Curve:
+    from sklearn.isotonic import IsotonicRegression
+
+    if len(margin) < 2:
+        return Curve(np.zeros(0), np.zeros(0), float(correct.mean()) if len(correct) else 0.5)
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(margin, correct)
+    return Curve(np.asarray(fitted.X_thresholds_), np.asarray(fitted.y_thresholds_))

@@ -1,0 +1,174 @@
+"""Artifacts: what is written is read again, whole or not at all; damage and other versions are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyarrow import parquet
+
+from geomcli.discovery import artifacts
+from geomcli.discovery.classification import Classifier
+from geomcli.discovery.pipeline import Discovery, Parameters, discover
+from geomcli.errors import GeomError
+from tests.discovery.made_points import points
+
+FILES = {
+    "manifest.json", "model.npz", "embeddings.parquet", "clusters.parquet", "prototypes.parquet", "requests.parquet",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def learnt() -> Discovery:
+    return discover(points(100)[0], Parameters(umap=False))
+
+
+@pytest.fixture
+def run(learnt: Discovery, tmp_path: Path) -> Path:
+    return artifacts.write(learnt, tmp_path / "discovery")
+
+
+def test_what_is_written_is_read_again(learnt: Discovery, run: Path) -> None:
+    assert {file.name for file in run.iterdir()} == FILES
+    for path in (run, run.parent, run.parent / "latest"):
+        read = artifacts.load(path)
+        assert read.path == run
+        assert read.manifest.clusters == learnt.found
+        np.testing.assert_array_equal(read.medoids, learnt.clusters.medoids)
+        np.testing.assert_array_equal(read.radii, learnt.clusters.radii)
+    manifest = read.manifest
+    assert (manifest.n, manifest.noise) == (len(learnt.points), int((learnt.clusters.labels == -1).sum()))
+    assert manifest.calibration["held_out"] == learnt.calibration.held_out > 0
+
+
+def test_tables_agree_with_each_other(learnt: Discovery, run: Path) -> None:
+    tables = {name: parquet.read_table(run / f"{name}.parquet").to_pydict() for name in
+              ("embeddings", "clusters", "prototypes", "requests")}  # fmt: skip
+    embeddings, clusters = tables["embeddings"], tables["clusters"]
+    assert embeddings["cluster"] == learnt.clusters.labels.tolist()
+    np.testing.assert_allclose(embeddings["fingerprint"], learnt.points.fingerprints, atol=1e-6)
+    assert clusters["size"] == [embeddings["cluster"].count(label) for label in clusters["cluster"]]
+    where = {
+        (r, s): c for r, s, c in zip(embeddings["request_id"], embeddings["step"], embeddings["cluster"], strict=True)
+    }
+    prototypes = tables["prototypes"]
+    for cluster, rank, request, step, distance in zip(*prototypes.values(), strict=True):
+        assert where[request, step] == cluster
+        assert rank or distance == pytest.approx(0, abs=1e-9)  # the medoid itself
+    requests = tables["requests"]
+    assert sum(requests["points"]) == len(learnt.points)
+    assert sum(requests["noise"]) == embeddings["cluster"].count(-1)
+
+
+def test_latest_is_the_newest_and_older_runs_stay(learnt: Discovery, run: Path) -> None:
+    second = artifacts.write(learnt, run.parent)
+    assert artifacts.load(run.parent).path == second
+    assert artifacts.load(run).path == run
+    assert sorted(p.name for p in run.parent.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_reader_never_sees_half_a_run(learnt: Discovery, run: Path) -> None:
+    root, stop, faults, read = run.parent, threading.Event(), [], 0
+
+    def reading() -> None:
+        nonlocal read
+        while not stop.is_set():
+            try:
+                artifacts.load(root)
+                read += 1
+            except GeomError as error:
+                faults.append(error)
+
+    reader = threading.Thread(target=reading)
+    reader.start()
+    for _ in range(15):
+        artifacts.write(learnt, root)
+    stop.set()
+    reader.join()
+    assert faults == []
+    assert read > 0
+
+
+def test_what_fails_in_the_middle_leaves_nothing(learnt: Discovery, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(run.parent.iterdir())
+    monkeypatch.setattr(artifacts, "_tables", lambda _discovery: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        artifacts.write(learnt, run.parent)
+    assert sorted(run.parent.iterdir()) == before
+    assert artifacts.load(run.parent).path == run
+
+
+def changed(run: Path, **fields: object) -> None:
+    path = run / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def test_damage_and_other_versions_are_named(run: Path, tmp_path: Path) -> None:
+    def fails(match: str) -> None:
+        with pytest.raises(GeomError, match=match):
+            artifacts.load(run)
+
+    with pytest.raises(GeomError, match=r"nothing holds no discovery artifacts. Try: geom discover"):
+        artifacts.load(tmp_path / "nothing")
+    kept = tmp_path / "kept"
+    shutil.copytree(run, kept)
+    changed(run, version=2)
+    fails(r"artifacts of version 2; this geom reads 1. Try: pip install --upgrade")
+    changed(run, version=1, format="other")
+    fails("is of format 'other'")
+    changed(run, format="geom-discovery", clusters=[])
+    fails(r"damaged: medoids has shape \(5, 20\), not \(0, 20\)")
+    shutil.copy(kept / "manifest.json", run)
+    (run / "model.npz").write_bytes((kept / "model.npz").read_bytes()[:200])
+    fails("damaged")
+    np.savez(run / "model.npz", mean=np.zeros(20))
+    fails("damaged: 'scale is not a file in the archive'|damaged: .*scale")
+    evil = np.empty(1, dtype=object)
+    evil[0] = os.system
+    np.savez(run / "model.npz", mean=evil)
+    fails("damaged: .*allow_pickle")
+
+
+def test_a_folder_that_cannot_be_written(learnt: Discovery, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(GeomError, match=r"the artifacts cannot be written: .*file"):
+        artifacts.write(learnt, tmp_path / "file")
+
+
+def test_classification_against_a_run(learnt: Discovery, run: Path) -> None:
+    classifier = Classifier(artifacts.load(run))
+    fresh, labels = points(60, seed=9)
+    found = classifier.classify(fresh.fingerprints)
+    to = {int(np.bincount(points(100)[1][learnt.clusters.labels == f.cluster] + 1).argmax()) - 1: f.cluster
+          for f in learnt.found}  # fmt: skip
+    known = labels >= 0
+    right = np.array([c.cluster == to.get(label, -1) for c, label in zip(found, labels.tolist(), strict=True)])
+    assert right[known].mean() >= 0.95
+    assert right[~known].mean() >= 0.7
+    for c in found:
+        assert c.on_manifold == (c.distance <= c.radius * (1 + 1e-9)) == (c.cluster >= 0)
+        assert 0 <= c.confidence <= 1
+        assert c.name == ("noise" if c.cluster < 0 else learnt.found[c.cluster].name)
+    # Confidence means what it says: mean confidence is about the share that is right.
+    assert np.mean([c.confidence for c in found]) == pytest.approx(right.mean(), abs=0.05)
+    with pytest.raises(ValueError, match="20 finite numbers"):
+        classifier.classify(np.full((1, 20), np.nan))
+
+
+def test_off_manifold_is_an_angle_with_a_radius(learnt: Discovery, run: Path) -> None:
+    classifier = Classifier(artifacts.load(run))
+    for found in learnt.found:
+        hist = learnt.clusters.medoids[found.cluster][4:]
+        on = classifier.off_manifold(np.sqrt(hist))
+        assert (on.cluster, on.inside) == (found.cluster, True)
+        assert on.angle == pytest.approx(0, abs=1e-6)
+        assert on.radius == found.angle
+    far = classifier.off_manifold(np.sqrt(np.eye(16)[15]))
+    assert not far.inside
+    assert far.angle > far.radius
+    assert not classifier.off_manifold(np.zeros(16)).inside
