@@ -6,8 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
-import pyarrow.parquet as parquet
 import pytest
+from pyarrow import parquet
 
 from geomcli.store import Store
 from tests.conftest import GEOM

@@ -49,7 +49,7 @@ def test_one_model_at_a_time(store: Store) -> None:
     assert points.stored(store).model == "large"
     assert len(points.stored(store, "small")) == 30
     with pytest.raises(
-        GeomError, match="no fingerprint of 'other'; there are some of: large, small. Try: --model large"
+        GeomError, match=r"no fingerprint of .other.; there are some of: large, small\. Try: --model large"
     ):
         points.stored(store, "other")
 

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from datasette.app import Datasette
 
+from geomcli.discovery import artifacts, points, record
+from geomcli.discovery.pipeline import Parameters, discover
 from geomcli.store import Store
+from tests.discovery.made_points import filled, planted
 from tests.library.made_traces import LOCAL, LONG, MID, entry, records
 
 RAW = {"mode": "raw", "token_positions": [0, 3], "topk_logits": [1.5, 0.25], "logsumexp_candidates": 2.0, "drift": 0.2}
@@ -23,6 +26,12 @@ def path(tmp_path: Path) -> Path:
         for n, hist in enumerate((LOCAL, LONG, MID)):
             entries = [entry(step, f"word{step} ", h, **RAW) for step, h in enumerate((hist, LOCAL), 1)]
             store.add(records(entries, trace_id=f"trace-{n}", model=f"m{n % 2}"))
+    filled(made, planted(30)[0])
+    with Store(made) as store:
+        session = {"model": "made", "request_id": "r0", "first_created": 1, "last_created": 2, "fingerprints": 10}
+        store.insert({"sessions": [session]})
+        discovery = discover(points.stored(store), Parameters(umap=False))
+        record.keep(store, artifacts.load(artifacts.write(discovery, tmp_path / "discovery")))
     return made
 
 
@@ -46,10 +55,22 @@ def test_every_table_and_view_is_shown(path: Path) -> None:
     (database,) = ask(path, "/traces.json")
     tables: Mapping[str, Any] = {table["name"]: table for table in database["tables"]}
     shown = {name for name, table in tables.items() if not table["hidden"]}
-    assert {"traces", "messages", "tokens", "steps", "links", "segments", "trace_summaries"} <= shown
+    assert {
+        "traces",
+        "messages",
+        "tokens",
+        "steps",
+        "links",
+        "segments",
+        "trace_summaries",
+        "fingerprints",
+        "sessions",
+        "discovery_runs",
+        "clusters",
+    } <= shown
     assert not {name for name in shown if name.startswith("messages_fts")}
     views = {view["name"] if isinstance(view, dict) else view for view in database["views"]}
-    assert views == {"trace_list", "zone_counts", "zone_timeline", "drift_timeline", "model_summary"}
+    assert views == {"trace_list", "zone_counts", "zone_timeline", "drift_timeline", "model_summary", "latest_clusters"}
     for name in sorted(shown | views):
         (page,) = ask(path, f"/traces/{name}")
         assert "<table" in page, name
