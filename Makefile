@@ -8,7 +8,7 @@ SGLANG ?= 0.5.20
 ENGINE = $(VENV)/engine-$(SGLANG)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
-SOURCES = $(shell find geomcli kernels server_patch tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
+SOURCES = $(shell find geomcli kernels server_patch sidecar tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: demo demo-recording snapshots keys-page test test-kernels check compatibility install model kernel-report gpu-payload clean
@@ -33,7 +33,7 @@ demo: install model
 LAST = tests/engine/families tests/engine/test_triton.py
 test: check model
 	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(BIN)/pytest tests/library tests/discovery tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	   $(BIN)/pytest tests/library tests/discovery tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
 	$(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 

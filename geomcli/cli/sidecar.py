@@ -1,0 +1,94 @@
+"""`geom sidecar`: receive, store, group and classify the fingerprints of live traffic."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geomcli.cli import opening, output
+from geomcli.errors import UsageError
+
+KEY_VARIABLE = "GEOM_SIDECAR_KEY"
+
+
+def sidecar(
+    db: opening.Db = None,
+    zmq_bind: Annotated[str, typer.Option(help="Where fingerprints come in; tcp://*:9001 for all interfaces.")] = (
+        "tcp://127.0.0.1:9001"
+    ),
+    port: Annotated[int, typer.Option(help="Of the HTTP interface.", min=0, max=65535)] = 9000,
+    host: Annotated[str, typer.Option(help="Address of the HTTP interface.")] = "127.0.0.1",
+    api_key: Annotated[
+        str, typer.Option(help="Bearer token that HTTP asks for; needed beyond loopback. GEOM_SIDECAR_KEY.")
+    ] = "",
+    discovery_dir: Annotated[
+        Path | None, typer.Option(help="Artifacts of geom discover; beside the store if left out.")
+    ] = None,
+    auto_reload_interval: Annotated[
+        float, typer.Option(help="Seconds between looks at newer artifacts.", min=0.1)
+    ] = 300.0,
+    recluster_interval: Annotated[float, typer.Option(help="Seconds between groupings.", min=0.1)] = 60.0,
+    online: Annotated[bool, typer.Option("--online", help="Group fingerprints as they come, without HDBSCAN.")] = False,
+    online_threshold: Annotated[
+        float | None,
+        typer.Option(help="Angle in radians within which a micro-cluster takes one; 0.35.", min=0.01, max=1.57),
+    ] = None,
+    buffer: Annotated[int, typer.Option(help="Newest fingerprints that are grouped.", min=100)] = 20_000,
+) -> None:
+    """Receive the fingerprints of a server started with --attention-sidecar-url; store, group and classify them.
+
+    \b
+    Examples:
+      geom sidecar
+      geom sidecar --db ./attention_data.db --discovery-dir ./discovery_artifacts --auto-reload-interval 300
+      geom sidecar --zmq-bind 'tcp://*:9001' --online --online-threshold 0.35
+    """
+    from geomcli import config
+
+    key = api_key or os.environ.get(KEY_VARIABLE, "")
+    if not config.is_loopback(f"http://{host}") and not key:
+        raise UsageError(f"--host {host} is beyond this machine: it needs a key.", f"--api-key KEY, or {KEY_VARIABLE}")
+    path = config.store_path(db=None if db is None else str(db))
+    try:
+        import uvicorn
+
+        from geomcli.sidecar.app import application
+        from geomcli.sidecar.service import Options, Service
+    except ImportError as error:
+        raise UsageError(f"the sidecar needs {error.name}.", "pip install 'geomcli[sidecar]'") from None
+
+    listening = _bound(host, port)
+    service = Service(
+        Options(
+            zmq_bind, path, discovery_dir or config.discovery_path(path), recluster_interval, auto_reload_interval,
+            online, online_threshold, buffer,
+        )
+    )  # fmt: skip
+    console = output.narrator()
+    console.print(output.marked(f"fingerprints: {service.receiver.url} into {path}"))
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    console.print(output.marked(f"HTTP: {address}, grouping {'online' if online else 'with HDBSCAN'}"))
+    if service.discoveries.error:
+        console.print(output.marked(f"no /classify yet: {service.discoveries.error}"))
+    app = application(service, key=key)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+    try:
+        server.run(sockets=[listening])
+    finally:
+        service.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A listening socket; UsageError where the port is taken or the address is not ours."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        made = socket.socket(family, kind, protocol)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(address)
+    except OSError as error:
+        raise UsageError(f"{host}:{port}: {error.strerror}.", "--host and --port of a free address") from None
+    return made

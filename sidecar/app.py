@@ -1,0 +1,193 @@
+"""The HTTP interface: what the sidecar knows, asked by routers, explorers and Prometheus."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from geomcli import __version__
+from geomcli.errors import StoreError
+from geomcli.sidecar import documents as d
+from geomcli.sidecar import metrics
+from geomcli.sidecar.grouping import Cluster
+from geomcli.sidecar.service import Service
+from geomcli.zones import ZONES_V1, classify
+
+# Annotations are read outside of the function that they stand in.
+_bearer = HTTPBearer(auto_error=False)
+_RULES = {rule.zone: rule for rule in ZONES_V1.rules}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"model": d.Refusal},
+    409: {"model": d.Refusal},
+    503: {"model": d.Refusal},
+}
+
+
+def application(service: Service, *, key: str = "") -> FastAPI:
+    """The app; its end closes the service. `key`: a bearer token that all but /health ask for."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = FastAPI(title="geom sidecar", version=__version__, lifespan=lifespan)
+
+    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        said = "" if given is None else given.credentials
+        if key and not hmac.compare_digest(said.encode(), key.encode()):
+            raise HTTPException(
+                401, "this sidecar wants its key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"}
+            )
+
+    router = APIRouter(dependencies=[Depends(allowed)], responses=_REFUSALS)
+    _add_traffic(router, service)
+    _add_discovery(router, service)
+    app.include_router(router)
+
+    @app.get("/health", responses={503: {"model": d.Health}})
+    def health(response: Response) -> d.Health:
+        """Whether messages are read and stored."""
+        problems = service.problems()
+        response.status_code = 503 if problems else 200
+        return d.Health(status="failing" if problems else "ok", problems=problems)
+
+    return app
+
+
+def _add_traffic(router: APIRouter, service: Service) -> None:
+    grouping = service.grouping
+    mode = "online" if grouping.is_online else "batch"
+
+    @router.get("/centroids")
+    def centroids() -> d.Centroids:
+        """The clusters of live traffic."""
+        now = grouping.now
+        return d.Centroids(
+            mode=mode, unit="radians" if grouping.is_online else "standard deviations", n=now.n, noise=now.noise,
+            at=now.at, clusters=[_centroid(cluster) for cluster in now.clusters],
+        )  # fmt: skip
+
+    @router.post("/predict")
+    def predict(body: d.Predict) -> d.Prediction:
+        """The live cluster of a fingerprint, with its traits and the sampling that its zone suggests."""
+        cluster, distance, radius = grouping.predict(np.array(body.vector))
+        zone = classify(np.array(body.vector)).zone if cluster is None else cluster.zone
+        return d.Prediction(
+            cluster=None if cluster is None else cluster.cluster,
+            name=None if cluster is None else cluster.name,
+            distance=None if np.isnan(distance) else distance,
+            radius=None if np.isnan(radius) else radius,
+            on_manifold=cluster is not None,
+            traits=[] if cluster is None else [trait.name for trait in cluster.traits],
+            hint=_hint(zone),
+        )
+
+    @router.post("/recluster")
+    def recluster() -> d.Regrouped:
+        """Group the newest fingerprints now."""
+        now = grouping.recluster()
+        return d.Regrouped(clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
+
+    @router.post("/storage/flush")
+    def flush() -> d.Flushed:
+        """Return when everything that was received is in the store."""
+        try:
+            service.storage.flush()
+        except StoreError as error:
+            raise HTTPException(503, str(error)) from None
+        return d.Flushed(stored=service.counters.stored, waiting=len(service.storage))
+
+    @router.get("/stats")
+    def stats() -> d.Stats:
+        return d.Stats(
+            counters=service.counters.as_dict(),
+            waiting=len(service.storage),
+            database=str(service.storage.path),
+            uptime_seconds=time.time() - service.counters.started,
+            mode=mode,
+            grouped=grouping.now.n,
+            clusters=len(grouping.now.clusters),
+            online_seen=grouping.online.seen,
+            micro_clusters=grouping.online.count,
+            last_malformed=list(service.receiver.reasons),
+            errors=service.problems(),
+        )
+
+    @router.get("/metrics", response_class=Response)
+    def prometheus() -> Response:
+        """The same as Prometheus metrics."""
+        return Response(metrics.text(service), media_type=metrics.CONTENT_TYPE)
+
+
+def _add_discovery(router: APIRouter, service: Service) -> None:
+    discoveries = service.discoveries
+
+    def status() -> d.Status:
+        classifier = discoveries.classifier
+        root = None if discoveries.root is None else str(discoveries.root)
+        if classifier is None:
+            return d.Status(loaded=False, directory=root, error=discoveries.error)
+        m = classifier.artifacts.manifest
+        return d.Status(
+            loaded=True, directory=root, run_id=m.run_id, model=m.model, n=m.n, clusters=len(m.clusters),
+            created=m.created, error=discoveries.error,
+        )  # fmt: skip
+
+    @router.get("/discovery/status")
+    def discovery_status() -> d.Status:
+        """The artifacts that /classify answers from."""
+        return status()
+
+    @router.post("/discovery/reload")
+    def reload() -> d.Reloaded:
+        """Take the newest artifacts; the ones in use stay when they are damaged."""
+        return d.Reloaded(reloaded=discoveries.reload(), status=status())
+
+    @router.post("/classify")
+    def classify_(body: d.Classify) -> d.Classifications:
+        """Fingerprints against the discovery: nearest medoid inside its radius, and how sure that is."""
+        classifier = discoveries.classifier
+        if classifier is None:
+            raise HTTPException(
+                409, f"no discovery is loaded: {discoveries.error} Try: geom discover, then POST /discovery/reload"
+            )
+        vectors = [*(body.vectors or []), *([] if body.vector is None else [body.vector])]
+        if not vectors or len(vectors) > len(body.vectors or vectors):
+            raise HTTPException(422, "one of `vector` (20 numbers) and `vectors` (a list of such) is needed.")
+        found = classifier.classify(np.array(vectors))
+        return d.Classifications(
+            run_id=classifier.artifacts.manifest.run_id,
+            results=[d.Classified(**msgspec.structs.asdict(one)) for one in found],
+        )
+
+
+def _centroid(cluster: Cluster) -> d.Centroid:
+    return d.Centroid(
+        cluster=cluster.cluster,
+        name=cluster.name,
+        size=cluster.size,
+        zone=cluster.zone,
+        radius=cluster.radius,
+        centroid=[float(value) for value in cluster.centroid],
+        traits=[
+            d.Evidence(name=t.name, metric=t.metric, value=t.value, threshold=t.threshold, deviations=t.deviations)
+            for t in cluster.traits
+        ],
+        hint=_hint(cluster.zone),
+    )
+
+
+def _hint(zone: str) -> d.Hint:
+    rule = _RULES.get(zone)
+    if rule is None:
+        return d.Hint(zone=zone, temperature=None, top_p=None)
+    return d.Hint(zone=zone, temperature=rule.temperature, top_p=rule.top_p)

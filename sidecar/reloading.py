@@ -1,0 +1,56 @@
+"""The discovery that /classify answers from: read at the start, looked at again every interval.
+
+The one in use stays when a newer one is damaged.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from geomcli.discovery.artifacts import LATEST, load
+from geomcli.discovery.classification import Classifier
+from geomcli.errors import GeomError
+
+
+class Discoveries:
+    """`classifier`: of the newest sound run, None before there is one; `error`: why the newest could not be taken."""
+
+    def __init__(self, root: Path | None, interval: float = 300.0) -> None:
+        self.root = root
+        self.classifier: Classifier | None = None
+        self.error = "" if root is not None else "no --discovery-dir was given."
+        self.loads = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._interval = interval
+        if root is None:
+            return
+        self.reload()
+        self._thread = threading.Thread(target=self._run, name="discoveries", daemon=True)
+        self._thread.start()
+
+    def reload(self) -> bool:
+        """Take the newest run if it is another one; whether it was taken."""
+        if self.root is None:
+            return False
+        with self._lock:
+            try:
+                newest = (self.root / LATEST).resolve() if (self.root / LATEST).exists() else self.root.resolve()
+                if self.classifier is not None and self.classifier.artifacts.path == newest:
+                    self.error = ""
+                    return False
+                self.classifier = Classifier(load(self.root))
+            except GeomError as error:
+                self.error = str(error)
+                return False
+            self.error = ""
+            self.loads += 1
+            return True
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._interval):
+            self.reload()

@@ -1,0 +1,75 @@
+"""The parts of a sidecar, started together and ended in the order in which nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from geomcli.sidecar.counters import Counters
+from geomcli.sidecar.grouping import BUFFER, Grouping
+from geomcli.sidecar.messages import Message
+from geomcli.sidecar.receiver import Receiver
+from geomcli.sidecar.reloading import Discoveries
+from geomcli.sidecar.storage import Storage
+
+
+@dataclass(frozen=True)
+class Options:
+    """zmq_bind: where messages come in; db: the store; discovery: folder of artifacts; interval, reload: seconds;
+    threshold: of online micro-clusters, in radians.
+    """
+
+    zmq_bind: str
+    db: Path
+    discovery: Path | None = None
+    interval: float = 60.0
+    reload: float = 300.0
+    online: bool = False
+    threshold: float | None = None
+    buffer: int = BUFFER
+
+
+class Service:
+    """Runs from the moment it is made until `close`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.counters = Counters()
+        self._closed = False
+        self.storage = Storage(options.db, self.counters)
+        self.grouping = Grouping(
+            online=options.online, threshold=options.threshold, interval=options.interval, buffer=options.buffer
+        )
+        self.discoveries = Discoveries(options.discovery, options.reload)
+        try:
+            self.receiver = Receiver(options.zmq_bind, self.counters, self._take)
+        except BaseException:
+            self._close_rest()
+            raise
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        self.storage.put(messages)
+        self.grouping.put(messages)
+
+    def problems(self) -> list[str]:
+        """What does not work now, a sentence each."""
+        found = [] if self.receiver.alive else ["the receiver has ended: no message is read."]
+        if self.storage.error:
+            found.append(self.storage.error)
+        if self.grouping.error:
+            found.append(f"grouping failed: {self.grouping.error}.")
+        return found
+
+    def close(self) -> None:
+        """What has arrived is stored first. Closed twice, it stays closed."""
+        if self._closed:
+            return
+        self._closed = True
+        self.receiver.close()
+        self._close_rest()
+
+    def _close_rest(self) -> None:
+        self.discoveries.close()
+        self.grouping.close()
+        self.storage.close()
