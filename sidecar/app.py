@@ -24,11 +24,7 @@ from geomcli.zones import ZONES_V1, classify
 # Annotations are read outside of the function that they stand in.
 _bearer = HTTPBearer(auto_error=False)
 _RULES = {rule.zone: rule for rule in ZONES_V1.rules}
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    401: {"model": d.Refusal},
-    409: {"model": d.Refusal},
-    503: {"model": d.Refusal},
-}
+_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": d.Refusal} for status in (400, 401, 409, 503)}
 
 
 def application(service: Service, *, key: str = "") -> FastAPI:
@@ -77,7 +73,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         )  # fmt: skip
 
     @router.post("/predict")
-    def predict(body: d.Predict) -> d.Prediction:
+    def predict(body: d.One) -> d.Prediction:
         """The live cluster of a fingerprint, with its traits and the sampling that its zone suggests."""
         cluster, distance, radius = grouping.predict(np.array(body.vector))
         zone = classify(np.array(body.vector)).zone if cluster is None else cluster.zone
@@ -153,16 +149,14 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
         return d.Reloaded(reloaded=discoveries.reload(), status=status())
 
     @router.post("/classify")
-    def classify_(body: d.Classify) -> d.Classifications:
+    def classify_(body: d.One | d.Several) -> d.Classifications:
         """Fingerprints against the discovery: nearest medoid inside its radius, and how sure that is."""
         classifier = discoveries.classifier
         if classifier is None:
             raise HTTPException(
                 409, f"no discovery is loaded: {discoveries.error} Try: geom discover, then POST /discovery/reload"
             )
-        vectors = [*(body.vectors or []), *([] if body.vector is None else [body.vector])]
-        if not vectors or len(vectors) > len(body.vectors or vectors):
-            raise HTTPException(422, "one of `vector` (20 numbers) and `vectors` (a list of such) is needed.")
+        vectors = [body.vector] if isinstance(body, d.One) else body.vectors
         found = classifier.classify(np.array(vectors))
         return d.Classifications(
             run_id=classifier.artifacts.manifest.run_id,

@@ -17,17 +17,16 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Predict(Document):
+class One(Document):
     """A fingerprint: local, mid, long, bin entropy, and a histogram of 16 bins; each in [0, 1]."""
 
     vector: Vector
 
 
-class Classify(Document):
-    """One fingerprint, or up to 1,000."""
+class Several(Document):
+    """Up to 1,000 of them."""
 
-    vector: Vector | None = None
-    vectors: Annotated[list[Vector], Field(min_length=1, max_length=MOST_VECTORS)] | None = None
+    vectors: Annotated[list[Vector], Field(min_length=1, max_length=MOST_VECTORS)]
 
 
 class Evidence(BaseModel):

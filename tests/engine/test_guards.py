@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import openapi
 from tests.conftest import GEOM
-from tests.engine import openapi
 from tests.engine.harness import TWO_LAYERS, Server, chat_body, second_plugin, served, sse
 from tests.engine.storm import ASK, COLLECTING, PATHS, bodies, memory, storm
 
@@ -140,8 +140,8 @@ def test_answers_are_those_of_the_openapi_page(server: Server, tmp_path: Path) -
     operation = page["paths"][CAPABILITIES]["get"]
     assert set(operation["responses"]) == {"200", "401"}
     assert len(operation["security"]) == 2, "either of two headers"
-    openapi.conforms(server, tmp_path, f"X-Attention-Key: {KEY}", least=openapi.EXAMPLES)
-    openapi.conforms(server, tmp_path, least=5)
+    openapi.conforms(server.url, tmp_path, f"X-Attention-Key: {KEY}", least=openapi.EXAMPLES)
+    openapi.conforms(server.url, tmp_path, least=5)
 
 
 @pytest.mark.parametrize("origin", [*ORIGINS, "https://evil.example", "https://a.example:444", "null"])

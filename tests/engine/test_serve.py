@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import openapi
 from tests.conftest import GEOM
-from tests.engine import openapi
 from tests.engine.harness import TWO_LAYERS, end, launch, served, wait_until_ready
 
 
@@ -67,7 +67,7 @@ def test_an_impatient_second_interrupt_leaves_nothing_behind(tmp_path: Path) -> 
 def test_a_server_with_a_key(tmp_path: Path) -> None:
     with served(tmp_path, "--", *TWO_LAYERS, "--api-key", "secret") as server:
         assert httpx.get(server.url + "/v1/attention/capabilities").status_code == 401
-        openapi.conforms(server, tmp_path, "Authorization: Bearer secret", least=5)
+        openapi.conforms(server.url, tmp_path, "Authorization: Bearer secret", least=5)
         command = [GEOM, "run", "Hi", "--max-tokens", "3", "--base-url", server.url, "--no-save"]
         refused = subprocess.run(command, capture_output=True, text=True)
         assert refused.returncode == 2

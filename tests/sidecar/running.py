@@ -53,15 +53,15 @@ class Sidecar:
         except ValueError:
             return status, text
 
-    def received(self, count: int) -> dict[str, Any]:
+    def received(self, count: int, **headers: str) -> dict[str, Any]:
         """/stats once so many messages were taken."""
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            stats: dict[str, Any] = self.get("/stats")
+            stats: dict[str, Any] = self.get("/stats", **headers)
             if stats["counters"]["received"] >= count:
                 return stats
             time.sleep(0.05)
-        raise AssertionError(f"{count} messages were not received: {self.get('/stats')}")
+        raise AssertionError(f"{count} messages were not received: {self.get('/stats', **headers)}")
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         with Store(self.db) as store:
