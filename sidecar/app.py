@@ -50,7 +50,7 @@ def application(service: Service, *, key: str = "") -> FastAPI:
     app.include_router(router)
 
     @app.get("/health", responses={503: {"model": d.Health}})
-    def health(response: Response) -> d.Health:
+    async def health(response: Response) -> d.Health:
         """Whether messages are read and stored."""
         problems = service.problems()
         response.status_code = 503 if problems else 200
@@ -64,7 +64,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
     mode = "online" if grouping.is_online else "batch"
 
     @router.get("/centroids")
-    def centroids() -> d.Centroids:
+    async def centroids() -> d.Centroids:
         """The clusters of live traffic."""
         now = grouping.now
         return d.Centroids(
@@ -73,7 +73,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         )  # fmt: skip
 
     @router.post("/predict")
-    def predict(body: d.One) -> d.Prediction:
+    async def predict(body: d.One) -> d.Prediction:
         """The live cluster of a fingerprint, with its traits and the sampling that its zone suggests."""
         cluster, distance, radius = grouping.predict(np.array(body.vector))
         zone = classify(np.array(body.vector)).zone if cluster is None else cluster.zone
@@ -103,7 +103,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         return d.Flushed(stored=service.counters.stored, waiting=len(service.storage))
 
     @router.get("/stats")
-    def stats() -> d.Stats:
+    async def stats() -> d.Stats:
         return d.Stats(
             counters=service.counters.as_dict(),
             waiting=len(service.storage),
@@ -119,7 +119,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         )
 
     @router.get("/metrics", response_class=Response)
-    def prometheus() -> Response:
+    async def prometheus() -> Response:
         """The same as Prometheus metrics."""
         return Response(metrics.text(service), media_type=metrics.CONTENT_TYPE)
 
@@ -139,7 +139,7 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
         )  # fmt: skip
 
     @router.get("/discovery/status")
-    def discovery_status() -> d.Status:
+    async def discovery_status() -> d.Status:
         """The artifacts that /classify answers from."""
         return status()
 
@@ -149,7 +149,7 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
         return d.Reloaded(reloaded=discoveries.reload(), status=status())
 
     @router.post("/classify")
-    def classify_(body: d.One | d.Several) -> d.Classifications:
+    async def classify_(body: d.One | d.Several) -> d.Classifications:
         """Fingerprints against the discovery: nearest medoid inside its radius, and how sure that is."""
         classifier = discoveries.classifier
         if classifier is None:
