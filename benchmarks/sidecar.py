@@ -5,8 +5,7 @@
 Four measurements, each of a real `geom` process: messages a second into a sidecar on one core, from a sender on
 another, until all are in the store; latency of POST /classify over a kept connection; latency of SQL and of
 `geom discover` with many fingerprints stored; `geom discover` with UMAP, seconds and peak memory. And online clusters
-beside river's DBSTREAM and CluStream, where river is installed: adjusted Rand index on planted clusters, and fingerprints
-a second.
+beside river's DBSTREAM and CluStream, where river is installed: adjusted Rand index on planted clusters and speed.
 """
 
 from __future__ import annotations
