@@ -97,7 +97,7 @@ def run(
         job = _Run(settings, writer, jsonl=jsonl)
         code = _await(job.run(messages, model, sampling, attention))
         if job.trace.metrics and not jsonl and not job.reader_gone:
-            print_summary(job.trace, store=store.path if store and job.saved else None)
+            print_summary(job.trace, store=store.path if store and job.saved else None, manifold=settings.db_path)
         if job.failure is not None:
             raise job.failure
     if job.reader_gone:

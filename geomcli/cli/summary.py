@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from geomcli.cli import output
+from geomcli.cli.manifold import line_of, reading_of
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.display import human_bytes, sparkline
 from geomcli.links import layers_named
@@ -13,8 +14,8 @@ from geomcli.schema import Record
 from geomcli.trace import Trace
 
 
-def print_summary(trace: Trace, *, store: Path | None = None) -> None:
-    """Six lines on stderr."""
+def print_summary(trace: Trace, *, store: Path | None = None, manifold: Path | None = None) -> None:
+    """Six lines on stderr, and one more where there is a discovery beside the store `manifold`."""
     console = output.narrator()
     m = trace.metrics
     speed, tokens = number(m.get("tokensPerSecond")), m.get("tokens")
@@ -29,6 +30,8 @@ def print_summary(trace: Trace, *, store: Path | None = None) -> None:
         console.print(f"  zones      {zone_line(m)}")
         console.print(f"  entropy    {_entropy(m)}")
         console.print(f"  drift      {_drift(trace)}")
+        if manifold is not None and (reading := reading_of(trace, manifold)) is not None:
+            console.print(f"  manifold   {line_of(reading)}")
         console.print(f"  capture    {output.marked(_capture(trace))}")
         if moved := _bytes(m):
             console.print(f"  bytes      {moved}")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -192,10 +193,10 @@ def show(
     if as_json:
         output.print_json(records)
         return
-    _print_tokens(Trace(records), links)
+    _print_tokens(Trace(records), links, store.path)
 
 
-def _print_tokens(trace: Trace, n_links: int) -> None:
+def _print_tokens(trace: Trace, n_links: int, manifold: Path) -> None:
     from rich.table import Table
 
     console = output.speaker()
@@ -212,7 +213,7 @@ def _print_tokens(trace: Trace, n_links: int) -> None:
     console.print()
     console.print(table)
     if trace.metrics:
-        print_summary(trace)
+        print_summary(trace, manifold=manifold)
     else:
         output.narrator().print("\nThis trace was cut off before its end.")
 
