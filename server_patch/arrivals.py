@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 from geomcli.server_patch import faults, state
 from geomcli.server_patch.values import Value, key_and_options, parameter_of
-from geomcli.server_patch.worker import Built, Order, Tokens
+from geomcli.server_patch.worker import Built, Order
 
 PROMPT_ATTRIBUTE = "_geom_prompt_ids"  # on the request's object, where its prompt's texts were asked for
 
@@ -33,6 +34,8 @@ class _Waiting:
         self.values: list[Value] = []
 
 
+# What Value._make does, without its frame for each token.
+_value = functools.partial(tuple.__new__, Value)
 _waiting: dict[str, _Waiting] = {}  # by request id
 _over: list[str] = []  # keys of requests that the worker may forget
 
@@ -111,12 +114,12 @@ class _Line:
 
 
 async def _built(future: asyncio.Future[Built | None]) -> Built | None:
-    try:
-        return await asyncio.wait_for(asyncio.shield(future), _PATIENCE_SECONDS)
-    except TimeoutError:
-        faults.report("the process that builds entries does not answer; they are built here")
+    if not future.done():
+        await asyncio.wait((future,), timeout=_PATIENCE_SECONDS)
+    if not future.done():
+        faults.note("the process that builds entries does not answer; they are built here")
         state.main.worker.stop()
-        return await future
+    return await future
 
 
 _line = _Line()
@@ -154,7 +157,8 @@ def _ordered(manager: Any, batch: Any) -> _Ordered | None:
         if waiting is None:
             continue
         ids = list(output_ids[at])
-        tokens.append(tuple(Tokens(waiting.key, waiting.tokens, ids, waiting.options, batch.prompt_tokens[at])))
+        # The fields of worker.Tokens.
+        tokens.append((waiting.key, waiting.tokens, ids, waiting.options, batch.prompt_tokens[at]))
         waiting.tokens += len(ids)
         owners.append(waiting)
     if not tokens:
@@ -172,7 +176,7 @@ def _keep(owners: list[_Waiting], built: Built | None) -> None:
         values = built[waiting.key]
         if not values:
             continue
-        waiting.values.extend(Value(*value) for value in values)
+        waiting.values += map(_value, values)
         if waiting.prompt_ids is not None and values[0][0] == 1:
             at = len(waiting.values) - len(values)
             waiting.values[at] = waiting.values[at]._replace(prompt_ids=waiting.prompt_ids)
@@ -235,6 +239,9 @@ def take(rid: str, total: int) -> list[Value]:
     if known is None:
         return []
     values = known.values
+    if not values or values[-1].step <= total:
+        known.values = []
+        return values
     cut = next((i for i, value in enumerate(values) if value.step > total), len(values))
     taken = values[:cut]
     del values[:cut]

@@ -55,19 +55,20 @@ class Collector:
             choice = self._choices[index] = _Choice(self._thinking_of(index))
         entries: list[bytes] = []
         errors = 0
+        if len(values) == 1 and values[0].step == total == choice.tokens + 1 and choice.phases.settled:
+            # As nearly every call: one token of an answer that does not think (any more).
+            text = _push(choice.texts, values[0].token_id)
+            choice.tokens = total
+            errors = _finish(index, _Token(total, values[0], text), False, entries)
+            state.main.counters.left(entries, errors, values)
+            return entries
         for token in _tokens(choice, values, total):
             choice.waiting.append(token)
             for thinking in choice.phases.push(token.text):
                 errors += _finish(index, choice.waiting.popleft(), thinking, entries)
         for thinking in choice.phases.finish() if over else ():
             errors += _finish(index, choice.waiting.popleft(), thinking, entries)
-        state.main.counters.add(
-            entries=len(entries),
-            errors=errors,
-            engine_bytes=sum(value.size for value in values),
-            json_bytes=sum(map(len, entries)),
-            zones=[value.zone for value in values if value.zone],
-        )
+        state.main.counters.left(entries, errors, values)
         return entries
 
     def _thinking_of(self, index: int) -> Thinking | None:
@@ -79,14 +80,16 @@ class Collector:
 
 def _tokens(choice: _Choice, values: Sequence[Value], total: int) -> list[_Token]:
     """The tokens since the last call, lost ones in their places."""
-    found = []
+    found: list[_Token] = []
     for value in values:
-        found += [_Token(step, None, None) for step in range(choice.tokens + 1, value.step)]
+        if value.step > choice.tokens + 1:
+            found += [_Token(step, None, None) for step in range(choice.tokens + 1, value.step)]
         # The text of a token that was not captured is needed to decode the next ones.
         found.append(_Token(value.step, value, _push(choice.texts, value.token_id)))
         choice.tokens = value.step
-    found += [_Token(step, None, None) for step in range(choice.tokens + 1, total + 1)]
-    choice.tokens = max(choice.tokens, total)
+    if total > choice.tokens:
+        found += [_Token(step, None, None) for step in range(choice.tokens + 1, total + 1)]
+        choice.tokens = total
     return found
 
 

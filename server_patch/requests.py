@@ -134,8 +134,8 @@ async def _with_entries(
                     index, entries = found
                     if pending is None or not obj.stream:
                         item[ENTRIES_KEY] = [orjson.Fragment(entry) for entry in entries]
-                    else:
-                        pending.setdefault(index, []).extend(orjson.Fragment(entry) for entry in entries)
+                    elif entries:
+                        pending.setdefault(index, []).extend(entries)
                 yield output
     finally:
         if request is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
 from geomcli.server_patch.options import ModelShape, ServerOptions
+from geomcli.server_patch.values import Value
 from geomcli.server_patch.worker_client import EntryWorker
 
 
@@ -26,17 +27,22 @@ class Counters:
     refused: Counter[str] = field(default_factory=Counter)  # requests by reason
     _lock: Lock = field(default_factory=Lock, repr=False)
 
-    def add(
-        self, *, requests: int = 0, entries: int = 0, errors: int = 0, engine_bytes: int = 0, json_bytes: int = 0,
-        zones: Iterable[str] = (),
-    ) -> None:  # fmt: skip
+    def add(self, *, requests: int = 0, errors: int = 0) -> None:
         with self._lock:
             self.requests += requests
-            self.entries += entries
             self.errors += errors
-            self.engine_bytes += engine_bytes
-            self.json_bytes += json_bytes
-            self.zones.update(zones)
+
+    def left(self, entries: Sequence[bytes], errors: int, values: Sequence[Value]) -> None:
+        """Entries that leave the server, `errors` of which say so, and the values that came for them."""
+        with self._lock:
+            self.entries += len(entries)
+            self.errors += errors
+            for entry in entries:
+                self.json_bytes += len(entry)
+            for value in values:
+                self.engine_bytes += value.size
+                if value.zone:
+                    self.zones[value.zone] += 1
 
     def ask(self, mode: str) -> None:
         with self._lock:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,9 @@ from geomcli.server_patch import faults, state
 from geomcli.server_patch.requests import ENTRIES_KEY, OPTIONS_ATTRIBUTE, PENDING_ATTRIBUTE
 
 _PREFIX, _DONE = "data: ", "data: [DONE]"
+_END = "}\n\n"
+# Quotes inside of texts are escaped, so that these can only be the chunk's own keys.
+_CHOICE, _ROLE = re.compile(r'"choices":\[\{"index":(\d+),'), '"role":"'
 
 
 async def around_stream(
@@ -24,25 +28,29 @@ async def around_stream(
             async for chunk in chunks:
                 yield chunk
         return
-    pending: dict[int, list[Any]] = getattr(adapted_request, PENDING_ATTRIBUTE)
+    pending: dict[int, list[bytes]] = getattr(adapted_request, PENDING_ATTRIBUTE)
     template: dict[str, Any] = {}
     async with aclosing(original(serving, adapted_request, request, raw_request)) as chunks:
         async for chunk in chunks:
             if chunk.startswith(_DONE):
                 rest = [entry for index in sorted(pending) for entry in pending[index]]
                 if rest and template:
-                    yield _encode({**template, "choices": [], ENTRIES_KEY: rest})
+                    yield _encode({**template, "choices": []}, rest)
                 yield chunk
                 continue
             yield _with_entries(chunk, pending, template)
 
 
-def _with_entries(chunk: str, pending: dict[int, list[Any]], template: dict[str, Any]) -> str:
-    if not any(pending.values()) and template:
+def _with_entries(chunk: str, pending: dict[int, list[bytes]], template: dict[str, Any]) -> str:
+    if not pending and template:
         return chunk
     try:
         if not chunk.startswith(_PREFIX):
             return chunk
+        if template and (choice := _CHOICE.search(chunk)) and _ROLE not in chunk and chunk.endswith(_END):
+            # As every token's chunk is written: nothing of it has to be read.
+            entries = pending.pop(int(choice[1]), None)
+            return f"{chunk.removesuffix(_END)},{_field(entries)}{_END}" if entries else chunk
         document = orjson.loads(chunk[len(_PREFIX) :])
         if not template:
             template.update({k: document[k] for k in ("id", "object", "created", "model") if k in document})
@@ -52,16 +60,19 @@ def _with_entries(chunk: str, pending: dict[int, list[Any]], template: dict[str,
         entries = pending.pop(choices[0].get("index", 0), None)
         if not entries:
             return chunk
-        document[ENTRIES_KEY] = entries
-        return _encode(document)
+        return _encode(document, entries)
     except Exception:
         faults.report("a chunk left without its entries")
         state.main.counters.add(errors=1)
         return chunk
 
 
-def _encode(document: dict[str, Any]) -> str:
-    return _PREFIX + orjson.dumps(document).decode() + "\n\n"
+def _encode(document: dict[str, Any], entries: Iterable[bytes]) -> str:
+    return _PREFIX + orjson.dumps(document).decode().removesuffix("}") + "," + _field(entries) + _END
+
+
+def _field(entries: Iterable[bytes]) -> str:
+    return f'"{ENTRIES_KEY}":[{b",".join(entries).decode()}]'
 
 
 def after_build_response(response: Any, _serving: Any, _request: Any, ret: Any, _created: Any) -> Any:

@@ -39,13 +39,18 @@ class Phases:
         if thinking is None:
             self._close(0)
 
+    @property
+    def settled(self) -> bool:
+        """No token waits for its phase, and none that may follow is thinking."""
+        return self._known == _END and not self._waiting
+
     def push(self, piece: str | None) -> list[bool]:
         """Whether the tokens that are now certain are thinking, in their order; `piece` is the next token's text.
 
         A token that adds no text (None, or a part of a character) has the phase of the next character.
         """
         piece = piece or ""
-        if self._known == _END and not self._waiting:
+        if self.settled:
             return [False]
         start = self._at + len(self._text)
         self._waiting.append((start, start + max(1, len(piece))))

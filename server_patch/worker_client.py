@@ -8,12 +8,15 @@ import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterator
+from typing import Any
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.receiver import Receiver
 from geomcli.server_patch.worker import LENGTH, Builder, Built, Order, read_message
 
 _BUFFER_BYTES = 1 << 22
+_READ_BYTES = 1 << 18
 _START_SECONDS = 60.0
 
 
@@ -23,8 +26,8 @@ class EntryWorker:
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._connection: asyncio.Task[None] | None = None
-        self._to_send: asyncio.Queue[Order] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None  # in which the socket is read
+        self._unsent, self._received = bytearray(), bytearray()
         self._pending: deque[tuple[Order, asyncio.Future[Built | None]]] = deque()
         self._address: str | None = None
         self._builder: Builder | None = None
@@ -71,10 +74,14 @@ class EntryWorker:
         if self._socket is None:
             self._build_here(order, future)
             return future
-        if self._connection is None:
-            self._connection = asyncio.create_task(self._connected(self._socket))
+        if self._loop is None:
+            self._loop = self._connect(self._socket)
         self._pending.append((order, future))
-        self._to_send.put_nowait(order)
+        data = pickle.dumps(tuple(order), protocol=5)
+        waiting = bool(self._unsent)
+        self._unsent += LENGTH.pack(len(data)) + data
+        if not waiting:
+            self._send(self._socket, self._loop)
         return future
 
     def _build_here(self, order: Order, future: asyncio.Future[Built | None]) -> None:
@@ -115,38 +122,54 @@ class EntryWorker:
 
         loop.add_reader(file, read)
 
-    async def _connected(self, connection: socket.socket) -> None:
-        reader, writer = await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES)
-        sender = asyncio.create_task(self._send(writer))
+    def _connect(self, connection: socket.socket) -> asyncio.AbstractEventLoop:
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(connection, self._read, connection)
+        return loop
+
+    def _send(self, connection: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        """What the socket takes at once, mostly all of it; the rest when it takes more."""
         try:
-            while True:
-                await self._answered(reader)
-        except (OSError, EOFError):
-            faults.report("the process that builds entries is gone; they are built here")
-        finally:
-            sender.cancel()
-            writer.close()
-            self.stop()
+            del self._unsent[: connection.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lost()
+            return
+        if self._unsent:
+            loop.add_writer(connection, self._send, connection, loop)
+        else:
+            loop.remove_writer(connection)
 
-    async def _send(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            data = pickle.dumps(tuple(await self._to_send.get()), protocol=5)
-            writer.write(LENGTH.pack(len(data)))
-            writer.write(data)
-            await writer.drain()
+    def _read(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        self._received += data
+        try:
+            for answer in _messages(self._received):
+                _, future = self._pending.popleft()
+                if not future.done():
+                    future.set_result(answer)
+        except Exception:
+            data = b""
+        if not data:
+            self._lost()
 
-    async def _answered(self, reader: asyncio.StreamReader) -> None:
-        size = LENGTH.unpack(await reader.readexactly(LENGTH.size))[0]
-        answer = pickle.loads(await reader.readexactly(size))
-        _, future = self._pending.popleft()
-        if not future.done():
-            future.set_result(answer)
+    def _lost(self) -> None:
+        faults.note("the process that builds entries is gone; they are built here")
+        self.stop()
 
     def stop(self) -> None:
         """End the process, and build here what it still owes."""
-        if self._connection is not None:
-            self._connection.cancel()
-        elif self._socket is not None:
+        if self._socket is not None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(self._socket)
+                self._loop.remove_writer(self._socket)
             self._socket.close()
         self._socket = None
         if self.process is not None:
@@ -156,3 +179,14 @@ class EntryWorker:
             order, future = self._pending.popleft()
             if not future.done():
                 self._build_here(order, future)
+
+
+def _messages(received: bytearray) -> Iterator[Any]:
+    """The whole messages at the beginning of what was received, from which they are taken."""
+    while len(received) >= LENGTH.size:
+        end = LENGTH.size + LENGTH.unpack_from(received)[0]
+        if len(received) < end:
+            return
+        message = received[LENGTH.size : end]
+        del received[:end]
+        yield pickle.loads(message)

@@ -49,6 +49,21 @@ async def test_entries_are_built_in_a_process_and_here_when_it_is_gone(caplog: p
         worker.stop()
 
 
+async def test_orders_and_answers_larger_than_the_socket_holds_keep_their_order() -> None:
+    worker, publisher = EntryWorker(), Publisher((3,), 1 << 16)
+    worker.start(publisher.address)
+    try:
+        over = tuple(f"{number:0100}" for number in range(20_000))
+        many = Order([("1/a", 2, [7] * 5000, msgspec.json.encode(OPTIONS).decode(), 3)], [])
+        futures = [worker.build(one) for one in (order(1), order(2, over=over), many, order(5003, over=over))]
+        built = [await asyncio.wait_for(future, 60) for future in futures]
+        assert [[value[0] for value in one["1/a"]] for one in built if one is not None] == [
+            [1], [2], list(range(3, 5003)), [5003],
+        ]  # fmt: skip
+    finally:
+        worker.stop()
+
+
 async def test_a_process_that_cannot_start_is_done_without(caplog: pytest.LogCaptureFixture) -> None:
     worker = EntryWorker()
     worker.start("\0geom-nobody-is-here")
