@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import sys
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("server", nargs="*", help="further arguments of the servers, behind --")
     options = parser.parse_args()
     sites: dict[str, str | None] = dict(one.split("=", 1) for one in options.site) or {"plugin": None}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="geom-main-"))
     cores = os.sched_getaffinity(0)
     servers: dict[str, Server] = {}
