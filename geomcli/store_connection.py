@@ -54,7 +54,7 @@ def connect(path: Path, *, create: bool) -> Connected:
         on_disk = create or path.exists()
         if on_disk:
             path.parent.mkdir(parents=True, exist_ok=True)
-        alone = _folder_locked(path.parent) if on_disk else contextlib.nullcontext()
+        alone = folder_locked(path.parent) if on_disk else contextlib.nullcontext()
         with _opened(str(path) if on_disk else ":memory:") as connection, alone:
             _bring_up_to_date(connection, path)
         return Connected(connection)
@@ -142,7 +142,7 @@ def _applied(connection: sqlite3.Connection, path: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def _folder_locked(folder: Path) -> Iterator[None]:
+def folder_locked(folder: Path) -> Iterator[None]:
     """One process at a time: SQLite's busy timeout covers neither the switch to WAL nor a schema in several steps."""
     handle = os.open(folder, os.O_RDONLY)
     try:

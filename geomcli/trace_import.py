@@ -6,9 +6,13 @@ store is locked only while finished rows are copied.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
+import os
 import shlex
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,10 +24,13 @@ from geomcli.errors import StoreError, TraceError
 from geomcli.record_order import RecordOrder
 from geomcli.schema import Record
 from geomcli.store import Store, TraceWriter
+from geomcli.store_connection import folder_locked
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
 Status = Literal["added", "identical", "replaced", "as-new"]
+_WORKPLACE, _STAGED, _LOCK = ".import-", "traces.db", "lock"
+_OWN_FILES = {_LOCK, *(f"{_STAGED}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 _COPIED = ("messages", "tokens", "segments", "trace_summaries")
 
 
@@ -125,8 +132,7 @@ def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicate
     A trace whose id is in the store already and holds the same is left alone. One that differs is an error, replaces
     it, or gets an id of its own, as `duplicates` says. TraceError, StoreError; either leaves the store as it was.
     """
-    with tempfile.TemporaryDirectory(dir=store.path.parent, prefix=".import-") as folder:
-        path = Path(folder) / "traces.db"
+    with _workplace(store.path.parent) as path:
         with Store(path) as staged:
             staged.unsafe()
             ids = _stage(staged, records)
@@ -134,6 +140,39 @@ def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicate
             last = staged.rows("SELECT coalesce(max(id), 0) AS id FROM steps")[0]["id"]
         _copy(store, path, planned, last)
     return planned
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """Where to make a store that goes when the import ends. What imports that were killed have left goes, too.
+
+    The lock in it is held as long as its process lives, however that ends. A folder with other names in it than an
+    import's own is somebody else's.
+    """
+    with folder_locked(folder):
+        for left in folder.glob(f"{_WORKPLACE}*"):
+            with contextlib.suppress(OSError):
+                if {path.name for path in left.iterdir()} <= _OWN_FILES:
+                    os.close(_locked(left))
+                    shutil.rmtree(left)
+        made = tempfile.TemporaryDirectory(dir=folder, prefix=_WORKPLACE)
+        lock = _locked(Path(made.name))
+    try:
+        yield Path(made.name) / _STAGED
+    finally:
+        made.cleanup()
+        os.close(lock)
+
+
+def _locked(workplace: Path) -> int:
+    """A handle that keeps a workplace; OSError where another has it, or it is no folder."""
+    handle = os.open(workplace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _stage(staged: Store, records: Iterable[Record]) -> list[str]:

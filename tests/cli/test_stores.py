@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,42 @@ def test_exports_go_to_stdout_and_nothing_is_no_export(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "stdin is empty" in done.stderr
     assert kept.read_text() == "mine"
+
+
+def test_an_import_that_was_killed_leaves_nothing_for_long(tmp_path: Path) -> None:
+    db = tmp_path / "traces.db"
+    first, second = (jsonl.dump(records([entry(1, "Hi", LOCAL)], trace_id=name)) for name in ("first", "second"))
+
+    def begun() -> tuple[subprocess.Popen[str], Path]:
+        before = set(tmp_path.glob(".import-*"))
+        process = subprocess.Popen(
+            [GEOM, "traces", "import", "--db", db, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (
+            made := {path for path in set(tmp_path.glob(".import-*")) - before if (path / "traces.db").exists()}
+        ):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process, made.pop()
+
+    killed, left = begun()
+    killed.kill()
+    killed.communicate()
+    assert left.exists()
+    notes = tmp_path / ".import-notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("kept")
+
+    running, workplace = begun()
+    assert not left.exists()
+    assert geom("traces", "import", "-", db=db, stdin=second).stdout == "second\n"
+    assert workplace.exists(), "its process lives"
+    assert running.communicate(first)[0] == "first\n"
+    assert list(tmp_path.glob(".import-*")) == [notes]
+    assert [path.name for path in notes.iterdir()] == ["mine.txt"]
+    assert sorted(geom("traces", "ls", "-q", db=db).stdout.split()) == ["first", "second"]
 
 
 @pytest.mark.parametrize("day", ["2026-11-26", "20261126", "2026-W48-4"])
