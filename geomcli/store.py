@@ -42,6 +42,9 @@ _STEP_COLUMNS = {
     "compass": "compass",
     "think_phase": "think_phase",
 }
+NEWEST = "last"
+# What commands take for something else than the id of a trace: nothing, the newest, stdin.
+NO_IDS = ("", NEWEST, "-")
 _NO_LAYER = -1  # in the column of a step that names none
 _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
@@ -91,14 +94,14 @@ class Store:
         """
         if not prefix:
             raise StoreError("an empty text names no trace.", "geom traces ls")
-        if prefix == "last":
+        if prefix == NEWEST:
             rows = self.rows("SELECT id FROM traces ORDER BY created DESC, id DESC LIMIT 1")
         else:
             rows = self.rows("SELECT id FROM traces WHERE id = ?", (prefix,)) or self.rows(
                 "SELECT id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2", (len(prefix), prefix)
             )
         if not rows:
-            mend = "geom run 'Why is the sky blue?', or geom traces import" if prefix == "last" else "geom traces ls"
+            mend = "geom run 'Why is the sky blue?', or geom traces import" if prefix == NEWEST else "geom traces ls"
             raise StoreError(f"no trace {prefix!r} in {self.path}.", mend)
         if len(rows) > 1:
             raise StoreError(f"several traces start with {prefix!r}.", "geom traces ls")

@@ -23,12 +23,12 @@ from geomcli import jsonl, trace_files
 from geomcli.errors import StoreError, TraceError
 from geomcli.record_order import RecordOrder
 from geomcli.schema import Record
-from geomcli.store import Store, TraceWriter
+from geomcli.store import NO_IDS, Store, TraceWriter
 from geomcli.store_connection import folder_locked
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
-Status = Literal["added", "identical", "replaced", "as-new"]
+Status = Literal["added", "identical", "replaced", "as-new", "renamed"]
 _WORKPLACE, _STAGED, _LOCK = ".import-", "traces.db", "lock"
 _OWN_FILES = {_LOCK, *(f"{_STAGED}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 _COPIED = ("messages", "tokens", "segments", "trace_summaries")
@@ -130,7 +130,8 @@ def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicate
     """Write whole traces, in the order of their headers, in one transaction; what was done with each.
 
     A trace whose id is in the store already and holds the same is left alone. One that differs is an error, replaces
-    it, or gets an id of its own, as `duplicates` says. TraceError, StoreError; either leaves the store as it was.
+    it, or gets an id of its own, as `duplicates` says; an id that names something else to commands is an error, too,
+    unless it may be another. TraceError, StoreError; either leaves the store as it was.
     """
     with _workplace(store.path.parent) as path:
         with Store(path) as staged:
@@ -198,7 +199,14 @@ def _stage(staged: Store, records: Iterable[Record]) -> list[str]:
 
 
 def _planned(store: Store, staged: Store, trace_id: str, duplicates: Duplicates) -> Imported:
-    if not store.rows("SELECT 1 FROM traces WHERE id = ?", (trace_id,)):
+    if trace_id in NO_IDS:
+        if duplicates == "as-new":
+            return Imported(new_trace_id(), trace_id, "renamed")
+        raise TraceError(
+            f"a trace has the id {trace_id!r}, by which no command would find it; nothing was imported.",
+            "geom traces import --as-new FILE gives it an id of its own",
+        )
+    if not store.has(trace_id):
         return Imported(trace_id, trace_id, "added")
     if digest(store.records(trace_id)) == digest(staged.records(trace_id)):
         return Imported(trace_id, trace_id, "identical")

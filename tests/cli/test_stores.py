@@ -125,6 +125,24 @@ def test_exports_go_to_stdout_and_nothing_is_no_export(tmp_path: Path) -> None:
     assert kept.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["last", "-", ""])
+def test_an_id_that_names_something_else_is_not_taken(tmp_path: Path, name: str) -> None:
+    db = filled(tmp_path / "traces.db", "mine")
+    header, *rest = records([entry(1, "Hi", LOCAL)])
+    text = jsonl.dump([{**header, "trace_id": name}, *rest])
+    for more in ((), ("--replace",)):
+        refused = geom("traces", "import", *more, "-", db=db, stdin=text)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        said = " ".join(refused.stderr.split())
+        assert f"the id {name!r}, by which no command would find it" in said
+        assert "geom traces import --as-new FILE" in said
+    taken = geom("traces", "import", "--as-new", "-", db=db, stdin=text)
+    made = taken.stdout.strip()
+    assert taken.returncode == 0
+    assert f"{made}: imported; no command would find it as {name!r}" in taken.stderr.replace("\n", " ")
+    assert json.loads(geom("traces", "show", made, "--json", db=db).stdout)[0]["trace_id"] == made
+
+
 def test_an_import_that_was_killed_leaves_nothing_for_long(tmp_path: Path) -> None:
     db = tmp_path / "traces.db"
     first, second = (jsonl.dump(records([entry(1, "Hi", LOCAL)], trace_id=name)) for name in ("first", "second"))
