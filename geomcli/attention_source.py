@@ -95,7 +95,8 @@ class Source:
             lacks = "does not have the layers of step 0" if 0 in steps else "is missing; steps are numbered from 0"
             raise TraceError(f"{name}: step {wrong[0]} {lacks}.", DOCS)
         if not self.layers:
-            raise TraceError(f"{name} has no `attentions`, `attentions.LAYER` or `attentions.STEP.LAYER`.", DOCS)
+            there = f"; it has `{arrays.names[0][:60]}`" if arrays.names else ""
+            raise TraceError(f"{name} has no `attentions`, `attentions.LAYER` or `attentions.STEP.LAYER`{there}.", DOCS)
         self.outputs = len(steps) or self._length() - meta.prompt_len
         if self.outputs < 1:
             raise TraceError(f"{name}: {self._length()} positions, and the prompt has {meta.prompt_len}.", DOCS)

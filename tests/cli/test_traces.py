@@ -56,6 +56,7 @@ def test_lists(home: dict[str, str]) -> None:
     assert ids("ls", "--since", "7d", env=home) == []
     assert "No such traces." in geom("ls", "--since", "7d", env=home).stderr
     rows = json.loads(geom("ls", "--json", env=home).stdout)
+    assert all(row["complete"] is True for row in rows)
     assert [row["dominant_zone"] for row in rows] == ["semantic_bridge", "long_range", "syntax_floor"]
     for arguments, said in ((("--zone", "x"), "there is no zone 'x'"), (("--since", "x"), "'x' is no time")):
         refused = geom("ls", *arguments, env=home)
