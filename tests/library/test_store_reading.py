@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +15,8 @@ from geomcli.migrations import m001_traces, migrations
 from geomcli.store import Store
 from geomcli.store_listing import list_traces, search_traces
 from tests.library.made_traces import LOCAL, entry, records
+from tests.unwritable import reachable_folder, unwritable
 
-NOBODY = 65534
 HOLDS_OPEN = """
 import sys
 from pathlib import Path
@@ -34,13 +30,8 @@ with Store(Path(sys.argv[1])) as store:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that everybody can reach; pytest's own are for their owner."""
-    made = Path(tempfile.mkdtemp(prefix="geom-"))
-    try:
+    with reachable_folder() as made:
         yield made
-    finally:
-        made.chmod(0o755)
-        shutil.rmtree(made)
 
 
 @pytest.fixture
@@ -49,21 +40,6 @@ def path(folder: Path) -> Path:
     with Store(made) as store:
         store.add(records([entry(1, "Hi", LOCAL)], trace_id="one"))
     return made
-
-
-@contextlib.contextmanager
-def unwritable(*paths: Path) -> Iterator[None]:
-    """Folders and files that may only be read. To root that is no hindrance, so root is somebody else meanwhile."""
-    for path in paths:
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 def read(path: Path) -> list[str]:
