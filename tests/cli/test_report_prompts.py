@@ -64,6 +64,7 @@ def test_the_first_words_of_a_prompt_without_a_template_are_its_own(open_page: O
     made = [entry(1, "Yes", LOCAL, mode="raw", prompt_len=6, query_position=5, **linked({0: 0.5, 5: 0.4}))]
     made[0]["prompt_tokens"] = ["Is", " the", " sky", " blue", " today", "?"]
     page = open_page(Trace(records(made, messages=[{"role": "user", "content": "Is the sky blue today?"}])))
+    assert not page.all(".template")
     assert page.texts(".turn > h2") == ["user", "answer"]
     assert "".join(page.texts(".prompt .t")) == "Is the sky blue today?"
     assert page.texts("#overview thead th") == ["#", "sentence", "sinks", "user", "answer", "unseen"]
