@@ -19,6 +19,7 @@ from geomcli.errors import TraceError
 
 MOST_BYTES = 4 << 30  # of one array of an npz, which is read as a whole
 _HEADER_BYTES = 100 << 20  # the limit of the safetensors library
+_SAVE = "np.savez, or save_file of safetensors.torch"
 _FLOAT = "save it as float16, bfloat16, float32 or float64"
 _AGAIN = "docs/traces.md, section Hugging Face, has a script that makes such files"
 # What numpy raises for an archive that is damaged, locked, or says of an array what cannot be.
@@ -34,8 +35,10 @@ class Npz:
         try:
             self._file = np.load(path, allow_pickle=False)
             self.names: list[str] = [name for name in self._file.files if name != "meta"]
-            self.meta = str(self._file["meta"]) if "meta" in self._file.files else ""
+            self.meta = self._text("meta") if "meta" in self._file.files else ""
             with zipfile.ZipFile(path) as archive:
+                if any(name.endswith(".pkl") for name in archive.namelist()):
+                    raise TraceError(f"{path.name} was written by torch.save, as a pickle; those are not read.", _SAVE)
                 self._shapes = {
                     info.filename.removesuffix(".npy"): _npy_shape(archive, info) for info in archive.infolist()
                 }
@@ -58,6 +61,17 @@ class Npz:
         except _DAMAGED as error:
             raise _unreadable(self._name, error) from None
         return _floats(made if index is None else made[index], self._name, name)
+
+    def _text(self, name: str) -> str:
+        try:
+            return str(self._file[name])
+        except ValueError as error:
+            if "pickle" not in str(error):
+                raise
+            raise TraceError(
+                f"{self._name}: `{name}` is an object as a pickle; those are not read.",
+                f"np.savez(…, {name}=json.dumps({name}))",
+            ) from None
 
     def close(self) -> None:
         self._file.close()

@@ -95,7 +95,8 @@ class Source:
             lacks = "does not have the layers of step 0" if 0 in steps else "is missing; steps are numbered from 0"
             raise TraceError(f"{name}: step {wrong[0]} {lacks}.", DOCS)
         if not self.layers:
-            raise TraceError(f"{name} has no `attentions`, `attentions.LAYER` or `attentions.STEP.LAYER`.", DOCS)
+            there = f"; it has `{arrays.names[0][:60]}`" if arrays.names else ""
+            raise TraceError(f"{name} has no `attentions`, `attentions.LAYER` or `attentions.STEP.LAYER`{there}.", DOCS)
         self.outputs = len(steps) or self._length() - meta.prompt_len
         if self.outputs < 1:
             raise TraceError(f"{name}: {self._length()} positions, and the prompt has {meta.prompt_len}.", DOCS)
@@ -126,7 +127,7 @@ class Source:
             yield position, np.clip(row[:, : position + 1], 0.0, None)
 
     def _step_row(self, output: int, layer: int) -> NDArray[np.float64]:
-        step = self._without_batch(self._arrays.array(f"attentions.{output}.{layer}"), 3)
+        step = self._sequence(f"attentions.{output}.{layer}")
         return step[:, -1].astype(np.float64)
 
     def _check(self, row: NDArray[np.float64], layer: int, position: int) -> None:
@@ -149,19 +150,22 @@ class Source:
             )
 
     def _matrix(self, layer: int) -> NDArray[Any]:
-        if layer in self._stacked:
-            made = self._without_batch(self._arrays.array("attentions", self._stacked[layer]), 3)
-        else:
-            made = self._without_batch(self._arrays.array(f"attentions.{layer}"), 3)
+        stacked = layer in self._stacked
+        made = self._sequence("attentions", self._stacked[layer]) if stacked else self._sequence(f"attentions.{layer}")
         if made.shape[1] != made.shape[2] or made.shape[1] != self._length():
             raise TraceError(f"{self._file}, layer {layer}: shape {made.shape}, not (heads, T, T).", DOCS)
         return made
 
-    def _without_batch(self, array: NDArray[Any], dimensions: int) -> NDArray[Any]:
-        made = array[0] if array.ndim == dimensions + 1 and array.shape[0] == 1 else array
-        if made.ndim != dimensions or 0 in made.shape:
-            raise TraceError(f"{self._file}: an array has shape {array.shape}, not (heads, queries, keys).", DOCS)
-        return made
+    def _sequence(self, name: str, place: int | None = None) -> NDArray[Any]:
+        """The one sequence [heads, queries, keys] of an array."""
+        array = self._arrays.array(name, place)
+        made = array[0] if array.ndim == 4 and array.shape[0] == 1 else array
+        if made.ndim == 3 and 0 not in made.shape:
+            return made
+        mend = "one sequence of the batch: attentions[layer][:1]" if made.ndim == 4 else DOCS
+        raise TraceError(
+            f"{self._file}: `{name}` has an array of shape {array.shape}, not (heads, queries, keys).", mend
+        )
 
     def _stacked_shape(self) -> tuple[int, ...]:
         shape = self._arrays.shape("attentions")
@@ -172,9 +176,10 @@ class Source:
         return shape
 
     def _length(self) -> int:
-        shape = self._arrays.shape("attentions" if self._stacked else f"attentions.{self.layers[0]}")
+        name = "attentions" if self._stacked else f"attentions.{self.layers[0]}"
+        shape = self._arrays.shape(name)
         if len(shape) < 3 or shape[-1] != shape[-2]:
-            raise TraceError(f"{self._file}: an array has shape {shape}, not (heads, T, T).", DOCS)
+            raise TraceError(f"{self._file}: `{name}` has shape {shape}, not (heads, T, T).", DOCS)
         return shape[-1]
 
     def _number(self, text: str, array: str) -> int:

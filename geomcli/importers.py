@@ -34,7 +34,7 @@ def records_of(
     try:
         with trace_files.opened(name) as stream:
             begin = stream.peek(16)[:16]  # type: ignore[attr-defined]
-            if kind == "hf" or (kind == "auto" and _is_arrays(begin)):
+            if kind == "hf" or (kind == "auto" and trace_files.is_arrays(begin)):
                 if name == "-":
                     raise TraceError("a dump of attention is no stream.", "geom traces import FILE.npz")
                 yield from attention_dumps.read_dump(Path(name), layers=layers, top_k=top_k)
@@ -63,8 +63,3 @@ def _mend(error: OSError, name: str) -> str:
     if isinstance(error, FileNotFoundError):
         return f"ls {shlex.quote(str(Path(name).parent))}"
     return f"ls -l {shlex.quote(name)}"
-
-
-def _is_arrays(begin: bytes) -> bool:
-    """npz is a zip archive; safetensors begins with the length of a JSON object and that object."""
-    return begin[:4] == b"PK\x03\x04" or (begin[8:9] == b"{" and begin[:1] != b"{" and b"\0\0" in begin[:8])

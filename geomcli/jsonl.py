@@ -227,7 +227,8 @@ def _record(text: str | bytes) -> Record:
     kind = record.get("record_type")
     known = KINDS.get(kind) if isinstance(kind, str) else None
     if known is None:
-        raise msgspec.ValidationError(f"no kind of record is called {kind!r}")
+        none = "it has no `record_type`" if kind is None else f"no kind of record is called {kind!r}"
+        raise msgspec.ValidationError(none)
     msgspec.convert(record, known)
     return record
 

@@ -7,8 +7,6 @@ every batch that had been committed; a power cut may take the last commits with 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,18 +17,17 @@ from typing import Any
 import msgspec
 import numpy as np
 import zstandard
-from sqlite_utils import Database
 
 from geomcli.errors import StoreError
 from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
-from geomcli.migrations import INSERT_SUMMARY, STEPS, migrations
+from geomcli.migrations import INSERT_SUMMARY
 from geomcli.schema import Record
+from geomcli.store_connection import Stamp, connect
 from geomcli.trace_summary import TraceSummary
 
 COMMIT_SECONDS = 0.5
 CHECK_SECONDS = COMMIT_SECONDS / 2  # how often to call `flush_if_due`: a record then waits for 0.75 s
 COMMIT_RECORDS = 256
-_BUSY_MS = 10_000
 _json = msgspec.json.Encoder()
 
 # step field -> column; the rest of a step goes to `extra`, its links to their own table.
@@ -45,6 +42,9 @@ _STEP_COLUMNS = {
     "compass": "compass",
     "think_phase": "think_phase",
 }
+NEWEST = "last"
+# What commands take for something else than the id of a trace: nothing, the newest, stdin.
+NO_IDS = ("", NEWEST, "-")
 _NO_LAYER = -1  # in the column of a step that names none
 _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 
@@ -52,25 +52,13 @@ _SIX_DIGITS = "%.6g " * FINGERPRINT_SIZE
 class Store:
     """An open store. `with Store(path) as store:`; StoreError with one sentence when it cannot be used.
 
-    `create`: make one where there is none; for readers a store that is not there is an empty one. A database of
-    something else, or of a newer geom, is refused and not touched.
+    `create`: make one where there is none. For readers a store that is not there is an empty one, and one that may not
+    be written is read all the same. A database of something else, or of a newer geom, is refused and not touched.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
-        on_disk = create or path.exists()
-        try:
-            if on_disk:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path if on_disk else ":memory:", timeout=_BUSY_MS / 1000, isolation_level=None)
-            with contextlib.ExitStack() as failed:
-                failed.callback(connection.close)
-                with _folder_locked(path.parent) if on_disk else contextlib.nullcontext():
-                    _prepare(connection, path)
-                failed.pop_all()
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"the trace store {path} cannot be opened: {error}.", "geom run --db FILE …") from None
-        self._connection = connection
+        self._connection, self._immutable = connect(path, create=create)
 
     def __enter__(self) -> Store:
         return self
@@ -99,14 +87,6 @@ class Store:
         writer.flush()
         return writer.trace_id
 
-    def ls(self, *, limit: int = 20) -> list[dict[str, Any]]:
-        """The newest traces: id, created (ms), model, title, tokens, dominant_zone, max_drift, complete."""
-        return self.rows(
-            "SELECT id, created, model, title, tokens, dominant_zone, avg_entropy, max_drift, complete FROM traces "
-            "ORDER BY created DESC, id DESC LIMIT ?",
-            (limit,),
-        )
-
     def find(self, prefix: str) -> str:
         """Id of the trace that is called `prefix`, else of the one whose id starts with it; `last` is the newest.
 
@@ -114,14 +94,15 @@ class Store:
         """
         if not prefix:
             raise StoreError("an empty text names no trace.", "geom traces ls")
-        if prefix == "last":
-            rows = self.ls(limit=1)
+        if prefix == NEWEST:
+            rows = self.rows("SELECT id FROM traces ORDER BY created DESC, id DESC LIMIT 1")
         else:
             rows = self.rows("SELECT id FROM traces WHERE id = ?", (prefix,)) or self.rows(
                 "SELECT id FROM traces WHERE substr(id, 1, ?) = ? LIMIT 2", (len(prefix), prefix)
             )
         if not rows:
-            raise StoreError(f"no trace {prefix!r} in {self.path}.", "geom traces ls")
+            mend = "geom run 'Why is the sky blue?', or geom traces import" if prefix == NEWEST else "geom traces ls"
+            raise StoreError(f"no trace {prefix!r} in {self.path}.", mend)
         if len(rows) > 1:
             raise StoreError(f"several traces start with {prefix!r}.", "geom traces ls")
         found: str = rows[0]["id"]
@@ -183,7 +164,7 @@ class Store:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._connection.rollback()
-            raise StoreError(f"the trace store could not be written: {error}.", "geom traces ls") from None
+            raise StoreError(f"the trace store {self.path} could not be written: {error}.", "geom traces ls") from None
         return removed
 
     def insert(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -224,39 +205,12 @@ class Store:
                 yield dict(zip(names, row, strict=True))
         except sqlite3.Error as error:
             raise StoreError(f"the trace store {self.path} cannot be read: {error}.") from None
+        if self._immutable is not None and self._immutable != Stamp.of(self.path):
+            raise StoreError(f"the trace store {self.path} was written while it was read.", "the same command again")
 
     def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """What a SELECT finds, by column name; StoreError when it cannot be read."""
         return list(self._each(sql, parameters))
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the database up to date; StoreError, and nothing changed, where it is none of ours."""
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute("PRAGMA foreign_keys = ON")
-    database = Database(connection)
-    applied = {step.name for step in migrations.applied(database)}
-    if not applied and (tables := database.table_names()):
-        raise StoreError(
-            f"{path} is a database of something else: it has the table {tables[0]}, and no traces.",
-            "geom … --db FILE, or GEOM_DB",
-        )
-    if newer := sorted(applied - STEPS):
-        raise StoreError(f"{path} was written by a newer geom ({newer[0]}).", "pip install --upgrade geomcli")
-    connection.execute("PRAGMA journal_mode = WAL")
-    migrations.apply(database)
-
-
-@contextlib.contextmanager
-def _folder_locked(folder: Path) -> Iterator[None]:
-    """One process at a time: SQLite's busy timeout covers neither the switch to WAL nor a schema in several steps."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 class TraceWriter:

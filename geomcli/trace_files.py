@@ -26,6 +26,7 @@ _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff", b"{\0", b"\0{")
 _WHOLE = "copy it again from where it was written"
 _GZIP = b"\x1f\x8b"
+_NPY = b"\x93NUMPY"
 
 
 class EndsEarly(TraceError):
@@ -108,7 +109,21 @@ def lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
         raise TraceError(f"{name} cannot be decompressed behind line {number}: {error}.", _WHOLE) from None
 
 
+def is_arrays(begin: bytes) -> bool:
+    """Whether a file is npz, which is a zip archive, or safetensors: the length of a JSON object and that object."""
+    return begin[:4] == b"PK\x03\x04" or (begin[8:9] == b"{" and begin[:1] != b"{" and b"\0\0" in begin[:8])
+
+
 def _check_encoding(text: bytes, name: str) -> None:
+    if is_arrays(text):
+        raise TraceError(
+            f"{name} is npz or safetensors: a dump of attention has to be imported first.",
+            f"geom traces import {'FILE' if name == _STDIN else shlex.quote(name)}, then with the id that it prints",
+        )
+    if text.startswith(_NPY):
+        raise TraceError(
+            f"{name} is one array of numpy and no trace.", "np.savez(…) as docs/traces.md, Hugging Face, says"
+        )
     file = "FILE" if name == _STDIN else shlex.quote(name)
     if text.startswith(_UTF_16):
         raise TraceError(

@@ -6,9 +6,13 @@ store is locked only while finished rows are copied.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
+import os
 import shlex
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +23,14 @@ from geomcli import jsonl, trace_files
 from geomcli.errors import StoreError, TraceError
 from geomcli.record_order import RecordOrder
 from geomcli.schema import Record
-from geomcli.store import Store, TraceWriter
+from geomcli.store import NO_IDS, Store, TraceWriter
+from geomcli.store_connection import folder_locked
 from geomcli.trace import new_trace_id
 
 Duplicates = Literal["refuse", "replace", "as-new"]
-Status = Literal["added", "identical", "replaced", "as-new"]
+Status = Literal["added", "identical", "replaced", "as-new", "renamed"]
+_WORKPLACE, _STAGED, _LOCK = ".import-", "traces.db", "lock"
+_OWN_FILES = {_LOCK, *(f"{_STAGED}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 _COPIED = ("messages", "tokens", "segments", "trace_summaries")
 
 
@@ -123,10 +130,10 @@ def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicate
     """Write whole traces, in the order of their headers, in one transaction; what was done with each.
 
     A trace whose id is in the store already and holds the same is left alone. One that differs is an error, replaces
-    it, or gets an id of its own, as `duplicates` says. TraceError, StoreError; either leaves the store as it was.
+    it, or gets an id of its own, as `duplicates` says; an id that names something else to commands is an error, too,
+    unless it may be another. TraceError, StoreError; either leaves the store as it was.
     """
-    with tempfile.TemporaryDirectory(dir=store.path.parent, prefix=".import-") as folder:
-        path = Path(folder) / "traces.db"
+    with _workplace(store.path.parent) as path:
         with Store(path) as staged:
             staged.unsafe()
             ids = _stage(staged, records)
@@ -134,6 +141,39 @@ def import_traces(store: Store, records: Iterable[Record], duplicates: Duplicate
             last = staged.rows("SELECT coalesce(max(id), 0) AS id FROM steps")[0]["id"]
         _copy(store, path, planned, last)
     return planned
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path) -> Iterator[Path]:
+    """Where to make a store that goes when the import ends. What imports that were killed have left goes, too.
+
+    The lock in it is held as long as its process lives, however that ends. A folder with other names in it than an
+    import's own is somebody else's.
+    """
+    with folder_locked(folder):
+        for left in folder.glob(f"{_WORKPLACE}*"):
+            with contextlib.suppress(OSError):
+                if {path.name for path in left.iterdir()} <= _OWN_FILES:
+                    os.close(_locked(left))
+                    shutil.rmtree(left)
+        made = tempfile.TemporaryDirectory(dir=folder, prefix=_WORKPLACE)
+        lock = _locked(Path(made.name))
+    try:
+        yield Path(made.name) / _STAGED
+    finally:
+        made.cleanup()
+        os.close(lock)
+
+
+def _locked(workplace: Path) -> int:
+    """A handle that keeps a workplace; OSError where another has it, or it is no folder."""
+    handle = os.open(workplace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _stage(staged: Store, records: Iterable[Record]) -> list[str]:
@@ -159,7 +199,14 @@ def _stage(staged: Store, records: Iterable[Record]) -> list[str]:
 
 
 def _planned(store: Store, staged: Store, trace_id: str, duplicates: Duplicates) -> Imported:
-    if not store.rows("SELECT 1 FROM traces WHERE id = ?", (trace_id,)):
+    if trace_id in NO_IDS:
+        if duplicates == "as-new":
+            return Imported(new_trace_id(), trace_id, "renamed")
+        raise TraceError(
+            f"a trace has the id {trace_id!r}, by which no command would find it; nothing was imported.",
+            "geom traces import --as-new FILE gives it an id of its own",
+        )
+    if not store.has(trace_id):
         return Imported(trace_id, trace_id, "added")
     if digest(store.records(trace_id)) == digest(staged.records(trace_id)):
         return Imported(trace_id, trace_id, "identical")

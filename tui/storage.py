@@ -111,8 +111,10 @@ class Storage:
             await self.call(lambda store: None if store.has(trace_id) else store.add(records))
 
     async def ls(self, limit: int = 50) -> list[dict[str, Any]]:
-        """The newest traces, as `Store.ls` lists them."""
-        return await self.call(lambda store: store.ls(limit=limit))
+        """The newest traces, as `list_traces` lists them."""
+        from geomcli.store_listing import list_traces
+
+        return await self.call(lambda store: list_traces(store, limit=limit))
 
     async def records(self, name: str) -> list[Record]:
         """The records of the trace that `name` (an id, the start of one, `last`) means."""
@@ -138,5 +140,10 @@ class Storage:
         if self._store is None:
             from geomcli.store import Store
 
-            self._store = Store(self.path)
+            try:
+                self._store = Store(self.path)
+            except StoreError:
+                if not self.path.is_file():
+                    raise
+                self._store = Store(self.path, create=False)  # what may not be written may be readable
         return self._store

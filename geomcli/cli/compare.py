@@ -158,7 +158,7 @@ def _axes(models: list[str], db: Path | None) -> FittedAxes | None:
     if not path.is_file():
         return None  # two files are compared without making a store
     try:
-        with Store(path) as store:
+        with Store(path, create=False) as store:
             return fitted_axes(store, models)
     except StoreError as error:
         output.narrator().print(output.marked(f"No fitted axes: {error.message}"))

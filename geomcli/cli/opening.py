@@ -23,6 +23,7 @@ TraceName = Annotated[
 Number = Annotated[int | None, typer.Option("--number", help="Which trace of a file with several, from 1.", min=1)]
 Db = Annotated[Path | None, typer.Option("--db", help="Trace store; GEOM_DB.", dir_okay=False)]
 
+_SUFFIXES = (".jsonl", ".json", ".zst", ".npz", ".safetensors")
 _OTHERS = "the path of a file that is there, or a stored trace: geom traces ls"
 
 
@@ -36,7 +37,7 @@ class Opened(NamedTuple):
 def names_file(name: str) -> bool:
     """Whether a name means a file, there or not, and no stored trace. `-` is none."""
     path = Path(name)
-    return path.is_file() or "/" in name or path.suffix in (".jsonl", ".json", ".zst")
+    return path.is_file() or "/" in name or path.suffix in _SUFFIXES
 
 
 def open_trace(

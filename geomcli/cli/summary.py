@@ -22,7 +22,8 @@ def print_summary(trace: Trace, *, store: Path | None = None, manifold: Path | N
     head = [f"{len(trace.tokens) if tokens is None else tokens} tokens"]
     if speed:
         head.append(f"{speed:.1f} tok/s")
-    head.append(str(m.get("finishReason") or m.get("error") or "no end"))
+    imported = "imported" if "imported" in trace.header else "no end"
+    head.append(str(m.get("finishReason") or m.get("error") or imported))
     console.print(f"\n[bold]{output.marked(' · '.join(head))}[/]")
     if not m.get("entries"):
         console.print("  attention  none arrived")
@@ -51,7 +52,7 @@ def zone_line(metrics: Record) -> str:
 
 def _bytes(m: Record) -> str:
     counts = ((m.get("attentionBytes"), "out of the engine"), (m.get("jsonBytes"), "as JSON"))
-    return ", ".join(f"{human_bytes(count)} {what}" for count, what in counts if isinstance(count, int))
+    return ", ".join(f"{human_bytes(count)} {what}" for count, what in counts if isinstance(count, int) and count)
 
 
 def _entropy(m: Record) -> str:

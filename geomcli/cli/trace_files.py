@@ -58,7 +58,7 @@ def export(
 def import_(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Traces; `-` for stdin.")],
     replace: Annotated[bool, typer.Option("--replace", help="A trace of the same id gives way.")] = False,
-    as_new: Annotated[bool, typer.Option("--as-new", help="Give it another id than the one that is taken.")] = False,
+    as_new: Annotated[bool, typer.Option("--as-new", help="Give it another id than one that is taken.")] = False,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave lines out that cannot be read.")] = False,
     kind: Annotated[Format, typer.Option("--format", help="auto looks into the file.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Of a dump of attention: 0,10,20; all if left out.")] = None,
@@ -102,6 +102,7 @@ def import_(
             "identical": "was there already, the same",
             "replaced": "replaced",
             "as-new": f"imported; {trace.original} is another trace and stays",
+            "renamed": f"imported; no command would find it as {trace.original!r}",
         }[trace.status]
         narrator.print(output.marked(f"{trace.trace_id}: {said}"))
 

@@ -153,7 +153,11 @@ def _listed(rows: list[dict[str, Any]], most: int, *, quiet: bool, as_json: bool
     more, rows = 0 <= most < len(rows), rows[:most] if most >= 0 else rows
     if as_json:
         marks = str.maketrans("", "", MATCH_BEGIN + MATCH_END)
-        output.print_json([{k: v.translate(marks) if k == "snippet" else v for k, v in row.items()} for row in rows])
+        for row in rows:
+            row["complete"] = bool(row["complete"])
+            if "snippet" in row:
+                row["snippet"] = row["snippet"].translate(marks)
+        output.print_json(rows)
         return
     console = output.speaker()
     for row in rows:

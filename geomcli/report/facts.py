@@ -16,7 +16,7 @@ from geomcli.layers import LayerView, layer_views, request_view
 from geomcli.links import layer_ids, layers_of, links_of, sink_count
 from geomcli.report.columns import Columns
 from geomcli.schema import Record, has_numbers
-from geomcli.sources import Source, prompt_length, prompt_texts
+from geomcli.sources import Source, prompt_length, prompt_texts, sources_of
 from geomcli.spans import lookback, read_spans, sentence_spans
 from geomcli.trace import Trace
 from geomcli.zones import UNKNOWN, ZONES_V1
@@ -70,6 +70,7 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
         "compass": {"window": DRIFT_WINDOW, "warn": WARN_THRESHOLD, "halt": HALT_THRESHOLD},
         "bins": bin_edges(),
         "sinks": sink_count(trace),
+        "underSinks": _under_sinks(trace),
         "layers": layers,
         "layer": own[0][0] if own else None,
         "experts": experts,
@@ -79,6 +80,16 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
         "columns": columns.manifest,
     }
     return {name: _harmless(value) for name, value in facts.items()}, columns
+
+
+def _under_sinks(trace: Trace) -> list[str | None]:
+    """Name of the message that each of the sinks of the prompt is in, None where it is the template."""
+    owners: list[str | None] = [None] * min(sink_count(trace), len(prompt_texts(trace)))
+    for source in sources_of(trace, division="messages", sinks=0):
+        if source.kind == "message":
+            for start, end in source.ranges:
+                owners[start:end] = [source.name] * len(owners[start:end])
+    return owners
 
 
 def _harmless(value: Any) -> Any:

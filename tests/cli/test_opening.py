@@ -6,8 +6,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import zstandard
+from safetensors.numpy import save_file
 
 from geomcli import jsonl
 from geomcli.tui.app import DEMO_FILE
@@ -114,6 +116,21 @@ def test_traces_of_a_file_with_several_are_compared(home: dict[str, str], tmp_pa
     apart = geom("compare", "one.jsonl", "two.jsonl", "--json", env=home, cwd=tmp_path)
     done = geom("compare", DEMO_FILE, DEMO_FILE, *numbers, "--json", env=home, cwd=tmp_path)
     assert json.loads(done.stdout) == json.loads(apart.stdout)
+
+
+def test_a_dump_of_attention_is_imported_first(home: dict[str, str], tmp_path: Path) -> None:
+    meta = json.dumps({"prompt_len": 2})
+    np.savez(tmp_path / "dump.npz", meta=np.array(meta), attentions=np.full((1, 1, 3, 3), np.tril(np.ones(3)) / 3))
+    save_file({"attentions.0": np.eye(3)[None]}, tmp_path / "dump.safetensors", metadata={"meta": meta})
+    for command in (*READERS, "tui"):
+        for name in ("dump.npz", "dump.safetensors"):
+            words = ["tui", name] if command == "tui" else reading(command, name)
+            done = geom(*words, env=home, cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "a dump of attention has to be imported first" in " ".join(done.stderr.split())
+            assert f"try: geom traces import {name}, then with the id" in done.stderr
+    absent = geom("report", "absent.npz", env=home, cwd=tmp_path)
+    assert "absent.npz: No such file" in absent.stderr
 
 
 def test_each_refusal_says_what_mends_it(home: dict[str, str], tmp_path: Path, traces: list[bytes]) -> None:

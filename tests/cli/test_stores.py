@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,60 @@ def test_exports_go_to_stdout_and_nothing_is_no_export(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "stdin is empty" in done.stderr
     assert kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["last", "-", ""])
+def test_an_id_that_names_something_else_is_not_taken(tmp_path: Path, name: str) -> None:
+    db = filled(tmp_path / "traces.db", "mine")
+    header, *rest = records([entry(1, "Hi", LOCAL)])
+    text = jsonl.dump([{**header, "trace_id": name}, *rest])
+    for more in ((), ("--replace",)):
+        refused = geom("traces", "import", *more, "-", db=db, stdin=text)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        said = " ".join(refused.stderr.split())
+        assert f"the id {name!r}, by which no command would find it" in said
+        assert "geom traces import --as-new FILE" in said
+    taken = geom("traces", "import", "--as-new", "-", db=db, stdin=text)
+    made = taken.stdout.strip()
+    assert taken.returncode == 0
+    assert f"{made}: imported; no command would find it as {name!r}" in taken.stderr.replace("\n", " ")
+    assert json.loads(geom("traces", "show", made, "--json", db=db).stdout)[0]["trace_id"] == made
+
+
+def test_an_import_that_was_killed_leaves_nothing_for_long(tmp_path: Path) -> None:
+    db = tmp_path / "traces.db"
+    first, second = (jsonl.dump(records([entry(1, "Hi", LOCAL)], trace_id=name)) for name in ("first", "second"))
+
+    def begun() -> tuple[subprocess.Popen[str], Path]:
+        before = set(tmp_path.glob(".import-*"))
+        process = subprocess.Popen(
+            [GEOM, "traces", "import", "--db", db, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not (
+            made := {path for path in set(tmp_path.glob(".import-*")) - before if (path / "traces.db").exists()}
+        ):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        return process, made.pop()
+
+    killed, left = begun()
+    killed.kill()
+    killed.communicate()
+    assert left.exists()
+    notes = tmp_path / ".import-notes"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("kept")
+
+    running, workplace = begun()
+    assert not left.exists()
+    assert geom("traces", "import", "-", db=db, stdin=second).stdout == "second\n"
+    assert workplace.exists(), "its process lives"
+    assert running.communicate(first)[0] == "first\n"
+    assert list(tmp_path.glob(".import-*")) == [notes]
+    assert [path.name for path in notes.iterdir()] == ["mine.txt"]
+    assert sorted(geom("traces", "ls", "-q", db=db).stdout.split()) == ["first", "second"]
 
 
 @pytest.mark.parametrize("day", ["2026-11-26", "20261126", "2026-W48-4"])

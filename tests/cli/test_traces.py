@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from geomcli import jsonl
@@ -56,6 +57,7 @@ def test_lists(home: dict[str, str]) -> None:
     assert ids("ls", "--since", "7d", env=home) == []
     assert "No such traces." in geom("ls", "--since", "7d", env=home).stderr
     rows = json.loads(geom("ls", "--json", env=home).stdout)
+    assert all(row["complete"] is True for row in rows)
     assert [row["dominant_zone"] for row in rows] == ["semantic_bridge", "long_range", "syntax_floor"]
     for arguments, said in ((("--zone", "x"), "there is no zone 'x'"), (("--since", "x"), "'x' is no time")):
         refused = geom("ls", *arguments, env=home)
@@ -234,3 +236,12 @@ def test_removal_on_a_terminal_asks(home: dict[str, str], answer: str, left: int
     assert process.wait(timeout=30) == code
     os.close(ours)
     assert len(ids("ls", env=home)) == left
+
+
+def test_an_imported_trace_has_no_engine_and_no_end_to_miss(home: dict[str, str], tmp_path: Path) -> None:
+    rows = np.tril(np.ones((1, 1, 5, 5))) / np.arange(1, 6)[:, None]
+    np.savez(tmp_path / "dump.npz", meta=np.array(json.dumps({"prompt_len": 3})), attentions=rows)
+    (made,) = ids("import", tmp_path / "dump.npz", env=home)
+    said = geom("show", made, env=home).stderr
+    assert "2 tokens · imported" in said
+    assert "0 B" not in said

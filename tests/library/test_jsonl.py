@@ -44,7 +44,7 @@ def test_several_traces_in_one_file() -> None:
     [
         ("{", "line 2: Input data was truncated"),
         ("[]", "line 2: Expected `object`"),
-        ("{}", "no kind of record is called None"),
+        ("{}", "it has no `record_type`"),
         ('{"record_type": []}', "no kind of record"),
         ('{"record_type": "picture"}', "'picture'"),
         ('{"record_type": "token"}', "missing required field `index`"),

@@ -20,6 +20,7 @@ from geomcli.fingerprint import round_significant
 from geomcli.migrations import migrations
 from geomcli.schema import Entry
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.trace import Trace, TraceBuilder, entry_of, step_record
 from geomcli.zones import ZONE_NAMES
 
@@ -96,7 +97,7 @@ def test_fingerprints_of_full_precision_are_not_cut(tmp_path: Path) -> None:
 def test_listing_finding_and_the_title(tmp_path: Path) -> None:
     with Store(tmp_path / "t.db") as store:
         ids = [store.add(trace_of([])) for _ in range(3)]
-        rows = store.ls(limit=2)
+        rows = list_traces(store, limit=2)
         assert len(rows) == 2
         assert rows[0]["title"] == "Hello there"
         assert rows[0]["tokens"] == 7
@@ -120,7 +121,7 @@ def test_a_trace_that_was_cut_off_keeps_its_committed_part(tmp_path: Path) -> No
         writer.flush()
         # A second connection sees it while the first is still open.
         with Store(tmp_path / "t.db") as reader:
-            assert reader.ls()[0]["complete"] == 0
+            assert list_traces(reader)[0]["complete"] == 0
             assert list(reader.records(reader.find("last"))) == records[:6]
 
 
@@ -148,7 +149,7 @@ def test_a_transaction_that_fails_leaves_nothing_of_itself(tmp_path: Path) -> No
         store.add(records)
         with pytest.raises(StoreError, match="could not be written"):
             store.add(records)  # the same trace id
-        assert len(store.ls()) == 1
+        assert len(list_traces(store)) == 1
 
 
 def test_a_fresh_store_can_be_opened_by_many_processes_at_once(tmp_path: Path) -> None:
@@ -180,8 +181,8 @@ def test_four_writers_at_once(tmp_path: Path) -> None:
         thread.join()
     assert not failures
     with Store(path) as store:
-        assert len(store.ls(limit=100)) == 40
-        assert all(row["complete"] for row in store.ls(limit=100))
+        assert len(list_traces(store, limit=100)) == 40
+        assert all(row["complete"] for row in list_traces(store, limit=100))
 
 
 def test_migrations_are_recorded_and_search_finds_messages(tmp_path: Path) -> None:

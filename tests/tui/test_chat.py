@@ -18,6 +18,7 @@ from geomcli import jsonl
 from geomcli.display import END_MARK
 from geomcli.schema import Record
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui.app import GeomApp
 from geomcli.tui.panes.chat import ChatPane
 from geomcli.tui.session import Overlay, Place
@@ -211,7 +212,7 @@ async def test_save_and_export_keep_every_record(make_app: MakeApp, demo: list[l
         await settled(pilot)
         assert all(turn.saved for turn in app.session.turns)
     with Store(app.storage.path) as store:
-        assert {row["id"] for row in store.ls()} == {records[0]["trace_id"] for records in demo}
+        assert {row["id"] for row in list_traces(store)} == {records[0]["trace_id"] for records in demo}
     (exported,) = tmp_path.glob("*.jsonl")
     assert jsonl.load(exported) == demo
 

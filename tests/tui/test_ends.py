@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from tests.tui.faulty import entry, event, serving
 from tests.tui.terminal import Terminal, alive, terminal
 
@@ -71,7 +72,7 @@ def test_an_answer_in_flight_is_kept(home: dict[str, str], tmp_path: Path, end: 
                 time.sleep(0.1)
             assert alive(processes) == set()
     with Store(database) as store:
-        (row,) = store.ls()
+        (row,) = list_traces(store)
         records = list(store.records(row["id"]))
     assert row["complete"]
     assert row["tokens"] >= 8

@@ -15,6 +15,7 @@ from textual.pilot import Pilot
 from geomcli import config, jsonl
 from geomcli.schema import Record
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui.app import DEMO_FILE, GeomApp
 from geomcli.tui.live import State
 from geomcli.tui.panes.chat import ChatPane
@@ -123,7 +124,7 @@ class _raw(Server):  # noqa: N801  (a context manager)
 async def test_a_locked_store_is_written_later_and_nothing_is_missing(
     make_app: MakeApp, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geomcli.store._BUSY_MS", 50)
+    monkeypatch.setattr("geomcli.store_connection.BUSY_MS", 50)
     Store(settings.db_path).close()
     lock = sqlite3.connect(settings.db_path, isolation_level=None)
     async with serving(*WORDS, END, "[DONE]") as server:
@@ -139,7 +140,7 @@ async def test_a_locked_store_is_written_later_and_nothing_is_missing(
             await until(lambda: app.session.turns[0].saved)
             await until(lambda: "nothing is missing" in said(app))
     with Store(settings.db_path) as store:
-        (row,) = store.ls()
+        (row,) = list_traces(store)
         assert row["complete"]
         assert row["tokens"] == 20
         assert sum(r["record_type"] == "step" for r in store.records(row["id"])) == 20
@@ -168,7 +169,7 @@ async def test_a_full_disk_keeps_the_answer_on_screen_and_saves_it_when_there_is
             await pilot.press("escape", "ctrl+s")
             await until(lambda: app.session.turns[0].saved)
     with Store(settings.db_path) as store:
-        (row,) = store.ls()
+        (row,) = list_traces(store)
         assert sum(r["record_type"] == "token" for r in store.records(row["id"])) == 199
         assert row["complete"]
 
@@ -177,7 +178,7 @@ async def test_an_answer_that_could_never_be_saved_is_in_a_file_at_the_end(
     make_app: MakeApp, settings: config.Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setattr("geomcli.store._BUSY_MS", 20)
+    monkeypatch.setattr("geomcli.store_connection.BUSY_MS", 20)
     Store(settings.db_path).close()
     lock = sqlite3.connect(settings.db_path, isolation_level=None)
     async with serving(*WORDS, END, "[DONE]") as server:

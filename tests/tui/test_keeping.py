@@ -16,6 +16,7 @@ import pytest
 from geomcli import config, jsonl
 from geomcli.schema import Record
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from tests.tui.conftest import WIDE, MakeApp
@@ -31,7 +32,7 @@ def app_of(make_app: MakeApp, settings: config.Settings, server: Server, db: Pat
 
 def stored(path: Path) -> list[list[Record]]:
     with Store(path) as store:
-        return [list(store.records(row["id"])) for row in store.ls()]
+        return [list(store.records(row["id"])) for row in list_traces(store)]
 
 
 def kinds(records: list[Record]) -> list[str]:
@@ -80,7 +81,7 @@ async def test_a_store_that_can_be_opened_later_gets_the_whole_answer(
 async def test_what_is_owed_is_rescued_though_it_is_no_longer_shown(
     make_app: MakeApp, settings: config.Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("geomcli.store._BUSY_MS", 20)
+    monkeypatch.setattr("geomcli.store_connection.BUSY_MS", 20)
     with locked(settings.db_path):
         async with serving(*WORDS, END, "[DONE]") as server:
             app = app_of(make_app, settings, server)
@@ -242,7 +243,7 @@ async def test_without_saving_nothing_is_written_and_nothing_is_owed(
 async def test_keys_are_answered_while_the_store_is_locked(
     make_app: MakeApp, settings: config.Settings, demo: list[list[Record]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("geomcli.store._BUSY_MS", 3_000)
+    monkeypatch.setattr("geomcli.store_connection.BUSY_MS", 3_000)
     with Store(settings.db_path) as store:
         name = store.add(demo[0])
     app = make_app(demo)

@@ -10,6 +10,7 @@ import pytest
 
 from geomcli import config
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from geomcli.tui.panes.chat import ChatPane
@@ -52,7 +53,7 @@ async def test_an_answer_is_streamed_shown_and_kept(make_app: MakeApp, settings:
             "Hello", "".join(f" word{n}" for n in range(1, 21)), "Again"
         ]  # fmt: skip
     with Store(settings.db_path) as store:
-        assert [row["tokens"] for row in store.ls()] == [20, 20]
+        assert [row["tokens"] for row in list_traces(store)] == [20, 20]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ async def test_an_answer_that_breaks_off_keeps_what_arrived(
             await until(lambda: len(app.session.turns) == 2 and app.session.turns[1].finished)
             assert len(app.session.turns[0].tokens) == 8
     with Store(settings.db_path) as store:
-        assert len(list(store.records(store.ls()[1]["id"]))) == 2 + 16 + 3
+        assert len(list(store.records(list_traces(store)[1]["id"]))) == 2 + 16 + 3
 
 
 async def test_a_server_that_dies_and_returns_is_found(make_app: MakeApp, settings: config.Settings) -> None:
@@ -116,7 +117,7 @@ async def test_a_server_that_dies_and_returns_is_found(make_app: MakeApp, settin
         sent = [(message["role"], message["content"]) for message in server.asked[1]["messages"]]
         assert sent == [("user", "Hello"), ("assistant", "".join(arrived)), ("user", "Still there?")]
     with Store(settings.db_path) as store:
-        assert [(row["tokens"], row["complete"]) for row in store.ls()] == [(20, True), (len(arrived), True)]
+        assert [(row["tokens"], row["complete"]) for row in list_traces(store)] == [(20, True), (len(arrived), True)]
 
 
 async def test_stop_ends_the_answer_and_keeps_it(make_app: MakeApp, settings: config.Settings) -> None:
@@ -142,7 +143,7 @@ async def test_leaving_in_the_middle_of_an_answer_keeps_it(make_app: MakeApp, se
             await pilot.press("ctrl+q")
             await pilot.pause()
     with Store(settings.db_path) as store:
-        (row,) = store.ls()
+        (row,) = list_traces(store)
         kinds = [record["record_type"] for record in store.records(row["id"])]
     assert kinds.count("token") > 2
     assert row["complete"]

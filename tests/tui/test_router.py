@@ -13,6 +13,7 @@ from geomcli import config, preferences
 from geomcli.recommendation import decisions
 from geomcli.schema import Record
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui.app import GeomApp
 from geomcli.tui.live import State
 from geomcli.tui.panes.router import RouterPane
@@ -83,7 +84,7 @@ async def test_what_is_applied_to_the_next_run_is_in_its_request_once(
         assert (body["temperature"], body.get("top_p"), body["attention_fingerprint_mode"]) == (0.0, None, False)
     # The store knows it, too: the trace shows it again when it is opened.
     with Store(settings.db_path) as store:
-        headers = [next(iter(store.records(row["id"]))) for row in store.ls()]
+        headers = [next(iter(store.records(row["id"]))) for row in list_traces(store)]
     assert [applied_to(header) is not None for header in headers] == [False, True, False]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from geomcli.store import Store
+from geomcli.store_listing import list_traces
 from geomcli.tui import panes
 from tests.engine.harness import free_port
 from tests.tui.terminal import alive, terminal
@@ -77,7 +78,7 @@ def _stored(folder: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with Store(folder / "traces.db") as store:
-            rows = [row for row in store.ls() if row["complete"]]
+            rows = [row for row in list_traces(store) if row["complete"]]
         if len(rows) == count:
             assert all(row["tokens"] > 0 for row in rows)
             return

@@ -19,7 +19,7 @@ function head() {
       typeof m.avgEntropy === "number" && tile(short(m.avgEntropy), "mean bin entropy, 0 to 1"),
       typeof m.avgEntropyBits === "number" && tile(`${short(m.avgEntropyBits)} bits`, "mean over positions"),
       drift !== null && tile(short(drift, 3), `largest drift, ${m.compass || "OK"}`),
-      typeof m.attentionBytes === "number" && tile(bytes(m.attentionBytes), "of attention left the engine"),
+      typeof m.attentionBytes === "number" && m.attentionBytes > 0 && tile(bytes(m.attentionBytes), "of attention left the engine"),
       m.finishReason && tile(String(m.finishReason), "why it ended")),
     notes());
 }

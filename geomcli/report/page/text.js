@@ -87,7 +87,10 @@ function promptTurns() {
   const named = new Array(length).fill("template");
   for (const {name, kind, ranges} of facts.sources) {
     for (const [from, to] of ranges) {
-      for (let p = from; p < Math.min(to, length); p++) named[p] = ["template", "sinks", "masked"].includes(kind) ? "template" : name;
+      for (let p = from; p < Math.min(to, length); p++) {
+        if (kind === "sinks") named[p] = facts.underSinks[p] ?? "template";
+        else named[p] = ["template", "masked"].includes(kind) ? "template" : name;
+      }
     }
   }
   const made = [];
