@@ -57,5 +57,9 @@ class StoreError(GeomError):
     """The trace store cannot be opened, read or written."""
 
 
+class StoreChanged(StoreError):
+    """A store that was read as it lay there, and was written meanwhile: it has to be opened anew."""
+
+
 class TraceError(GeomError):
     """A file that is no trace, or two traces that cannot be compared."""

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from geomcli.errors import StoreError
+from geomcli.errors import StoreChanged, StoreError
 from geomcli.fingerprint import FINGERPRINT_SIZE, pack, unpack
 from geomcli.migrations import INSERT_SUMMARY
 from geomcli.schema import Record
@@ -203,10 +203,11 @@ class Store:
             names = [column[0] for column in cursor.description]
             for row in cursor:
                 yield dict(zip(names, row, strict=True))
-        except sqlite3.Error as error:
+            changed = self._immutable is not None and self._immutable != Stamp.of(self.path)
+        except (OSError, sqlite3.Error) as error:
             raise StoreError(f"the trace store {self.path} cannot be read: {error}.") from None
-        if self._immutable is not None and self._immutable != Stamp.of(self.path):
-            raise StoreError(f"the trace store {self.path} was written while it was read.", "the same command again")
+        if changed:
+            raise StoreChanged(f"the trace store {self.path} was written while it was read.", "the same command again")
 
     def rows(self, sql: str, parameters: tuple[Any, ...] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """What a SELECT finds, by column name; StoreError when it cannot be read."""

@@ -52,10 +52,13 @@ def connect(path: Path, *, create: bool) -> Connected:
     """
     try:
         on_disk = create or path.exists()
+        if on_disk and not create and not _writable(path):
+            # SQLite would open it all the same, and leave files there that its owner may not write.
+            return _for_reading(path)
         if on_disk:
             path.parent.mkdir(parents=True, exist_ok=True)
         alone = folder_locked(path.parent) if on_disk else contextlib.nullcontext()
-        with _opened(str(path) if on_disk else ":memory:") as connection, alone:
+        with _opened(path.absolute() if on_disk else ":memory:") as connection, alone:
             _bring_up_to_date(connection, path)
         return Connected(connection)
     except (OSError, sqlite3.Error) as error:
@@ -67,23 +70,26 @@ def connect(path: Path, *, create: bool) -> Connected:
 
 
 def _for_reading(path: Path) -> Connected:
-    uri = path.resolve().as_uri()
-    wal = path.with_name(f"{path.name}-wal")
+    real = path.resolve()  # SQLite follows links before it looks for what lies beside a database
     try:
-        try:
-            with _opened(f"{uri}?mode=ro") as connection:
-                _check(connection, path)
-            return Connected(connection)
-        except sqlite3.Error:
-            if wal.exists() and wal.stat().st_size:
-                files = f"{shlex.quote(str(path))} {shlex.quote(str(wal))}"
+        # Where nobody has the store open, opening it in the usual way makes files beside it.
+        if _writable(real) or _beside(real, "-shm").exists():
+            try:
+                with _opened(f"{real.as_uri()}?mode=ro", uri=True) as connection:
+                    _check(connection, path)
+                return Connected(connection)
+            except sqlite3.Error as error:
+                if not _forbidden(error):
+                    raise
+        for left in (_beside(real, "-wal"), _beside(real, "-journal")):
+            if left.exists() and left.stat().st_size:
                 raise StoreError(
-                    f"the trace store {path} cannot be read where nothing may be written: {wal.name} has traces that "
+                    f"the trace store {path} cannot be read where nothing may be written: {left.name} has changes that "
                     "are not in it yet.",
-                    f"cp {files} FOLDER/, then --db FOLDER/{path.name}",
-                ) from None
+                    f"cp {shlex.quote(str(real))} {shlex.quote(str(left))} FOLDER/, then --db FOLDER/{real.name}",
+                )
         stamp = Stamp.of(path)
-        with _opened(f"{uri}?immutable=1") as connection:
+        with _opened(f"{real.as_uri()}?immutable=1", uri=True) as connection:
             _check(connection, path)
         return Connected(connection, stamp)
     except (OSError, sqlite3.Error) as error:
@@ -92,10 +98,18 @@ def _for_reading(path: Path) -> Connected:
         ) from None
 
 
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _writable(path: Path) -> bool:
+    return os.access(path, os.W_OK, effective_ids=True)
+
+
 @contextlib.contextmanager
-def _opened(name: str) -> Iterator[sqlite3.Connection]:
+def _opened(name: str | Path, *, uri: bool = False) -> Iterator[sqlite3.Connection]:
     """A connection that stays open unless the block fails."""
-    connection = sqlite3.connect(name, timeout=BUSY_MS / 1000, isolation_level=None, uri=name.startswith("file:"))
+    connection = sqlite3.connect(name, timeout=BUSY_MS / 1000, isolation_level=None, uri=uri)
     try:
         yield connection
     except BaseException:
@@ -121,7 +135,10 @@ def _bring_up_to_date(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:
-    if STEPS - _applied(connection, path):
+    applied = _applied(connection, path)
+    if not applied:
+        raise StoreError(f"{path} is an empty database, and may not be written.", _OTHER)
+    if STEPS - applied:
         raise StoreError(
             f"the trace store {path} is of an older geom and has to be brought up to date, but may not be written.",
             f"cp {shlex.quote(str(path))} FOLDER/, then --db FOLDER/{path.name}",

@@ -29,6 +29,10 @@ _GZIP = b"\x1f\x8b"
 _NPY = b"\x93NUMPY"
 
 
+class Undecompressed(TraceError):
+    """What is no compressed file, from some place on; the lines in front of that were given out."""
+
+
 class EndsEarly(TraceError):
     """A compressed file that stops in the middle of what it holds; the lines in front of that were given out."""
 
@@ -57,6 +61,7 @@ class _Decompressed(io.RawIOBase):
         import zstandard
 
         self._raw, self._name = raw, name
+        self._error = zstandard.ZstdError
         self._decompressor = zstandard.ZstdDecompressor()
         self._frame = self._decompressor.decompressobj()
         self._fed = False  # whether the frame has begun
@@ -73,7 +78,11 @@ class _Decompressed(io.RawIOBase):
                 if self._fed:
                     raise EndsEarly(f"the compressed file {self._name} ends early: it was cut off.", _WHOLE)
                 return 0
-            self._made, self._fed, self._rest = memoryview(self._frame.decompress(some)), True, b""
+            try:
+                made = self._frame.decompress(some)
+            except self._error as error:
+                raise Undecompressed(str(error).removesuffix(".")) from None
+            self._made, self._fed, self._rest = memoryview(made), True, b""
             if self._frame.eof:
                 self._rest, self._fed = self._frame.unused_data, False
                 self._frame = self._decompressor.decompressobj()
@@ -103,9 +112,7 @@ def lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 )
             if text:
                 yield text
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":  # not imported for files that are not compressed
-            raise
+    except Undecompressed as error:
         raise TraceError(f"{name} cannot be decompressed behind line {number}: {error}.", _WHOLE) from None
 
 

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import shlex
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from geomcli.trace import new_trace_id
 Duplicates = Literal["refuse", "replace", "as-new"]
 Status = Literal["added", "identical", "replaced", "as-new", "renamed"]
 _WORKPLACE, _STAGED, _LOCK = ".import-", "traces.db", "lock"
+_SIGNED = b"geom traces import\n"  # what the lock holds, so that no other file is taken for one
 _OWN_FILES = {_LOCK, *(f"{_STAGED}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))}
 _COPIED = ("messages", "tokens", "segments", "trace_summaries")
 
@@ -153,27 +153,37 @@ def _workplace(folder: Path) -> Iterator[Path]:
     with folder_locked(folder):
         for left in folder.glob(f"{_WORKPLACE}*"):
             with contextlib.suppress(OSError):
-                if {path.name for path in left.iterdir()} <= _OWN_FILES:
-                    os.close(_locked(left))
-                    shutil.rmtree(left)
-        made = tempfile.TemporaryDirectory(dir=folder, prefix=_WORKPLACE)
-        lock = _locked(Path(made.name))
+                _sweep(left)
+        made = Path(tempfile.mkdtemp(dir=folder, prefix=_WORKPLACE))
+        lock = os.open(made / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(lock, _SIGNED)
+        fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        yield Path(made.name) / _STAGED
+        yield made / _STAGED
     finally:
-        made.cleanup()
+        with folder_locked(folder), contextlib.suppress(OSError):
+            _clear(made)
         os.close(lock)
 
 
-def _locked(workplace: Path) -> int:
-    """A handle that keeps a workplace; OSError where another has it, or it is no folder."""
-    handle = os.open(workplace / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+def _sweep(left: Path) -> None:
+    """Remove what a killed import left; OSError where it is a live one's, or not an import's at all."""
+    if left.is_symlink() or not {path.name for path in left.iterdir()} <= _OWN_FILES:
+        return
+    lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise
-    return handle
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.read(lock, len(_SIGNED) + 1) == _SIGNED:
+            _clear(left)
+    finally:
+        os.close(lock)
+
+
+def _clear(workplace: Path) -> None:
+    # The lock goes last: without it nobody knows whose the rest is.
+    for name in sorted(_OWN_FILES, key=_LOCK.__eq__):
+        (workplace / name).unlink(missing_ok=True)
+    workplace.rmdir()
 
 
 def _stage(staged: Store, records: Iterable[Record]) -> list[str]:

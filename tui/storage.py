@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from geomcli.errors import GeomError, StoreError
+from geomcli.errors import GeomError, StoreChanged, StoreError
 from geomcli.schema import Record
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ class Storage:
         def act() -> T:
             try:
                 return action(self._opened())
+            except StoreChanged:
+                self._end()
+                self._store = None
+                raise
             except GeomError:
                 raise
             except Exception as error:

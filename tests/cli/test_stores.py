@@ -179,6 +179,28 @@ def test_an_import_that_was_killed_leaves_nothing_for_long(tmp_path: Path) -> No
     assert sorted(geom("traces", "ls", "-q", db=db).stdout.split()) == ["first", "second"]
 
 
+def test_what_only_looks_like_an_import_stays(tmp_path: Path) -> None:
+    db = tmp_path / "traces.db"
+    backup, empty, tree, foreign = (tmp_path / f".import-{name}" for name in ("backup", "empty", "tree", "foreign"))
+    for folder in (backup, empty, tree, foreign):
+        folder.mkdir()
+    with Store(backup / "traces.db") as store:
+        store.add(records([entry(1, "Hi", LOCAL)], trace_id="precious"))
+    (tree / "traces.db").mkdir()
+    (foreign / "lock").write_text("of somebody else")
+    link = tmp_path / ".import-link"
+    link.symlink_to(backup)
+    text = jsonl.dump(records([entry(1, "Hi", LOCAL)], trace_id="new"))
+    assert geom("traces", "import", "-", db=db, stdin=text).stdout == "new\n"
+    with Store(backup / "traces.db") as store:
+        assert store.has("precious")
+    assert [path.name for path in backup.iterdir()] == ["traces.db"]
+    assert empty.is_dir()
+    assert (tree / "traces.db").is_dir()
+    assert (foreign / "lock").read_text() == "of somebody else"
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize("day", ["2026-11-26", "20261126", "2026-W48-4"])
 def test_a_day_counts_to_its_end(tmp_path: Path, day: str) -> None:
     db = tmp_path / "traces.db"

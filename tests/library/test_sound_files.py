@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from geomcli.comparison import compare, compare_sides
 from geomcli.comparison_side import SideView
 from geomcli.schema import Record
 from geomcli.trace import Trace
+from tests.conftest import GEOM
 from tests.library.made_traces import LOCAL, LONG, entry, records, traces
 
 SOUND = records([entry(1, " the", LOCAL), entry(2, " sky", LONG, layer_id=None), entry(3, " is")], trace_id="s")
@@ -85,6 +87,13 @@ UNUSUAL = {
     "a fingerprint of 19": changed(STEP, fingerprint=[0.0] * 19),
     "a kind that nobody knows": changed(STEP, record_type="steppe"),
     "a mark in front of it": ["\ufeff" + lines(SOUND)[0], *lines(SOUND)[1:]],
+    "a blank line": [lines(SOUND)[0], "\n", *lines(SOUND)[1:]],
+    "two records on a line": [lines(SOUND)[0].strip(), *lines(SOUND)[1:]],
+    "a record on two lines": [lines(SOUND)[0].replace(",", ",\n", 1), *lines(SOUND)[1:]],
+    "carriage returns alone": [line.replace("\n", "\r") for line in lines(SOUND)],
+    "nested too deep to be written": [
+        line.replace('"DEEP"', '{"a":' * 980 + "1" + "}" * 980) for line in changed(0, capture={"a": "DEEP"})
+    ],
 }
 
 
@@ -95,10 +104,44 @@ def test_what_is_unusual_is_left_to_the_tolerant_reader(tmp_path: Path, name: st
     assert sound_files.read(path) is None
 
 
-def test_so_are_damaged_compression_and_what_is_no_file(tmp_path: Path) -> None:
+def test_damage_where_no_comparison_looks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for number in range(len(SOUND)):
+        made = [line.encode() for line in lines(SOUND)]
+        made[number] = made[number].rstrip(b"}\n") + b',"note":"\xff"}\n'
+        path.write_bytes(b"".join(made))
+        assert sound_files.read(path) is None, number
+
+
+PACKED = zstandard.ZstdCompressor(write_checksum=True).compress(jsonl.dump(SOUND).encode())
+
+
+@pytest.mark.parametrize(
+    "damaged", [PACKED[:-9], PACKED[:-1] + bytes([PACKED[-1] ^ 1]), PACKED + b"garbage", PACKED + bytes(50)]
+)
+def test_so_is_damaged_compression_which_is_named(tmp_path: Path, damaged: bytes) -> None:
     path = tmp_path / "a.jsonl.zst"
-    path.write_bytes(zstandard.compress(jsonl.dump(SOUND).encode())[:-9])
+    path.write_bytes(damaged)
     assert sound_files.read(path) is None
+    done = subprocess.run([GEOM, "compare", path, path], capture_output=True, text=True)
+    assert done.returncode in (0, 1)
+    assert "Traceback" not in done.stderr
+    assert "ends early" in done.stderr or "cannot be decompressed behind line" in done.stderr
+
+
+def test_of_links_only_their_layers_are_kept(tmp_path: Path) -> None:
+    layers = {"3": {"token_positions": list(range(64))}, "7": {"token_positions": list(range(64))}}
+    made = records([entry(1, "a", LOCAL, layers=layers, moe={"3": {}}), entry(2, "b", LONG)], trace_id="s")
+    path = tmp_path / "a.jsonl"
+    path.write_text(jsonl.dump(made))
+    sound = sound_files.read(path)
+    assert sound is not None
+    assert sound.steps[0].attention == {"layers": {"3": None, "7": None}}
+    assert sound.steps[0].moe is None
+    assert side(path).layers == SideView(Trace(made), "A").layers == (3, 7, 29)
+
+
+def test_so_is_what_is_no_file(tmp_path: Path) -> None:
     assert sound_files.read(tmp_path / "none.jsonl") is None
     assert sound_files.read(tmp_path) is None
 

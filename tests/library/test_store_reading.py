@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlite_utils import Database
 
-from geomcli.errors import StoreError
+from geomcli.errors import StoreChanged, StoreError
 from geomcli.migrations import m001_traces, migrations
 from geomcli.store import Store
 from geomcli.store_listing import list_traces, search_traces
@@ -82,12 +82,50 @@ def test_beside_one_who_writes(folder: Path, path: Path) -> None:
             assert [row["title"] for row in list_traces(store)] == ["written by another"]
     folder.chmod(0o755)
     (folder / "traces.db-shm").unlink()
-    with (
-        unwritable(folder),
-        pytest.raises(StoreError, match=r"traces\.db-wal has traces that are not in it") as refused,
-    ):
+    elsewhere = folder / "links"
+    elsewhere.mkdir()
+    link = elsewhere / "link.db"
+    link.symlink_to(path)
+    for name in (path, link):
+        with (
+            unwritable(folder),
+            pytest.raises(StoreError, match=r"traces\.db-wal has changes that are not in it") as refused,
+        ):
+            read(name)
+        assert refused.value.mend == f"cp {path} {path}-wal FOLDER/, then --db FOLDER/traces.db"
+
+
+def test_what_another_tool_left_half_done_is_not_read(folder: Path, path: Path) -> None:
+    (folder / "traces.db-journal").write_bytes(b"half a transaction")
+    with unwritable(folder, path), pytest.raises(StoreError, match=r"traces\.db-journal has changes"):
         read(path)
-    assert refused.value.mend == f"cp {path} {path}-wal FOLDER/, then --db FOLDER/traces.db"
+
+
+def test_a_reader_leaves_nothing_that_its_owner_may_not_write(folder: Path, path: Path) -> None:
+    folder.chmod(0o777)
+    path.chmod(0o644)
+    with unwritable(path):
+        assert read(path) == ["one"]
+        assert [made.name for made in folder.iterdir()] == ["traces.db"]
+
+
+def test_names_that_sqlite_would_take_for_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = Path("file:x.db?mode=memory")
+    with Store(name) as store:
+        store.add(records([entry(1, "Hi", LOCAL)], trace_id="one"))
+    assert (tmp_path / name).is_file()
+    assert read(name) == ["one"]
+
+
+def test_a_store_that_goes_while_it_is_read(folder: Path, path: Path) -> None:
+    with unwritable(folder, path):
+        store = Store(path, create=False)
+    with store:
+        folder.chmod(0o755)
+        path.unlink()
+        with pytest.raises(StoreError, match="cannot be read"):
+            list_traces(store)
 
 
 def test_what_was_written_meanwhile_is_not_taken_for_what_is_there(folder: Path, path: Path) -> None:
@@ -97,7 +135,7 @@ def test_what_was_written_meanwhile_is_not_taken_for_what_is_there(folder: Path,
         assert len(list_traces(store)) == 1
         with path.open("ab") as stream:
             stream.write(bytes(4096))
-        with pytest.raises(StoreError, match="was written while it was read"):
+        with pytest.raises(StoreChanged, match="was written while it was read"):
             list_traces(store)
 
 
