@@ -20,6 +20,8 @@ Labels = NDArray[np.int64]
 
 NOISE = -1
 SMALLEST = 5  # fingerprints that make a group
+# Standard deviations. Members that are all the same are still found when they come with fewer digits.
+SMALLEST_RADIUS = 0.01
 # A group has at least one fortieth of the points: smaller ones are more than can be told apart in a list.
 _SHARE = 40
 # HDBSCAN's time grows with the square of n, and it keeps Python's lock for half a second at 4,000 points.
@@ -118,10 +120,10 @@ def find(
     place[order] = np.arange(count)
     labels[rows] = np.where(raw >= 0, place[raw], NOISE)
     members = [np.flatnonzero(labels[rows] == k) for k in range(count)]
-    centres = np.array([z[some[medoid_of(z[some])]] for some in members])
-    apart = np.sqrt(((z - centres[labels[rows]]) ** 2).sum(axis=1))
-    radii = np.array([np.quantile(apart[labels[rows] == k], coverage) for k in range(count)])
-    made = Clusters(labels, centres * scale + mean, radii, mean, scale, wanted)
+    medoids = np.array([some[medoid_of(z[some])] for some in members])
+    apart = np.sqrt(((z - z[medoids][labels[rows]]) ** 2).sum(axis=1))
+    radii = np.array([max(float(np.quantile(apart[some], coverage)), SMALLEST_RADIUS) for some in members])
+    made = Clusters(labels, f[rows][medoids], radii, mean, scale, wanted)
     if len(rows) < len(finite):
         others = np.setdiff1d(finite, rows)
         labels[others] = made.assign(f[others])

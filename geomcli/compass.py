@@ -43,6 +43,14 @@ def drift(histograms: NDArray[Any]) -> float:
     return float(drifts(histograms))
 
 
+def directions_of(fingerprints: NDArray[Any]) -> NDArray[np.float64]:
+    """Unit vectors [m, 16], the roots of the histograms of fingerprints [m, 20]; zeros where a histogram is empty."""
+    hist = np.maximum(np.atleast_2d(np.asarray(fingerprints, dtype=np.float64))[:, -N_BINS:], 0.0)
+    roots = np.sqrt(hist)
+    made: NDArray[np.float64] = roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-12)
+    return made
+
+
 def bhattacharyya_angle(a: NDArray[Any], b: NDArray[Any]) -> float:
     """Angle in radians between two histograms [16], in [0, pi/2]."""
     u, v = np.sqrt(np.asarray(a, dtype=np.float64)), np.sqrt(np.asarray(b, dtype=np.float64))

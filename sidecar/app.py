@@ -5,16 +5,19 @@ from __future__ import annotations
 import hmac
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from geomcli import __version__
-from geomcli.errors import StoreError
+from geomcli.errors import GeomError, StoreError
 from geomcli.sidecar import documents as d
 from geomcli.sidecar import metrics
 from geomcli.sidecar.grouping import Cluster
@@ -37,12 +40,19 @@ def application(service: Service, *, key: str = "") -> FastAPI:
 
     app = FastAPI(title="geom sidecar", version=__version__, lifespan=lifespan)
 
-    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        said = "" if given is None else given.credentials
-        if key and not hmac.compare_digest(said.encode(), key.encode()):
+    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        # Headers come as Latin-1.
+        said = b"" if given is None else given.credentials.encode("latin-1", "replace")
+        if key and not hmac.compare_digest(said, key.encode()):
             raise HTTPException(
                 401, "this sidecar wants its key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"}
             )
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(_request: Request, error: RequestValidationError) -> JSONResponse:
+        """Where and why, without what was sent: that may be long, and no JSON."""
+        said = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
+        return JSONResponse({"detail": said}, 422)
 
     router = APIRouter(dependencies=[Depends(allowed)], responses=_REFUSALS)
     _add_traffic(router, service)
@@ -90,7 +100,10 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
     @router.post("/recluster")
     def recluster() -> d.Regrouped:
         """Group the newest fingerprints now."""
-        now = grouping.recluster()
+        try:
+            now = grouping.recluster()
+        except (GeomError, BrokenProcessPool) as error:
+            raise HTTPException(503, f"the fingerprints could not be grouped: {error}") from None
         return d.Regrouped(clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
 
     @router.post("/storage/flush")

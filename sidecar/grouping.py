@@ -5,10 +5,12 @@ HDBSCAN runs in a process of its own, since it keeps Python's lock for longer th
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
@@ -18,10 +20,11 @@ from numpy.typing import NDArray
 
 from geomcli import clusters
 from geomcli.clusters import NOISE, Clusters
+from geomcli.compass import directions_of
 from geomcli.discovery.traits import Trait, ZoneOf, name_of, traits_of
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.sidecar.messages import Message
-from geomcli.sidecar.online import OnlineClusters, roots_of
+from geomcli.sidecar.online import OnlineClusters
 from geomcli.zones import classify
 
 Floats = NDArray[np.float64]
@@ -78,14 +81,14 @@ class Grouping:
         self._thread.start()
 
     def put(self, messages: Sequence[Message]) -> None:
-        rows = np.frombuffer(b"".join(m.fingerprint for m in messages), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
+        every = np.frombuffer(b"".join(m.fingerprint for m in messages), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
         with self._lock:
-            rows = rows[-len(self._values) :]
+            rows = every[-len(self._values) :]
             places = (self._filled + np.arange(len(rows))) % len(self._values)
             self._values[places] = rows
             self._filled += len(rows)
             if self.is_online:
-                self.online.add(rows)
+                self.online.add(every)
 
     def newest(self) -> Floats:
         """[n, 20]: what is grouped, oldest first."""
@@ -107,6 +110,7 @@ class Grouping:
                 found.clusters, found.n, found.noise, time.time(), time.perf_counter() - began, found.batch
             )
             self.runs += 1
+            self.error = ""
             return self.now
 
     def predict(self, fingerprint: NDArray[Any]) -> tuple[Cluster | None, float, float]:
@@ -119,8 +123,8 @@ class Grouping:
             apart = np.sqrt((((now.batch.medoids - now.batch.mean) / now.batch.scale - z) ** 2).sum(axis=1))
             radii = now.batch.radii
         else:
-            centres = roots_of(np.array([cluster.centroid for cluster in now.clusters]))
-            apart = np.arccos(np.clip(centres @ roots_of(fingerprint)[0], -1.0, 1.0))
+            centres = directions_of(np.array([cluster.centroid for cluster in now.clusters]))
+            apart = np.arccos(np.clip(centres @ directions_of(fingerprint)[0], -1.0, 1.0))
             radii = np.array([cluster.radius for cluster in now.clusters])
         inside = np.flatnonzero(apart <= radii * (1 + 1e-9))
         best = int(inside[apart[inside].argmin()]) if len(inside) else int((apart / np.maximum(radii, 1e-9)).argmin())
@@ -143,8 +147,12 @@ class Grouping:
     def _batch(self, values: Floats) -> Grouped:
         if self._pool is None:
             # No fork: threads are running.
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        found = self._pool.submit(clusters.find, values, sample=SAMPLE).result()
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet)
+        try:
+            found = self._pool.submit(clusters.find, values, sample=SAMPLE).result()
+        except BrokenProcessPool:
+            self._pool = None  # the next one gets a process of its own
+            raise
         described = [_described(values, found.labels, k, float(found.radii[k])) for k in range(len(found))]
         return Grouped(described, len(values), int((found.labels == NOISE).sum()), batch=found)
 
@@ -155,10 +163,15 @@ class Grouping:
         for k in range(int(labels.max(initial=NOISE)) + 1):
             members = values[labels == k]
             if len(members):
-                centre = roots_of(members.mean(axis=0))[0]
-                angles = np.arccos(np.clip(roots_of(members) @ centre, -1.0, 1.0))
+                centre = directions_of(members.mean(axis=0))[0]
+                angles = np.arccos(np.clip(directions_of(members) @ centre, -1.0, 1.0))
                 described.append(_described(values, labels, k, float(angles.max())))
         return Grouped(described, len(values), int((labels == NOISE).sum()))
+
+
+def _quiet() -> None:
+    """Ctrl-C in a terminal reaches every process of the group; whoever started this one ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _described(values: Floats, labels: NDArray[np.int64], label: int, radius: float) -> Cluster:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE
+from geomcli.compass import directions_of
 from geomcli.fingerprint import N_BINS
 
 Floats = NDArray[np.float64]
@@ -27,13 +28,6 @@ _FORGOTTEN = 0.5  # weight
 _SHARE = 0.005  # of all weight: less is noise
 _TOUCHING = 1.5  # thresholds between the directions of micro-clusters of one cluster
 _RENORMALISED = 4096
-
-
-def roots_of(fingerprints: NDArray[Any]) -> Floats:
-    """Unit vectors [m, 16] of fingerprints [m, 20]; zeros where a histogram is empty."""
-    hist = np.maximum(np.atleast_2d(np.asarray(fingerprints, dtype=np.float64))[:, -N_BINS:], 0.0)
-    roots = np.sqrt(hist)
-    return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-12))
 
 
 class OnlineClusters:
@@ -59,7 +53,7 @@ class OnlineClusters:
     def add(self, fingerprints: NDArray[Any]) -> None:
         """Fingerprints [m, 20] in their order."""
         cosine = float(np.cos(self.threshold))
-        for u in roots_of(fingerprints):
+        for u in directions_of(fingerprints):
             if not u.any():
                 continue
             self.seen += 1
@@ -117,7 +111,7 @@ class OnlineClusters:
     def labels(self, fingerprints: NDArray[Any]) -> Labels:
         """[m]: the cluster of the nearest micro-cluster of fingerprints [m, 20], NOISE beyond the threshold."""
         directions, _, labels = self.groups()
-        u = roots_of(fingerprints)
+        u = directions_of(fingerprints)
         if not len(directions):
             return np.full(len(u), NOISE, dtype=np.int64)
         near = u @ directions.T

@@ -7,6 +7,7 @@ ZMQ does with it.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ HARD_LIMIT = 1 << 20
 HIGH_WATER = 100_000  # messages that wait in the socket before senders have to
 _BATCH = 500
 _POLL_MS = 100
+_LAST_SECONDS = 1.0  # of senders that go on while it ends
 _REASONS = 20
 
 
@@ -46,19 +48,29 @@ class Receiver:
         self._thread.start()
 
     def close(self) -> None:
-        """Read what has arrived, then stop."""
+        """Take no new senders, read what has arrived for at most a second, then stop."""
         self._closing.set()
-        self._thread.join(30)
-        self._context.destroy(0)
+        self._thread.join()
+        self._context.term()
 
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
 
     def _run(self) -> None:
-        while True:
+        try:
+            self._read()
+        finally:
+            self._socket.close()
+
+    def _read(self) -> None:
+        ends = 0.0
+        while not ends or time.monotonic() < ends:
+            if self._closing.is_set() and not ends:
+                ends = time.monotonic() + _LAST_SECONDS
+                self._socket.unbind(self.url)
             waiting = self._socket.poll(_POLL_MS)
-            if not waiting and self._closing.is_set():
+            if not waiting and ends:
                 return
             batch: list[Message] = []
             for _ in range(_BATCH if waiting else 0):

@@ -53,4 +53,7 @@ class Discoveries:
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
-            self.reload()
+            try:
+                self.reload()
+            except Exception as error:  # a later run is looked at all the same
+                self.error = f"{type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ class Service:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.counters = Counters()
-        self._closed = False
+        self._closed, self.lost = False, 0
         self.storage = Storage(options.db, self.counters)
         self.grouping = Grouping(
             online=options.online, threshold=options.threshold, interval=options.interval, buffer=options.buffer
@@ -55,21 +55,23 @@ class Service:
     def problems(self) -> list[str]:
         """What does not work now, a sentence each."""
         found = [] if self.receiver.alive else ["the receiver has ended: no message is read."]
+        if not self.storage.alive:
+            found.append("the writer has ended: nothing is stored.")
         if self.storage.error:
             found.append(self.storage.error)
         if self.grouping.error:
             found.append(f"grouping failed: {self.grouping.error}.")
         return found
 
-    def close(self) -> None:
-        """What has arrived is stored first. Closed twice, it stays closed."""
-        if self._closed:
-            return
-        self._closed = True
-        self.receiver.close()
-        self._close_rest()
+    def close(self) -> int:
+        """What has arrived is stored first; how many messages could not be. Closed twice, it stays closed."""
+        if not self._closed:
+            self._closed = True
+            self.receiver.close()
+            self.lost = self._close_rest()
+        return self.lost
 
-    def _close_rest(self) -> None:
+    def _close_rest(self) -> int:
         self.discoveries.close()
         self.grouping.close()
-        self.storage.close()
+        return self.storage.close()

@@ -22,6 +22,8 @@ from geomcli.store import Store
 COMMIT_SECONDS = 0.5
 BATCH = 2000
 MOST_WAITING = 200_000
+LAST_SECONDS = 20.0
+_BUSY_SECONDS = 5.0  # that one try waits for another writer
 _INSERT = (
     "INSERT OR IGNORE INTO fingerprints (model, request_id, decode_step, created, fingerprint, zone, phase, sink_mass, "
     "drift, ripple, moe) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -58,6 +60,10 @@ class Storage:
         with self._lock:
             return len(self._waiting)
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def put(self, messages: Sequence[Message]) -> None:
         with self._due:
             room = MOST_WAITING - len(self._waiting)
@@ -73,16 +79,19 @@ class Storage:
             mine = self._asked
             self._due.notify_all()
             done = self._due.wait_for(lambda: self._made >= mine or not self._thread.is_alive(), seconds)
-            if self.error or not done:
+            if self.error or not done or not self._thread.is_alive():
                 raise StoreError(self.error or f"the trace store {self.path} is busy for {seconds:.0f} s.")
 
-    def close(self) -> None:
+    def close(self) -> int:
+        """Write what is left, again and again for LAST_SECONDS; how many messages could not be."""
         with self._due:
             self._closing = True
             self._due.notify_all()
-        self._thread.join(30)
+        self._thread.join()
+        return len(self._waiting)
 
     def _run(self) -> None:
+        ends = 0.0
         with contextlib.closing(_connected(self.path)) as connection:
             while True:
                 with self._due:
@@ -96,7 +105,8 @@ class Storage:
                         del self._waiting[: len(batch)]
                     self._made = asked
                     self._due.notify_all()
-                if closing and (not self._waiting or not written):
+                ends = ends or (time.monotonic() + LAST_SECONDS if closing else 0.0)
+                if closing and (not self._waiting or time.monotonic() > ends):
                     return
                 if not written:
                     time.sleep(COMMIT_SECONDS)
@@ -108,7 +118,7 @@ class Storage:
             connection.execute("BEGIN IMMEDIATE")
             fresh = _insert(connection, batch)
             connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except Exception as error:  # the thread has to live on, whatever is wrong with the store
             with contextlib.suppress(sqlite3.Error):
                 connection.rollback()
             self.error = f"the trace store {self.path} could not be written: {error}."
@@ -121,7 +131,7 @@ class Storage:
 
 
 def _connected(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 

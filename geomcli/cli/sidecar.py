@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Annotated
 import typer
 
 from geomcli.cli import opening, output
-from geomcli.errors import UsageError
+from geomcli.errors import StoreError, UsageError
 
 KEY_VARIABLE = "GEOM_SIDECAR_KEY"
+_GRACE_SECONDS = 3  # for answers that are under way
 
 
 def sidecar(
@@ -49,7 +51,9 @@ def sidecar(
     """
     from geomcli import config
 
-    key = api_key or os.environ.get(KEY_VARIABLE, "")
+    key = (api_key or os.environ.get(KEY_VARIABLE, "")).strip()
+    if not key.isascii():
+        raise UsageError("the key has letters that a header cannot carry.", "--api-key with printable ASCII")
     if not config.is_loopback(f"http://{host}") and not key:
         raise UsageError(f"--host {host} is beyond this machine: it needs a key.", f"--api-key KEY, or {KEY_VARIABLE}")
     path = config.store_path(db=None if db is None else str(db))
@@ -75,11 +79,12 @@ def sidecar(
     if service.discoveries.error:
         console.print(output.marked(f"no /classify yet: {service.discoveries.error}"))
     app = application(service, key=key)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
-    try:
-        server.run(sockets=[listening])
-    finally:
-        service.close()
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
+    # uvicorn passes the signal on that ended it; ending is what was asked for.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(settings).run(sockets=[listening])
+    if lost := service.close():
+        raise StoreError(f"{lost} messages were not stored: {service.storage.error}")
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import time
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +86,7 @@ def write(discovery: Discovery, root: Path) -> Path:
         temporary.mkdir()
         try:
             _fill(temporary, discovery, run_id)
+            load(temporary)
             temporary.rename(final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -119,8 +119,10 @@ def load(path: Path) -> Artifacts:
         with np.load(folder / _MODEL, allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
         return _checked(folder, manifest, arrays)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, msgspec.MsgspecError) as error:
-        raise GeomError(f"the artifacts in {folder} are damaged: {error}.", MAKE) from None
+    except GeomError:
+        raise
+    except Exception as error:  # numpy's readers of damaged files raise what they like
+        raise GeomError(f"the artifacts in {folder} are damaged: {str(error) or type(error).__name__}.", MAKE) from None
 
 
 def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Artifacts:
@@ -134,12 +136,18 @@ def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Art
             raise ValueError(f"{name} has shape {arrays[name].shape}, not {shape}")
         if not np.isfinite(arrays[name]).all():
             raise ValueError(f"{name} has a value that is no number")
+        if name in ("scale", "radii", "angles") and (arrays[name] <= 0).any():
+            raise ValueError(f"{name} has a value that is not above 0")
     curves = []
     for side in ("inside", "outside"):
         x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
         if x.ndim != 1 or x.shape != y.shape:
             raise ValueError(f"the curve {side} has {x.size} and {y.size} corners")
-        curves.append(Curve(x, y, float(arrays[f"{side}_constant"])))
+        constant = float(arrays[f"{side}_constant"])
+        shares = np.append(y, constant)
+        if not (np.isfinite(x).all() and (np.diff(x) >= 0).all() and (shares >= 0).all() and (shares <= 1).all()):
+            raise ValueError(f"the curve {side} is no rising line of shares")
+        curves.append(Curve(x, y, constant))
     return Artifacts(
         folder, manifest, arrays["mean"], arrays["scale"], arrays["medoids"], arrays["radii"], arrays["angles"],
         curves[0], curves[1],

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE
+from geomcli.compass import directions_of
 from geomcli.discovery.artifacts import Artifacts
 from geomcli.discovery.calibration import assigned, distances
 from geomcli.errors import GeomError
-from geomcli.fingerprint import FINGERPRINT_SIZE, N_BINS
+from geomcli.fingerprint import FINGERPRINT_SIZE
 
 Floats = NDArray[np.float64]
 NOISE_NAME = "noise"
@@ -58,9 +59,7 @@ class Classifier:
             )
         self.artifacts = artifacts
         self._medoids = (artifacts.medoids - artifacts.mean) / artifacts.scale
-        hists = np.maximum(artifacts.medoids[:, -N_BINS:], 0.0)
-        roots = np.sqrt(hists / np.maximum(hists.sum(axis=1, keepdims=True), 1e-12))
-        self._directions = roots
+        self._directions = directions_of(artifacts.medoids)
 
     def classify(self, fingerprints: NDArray[Any]) -> list[Classification]:
         """Of fingerprints [m, 20], finite; ValueError else."""

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from geomcli import clusters
 from geomcli.clusters import NOISE, Clusters
-from geomcli.compass import bhattacharyya_angle
+from geomcli.compass import directions_of
 from geomcli.discovery import maps
 from geomcli.discovery.calibration import Calibration, calibrate
 from geomcli.discovery.maps import Map
 from geomcli.discovery.points import Points
 from geomcli.discovery.traits import Trait, ZoneOf, name_of, peak_distance, traits_of, zone_of
 from geomcli.errors import GeomError
-from geomcli.fingerprint import N_BINS
 
 Floats = NDArray[np.float64]
 
 MIN_SAMPLES = 100
 COVERAGE = 0.99
+_SMALLEST_ANGLE = 0.01  # radians
 STAGES = ("reduction", "map", "clusters", "names", "calibration")
 
 
@@ -109,8 +109,8 @@ def _described(points: Points, groups: Clusters, label: int, coverage: float) ->
     f = points.fingerprints
     traits = traits_of(f[members], f, points.ripples[members])
     zone = zone_of([points.zones[place] for place in members.tolist()])
-    centre = groups.medoids[label][-N_BINS:]
-    angles = [bhattacharyya_angle(f[place][-N_BINS:], centre) for place in members.tolist()]
+    roots = directions_of(f[members])
+    angles = np.arccos(np.clip(roots @ directions_of(groups.medoids[label])[0], -1.0, 1.0))
     return Found(
         label,
         name_of(zone, traits),
@@ -119,7 +119,7 @@ def _described(points: Points, groups: Clusters, label: int, coverage: float) ->
         zone,
         traits,
         float(groups.radii[label]),
-        float(np.quantile(angles, coverage)),
+        max(float(np.quantile(angles, coverage)), _SMALLEST_ANGLE),
         peak_distance(f[members]),
     )
 

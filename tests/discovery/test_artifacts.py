@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from geomcli.discovery import artifacts
 from geomcli.discovery.classification import Classifier
 from geomcli.discovery.pipeline import Discovery, Parameters, discover
 from geomcli.errors import GeomError
+from geomcli.fingerprint import fingerprints_from_histograms
 from tests.discovery.made_points import points
 
 FILES = {
@@ -172,3 +174,56 @@ def test_off_manifold_is_an_angle_with_a_radius(learnt: Discovery, run: Path) ->
     assert not far.inside
     assert far.angle > far.radius
     assert not classifier.off_manifold(np.zeros(16)).inside
+
+
+def test_members_that_are_all_the_same_and_bins_that_are_empty(tmp_path: Path) -> None:
+    """A medoid is a member, to the last digit: what standardising and back makes of a 0 has no root."""
+    random = np.random.default_rng(0)
+    for seed in range(8):
+        hists = np.zeros((300, 16))
+        hists[:100] = np.eye(16)[2]
+        hists[100:200, :7] = random.dirichlet(np.full(7, 40.0), 100)
+        hists[200:, 7:] = random.dirichlet(np.full(9, 40.0), 100)
+        given, _ = points(60, noise=0)
+        made = replace(given, fingerprints=fingerprints_from_histograms(random.permutation(hists)))
+        learnt = discover(made, Parameters(umap=False, seed=seed))
+        assert len(learnt.found) == 3
+        rows = {row.tobytes() for row in made.fingerprints.astype(np.float64)}
+        assert all(medoid.tobytes() in rows for medoid in learnt.clusters.medoids)
+        classifier = Classifier(artifacts.load(artifacts.write(learnt, tmp_path)))
+        for label, medoid in enumerate(learnt.clusters.medoids):
+            (one,) = classifier.classify(np.round(medoid, 6))
+            assert one.cluster == label
+            assert np.isfinite([one.confidence, one.distance, one.radius]).all()
+        table = parquet.read_table(tmp_path / "latest" / "embeddings.parquet")
+        assert np.isfinite(table["margin"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("change", [
+    {"radii": np.zeros(5)}, {"radii": -np.ones(5)}, {"scale": np.zeros(20)}, {"inside_y": np.full(2, 7.0)},
+    {"inside_x": np.array([2.0, 1.0])}, {"outside_constant": np.float64(np.nan)},
+])  # fmt: skip
+def test_numbers_that_cannot_be(run: Path, change: dict[str, np.ndarray]) -> None:
+    with np.load(run / "model.npz") as stored:
+        arrays = dict(stored)
+    if "inside_x" in change or "inside_y" in change:
+        arrays["inside_x"], arrays["inside_y"] = np.array([0.0, 1.0]), np.array([0.5, 1.0])
+    np.savez(run / "model.npz", **{**arrays, **change})
+    with pytest.raises(GeomError, match="damaged: "):
+        artifacts.load(run)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\x00"])
+def test_files_that_a_power_cut_leaves(run: Path, content: bytes) -> None:
+    (run / "model.npz").write_bytes(content)
+    with pytest.raises(GeomError, match="damaged: "):
+        artifacts.load(run)
+
+
+def test_what_cannot_be_read_is_not_published(learnt: Discovery, run: Path) -> None:
+    broken = replace(learnt, clusters=replace(learnt.clusters, radii=np.full(5, np.nan)))
+    before = sorted(run.parent.iterdir())
+    with pytest.raises(GeomError, match="damaged"):
+        artifacts.write(broken, run.parent)
+    assert sorted(run.parent.iterdir()) == before
+    assert artifacts.load(run.parent).path == run
