@@ -35,7 +35,10 @@ def align(a: Sequence[Hashable], b: Sequence[Hashable]) -> list[Pair]:
 
 def _order(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     """-1, 0 or 1: a total order of sequences of any tokens."""
-    left, right = (len(a), [repr(t) for t in a]), (len(b), [repr(t) for t in b])
+    if len(a) != len(b):
+        return 1 if len(a) > len(b) else -1
+    differing = ((repr(s), repr(t)) for s, t in zip(a, b, strict=True) if s != t)
+    left, right = next((pair for pair in differing if pair[0] != pair[1]), ("", ""))
     return (left > right) - (left < right)
 
 

@@ -52,15 +52,17 @@ def _sorted(path: Path) -> Sound:
     ended = False
     for block in _blocks(path):
         for record in block:
-            if isinstance(record, Token):
+            if type(record) is Token:
                 if not rest or record.index != len(tokens):
                     raise _Unusual
                 tokens.append(record)
-            elif isinstance(record, Step):
+            elif type(record) is Step:
                 if not last < record.tokenIndex < len(tokens):
                     raise _Unusual
                 last = record.tokenIndex
-                steps.append(_slim(record))
+                if record.attention is not None or record.moe is not None or record.prompt_tokens is not None:
+                    _slim(record)
+                steps.append(record)
             elif isinstance(record, Header) == bool(rest) or (isinstance(record, Metrics) and ended):
                 raise _Unusual  # a second header, no first one, or a second end
             else:
@@ -75,13 +77,12 @@ def _major(version: str) -> str:
     return version.partition(".")[0]
 
 
-def _slim(step: Step) -> Step:
-    """The step without what takes room and no comparison reads."""
+def _slim(step: Step) -> None:
+    """Drop what takes room and no comparison reads."""
     step.moe = step.prompt_tokens = None
     if step.attention:
         named = ((name, step.attention.get(name)) for name in _OF_LAYERS)
         step.attention = {name: dict.fromkeys(layers) for name, layers in named if isinstance(layers, dict)}
-    return step
 
 
 def _blocks(path: Path) -> Iterator[list[AnyRecord]]:
