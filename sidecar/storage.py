@@ -1,4 +1,4 @@
-"""Fingerprints into the store: one thread writes, in batches, at least twice a second; kill -9 loses no more than that.
+"""Fingerprints into the store: one thread writes, in batches, every quarter of a second; kill -9 loses no more than that.
 
 When the store cannot be written, messages wait in memory, as many as MOST_WAITING; later ones are dropped and counted.
 """
@@ -19,7 +19,7 @@ from geomcli.sidecar.counters import Counters
 from geomcli.sidecar.messages import Message
 from geomcli.store import Store
 
-COMMIT_SECONDS = 0.5
+COMMIT_SECONDS = 0.25
 BATCH = 2000
 MOST_WAITING = 200_000
 LAST_SECONDS = 20.0
