@@ -1,4 +1,4 @@
-"""Fingerprints into the store: one thread writes, in batches, each quarter of a second; kill -9 loses no more than that.
+"""Fingerprints into the store: one thread writes, in batches, four times a second; kill -9 loses no more than that.
 
 When the store cannot be written, messages wait in memory, as many as MOST_WAITING; later ones are dropped and counted.
 """
