@@ -12,6 +12,7 @@ import msgspec
 from geomcli.schema import Record
 from geomcli.trace import Trace
 
+_SEVERAL = ("layers", "layer_sketches")  # where a step holds what it has of several layers
 _LAYER = re.compile(r"\d{1,9}", re.ASCII)
 _ROUNDED = 1e-3  # by which a probability may be above 1
 _Position = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -101,7 +102,13 @@ def layers_of(step: Mapping[str, Any]) -> list[int]:
 def layers_named(step: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a step holds of several layers, by name; empty where it has one layer, or where they cannot be read."""
     attention: Mapping[str, Any] = step.get("attention") or {}
-    return _mapping(attention.get("layers")) or _mapping(attention.get("layer_sketches"))
+    return next((found for name in _SEVERAL if (found := _mapping(attention.get(name)))), {})
+
+
+def without_links(attention: Mapping[str, Any]) -> dict[str, Any]:
+    """What `layers_named` needs of a step's attention: the names of its layers, and nothing of their links."""
+    named = ((name, attention.get(name)) for name in _SEVERAL)
+    return {name: dict.fromkeys(layers) for name, layers in named if isinstance(layers, dict)}
 
 
 def layer_ids(names: Iterable[object]) -> set[int]:

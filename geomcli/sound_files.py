@@ -14,12 +14,12 @@ import msgspec
 
 from geomcli import trace_files
 from geomcli.errors import TraceError
+from geomcli.links import without_links
 from geomcli.records import AnyRecord, Header, Metrics, Step, Token
 from geomcli.schema import TRACE_VERSION
 from geomcli.trace import Trace
 
 _BLOCK = 4 << 20  # bytes
-_OF_LAYERS = ("layers", "layer_sketches")
 _decoder = msgspec.json.Decoder(AnyRecord)
 
 
@@ -81,8 +81,7 @@ def _slim(step: Step) -> None:
     """Drop what takes room and no comparison reads."""
     step.moe = step.prompt_tokens = None
     if step.attention:
-        named = ((name, step.attention.get(name)) for name in _OF_LAYERS)
-        step.attention = {name: dict.fromkeys(layers) for name, layers in named if isinstance(layers, dict)}
+        step.attention = without_links(step.attention)
 
 
 def _blocks(path: Path) -> Iterator[list[AnyRecord]]:

@@ -9,7 +9,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -170,10 +169,9 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
                 409, f"no discovery is loaded: {discoveries.error} Try: geom discover, then POST /discovery/reload"
             )
         vectors = [body.vector] if isinstance(body, d.One) else body.vectors
-        found = classifier.classify(np.array(vectors))
         return d.Classifications(
             run_id=classifier.artifacts.manifest.run_id,
-            results=[d.Classified(**msgspec.structs.asdict(one)) for one in found],
+            results=classifier.classify(np.array(vectors)),
         )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from geomcli.discovery.classification import Classification
 from geomcli.fingerprint import FINGERPRINT_SIZE
 
 MOST_VECTORS = 1000
@@ -79,21 +80,9 @@ class Prediction(BaseModel):
     hint: Hint
 
 
-class Classified(BaseModel):
-    cluster: int
-    name: str
-    on_manifold: bool
-    confidence: float
-    nearest: int
-    distance: float
-    radius: float
-    zone: str
-    traits: list[str]
-
-
 class Classifications(BaseModel):
     run_id: str
-    results: list[Classified]
+    results: list[Classification]
 
 
 class Status(BaseModel):

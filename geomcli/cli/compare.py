@@ -16,6 +16,7 @@ import typer
 from geomcli import display
 from geomcli.cli import opening, output
 from geomcli.errors import ExitCode, TraceError, UsageError
+from geomcli.links import without_links
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -140,10 +141,8 @@ def _slim(record: Record) -> Record:
     """A step as far as a comparison wants it: numbers side by side, of its links the layers only."""
     if record.get("fingerprint") is not None:
         record["fingerprint"] = array("d", record["fingerprint"])
-    links = record.get("attention")
-    if links:
-        named = ((k, links.get(k)) for k in ("layers", "layer_sketches"))
-        record["attention"] = {k: dict.fromkeys(layers) for k, layers in named if isinstance(layers, dict)}
+    if record.get("attention"):
+        record["attention"] = without_links(record["attention"])
     return record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -19,7 +20,8 @@ Floats = NDArray[np.float64]
 NOISE_NAME = "noise"
 
 
-class Classification(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Classification:
     """cluster, name: -1 and "noise" where no radius reaches; nearest: the cluster of the medoid that is least radii
     away; distance: to it, radius: its own, both in standard deviations; confidence: share of held-out fingerprints
     with such a margin that were right, in [0, 1]; traits: names.
