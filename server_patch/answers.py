@@ -32,7 +32,8 @@ class Found(NamedTuple):
 class Answer:
     """The request's options, its compass, its place among the trackers, which it gives back when it is forgotten."""
 
-    def __init__(self, options: str, prompt_len: int) -> None:
+    def __init__(self, options: str, prompt_len: int, request: str = "") -> None:
+        self.request = request  # its id, as the sidecar is told
         self._tracker: int | None = None
         self.options = msgspec.json.decode(options, type=CaptureOptions)
         self.prompt_len = prompt_len

@@ -10,6 +10,7 @@ import orjson
 from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.entries import build_entries, error_entry, stopped_entry
+from geomcli.server_patch.sidecar_push import packed
 from geomcli.server_patch.step_numbers import CapturedToken, numbers_of
 from geomcli.server_patch.values import CAPTURED, NOT_CAPTURED, STOPPED, Token, Value
 
@@ -18,10 +19,12 @@ def build(
     answers: Sequence[tuple[Answer, Sequence[Token]]],
     layers: tuple[int, ...],
     between: Callable[[], None] = lambda: None,
+    model: str = "",
 ) -> list[list[Value]]:
     """Values of each answer's tokens, in order; `layers` are those that the server captures.
 
-    `between` is called now and then: many tokens take a while.
+    `between` is called now and then: many tokens take a while. model: what messages for the sidecar call it; without
+    there are none.
     """
     entries: list[dict[int, dict[str, Any]]] = [{} for _ in answers]
     captured = [[n for n, token in enumerate(tokens) if token.kind == CAPTURED] for _, tokens in answers]
@@ -33,7 +36,7 @@ def build(
             entries[i][n] = entry
         between()
     return [
-        [_value(answer, token, of_answer.get(n)) for n, token in enumerate(tokens)]
+        [_value(answer, token, of_answer.get(n), model) for n, token in enumerate(tokens)]
         for (answer, tokens), of_answer in zip(answers, entries, strict=True)
     ]
 
@@ -48,7 +51,7 @@ def _entries(due: list[CapturedToken], layers: tuple[int, ...]) -> list[dict[str
         return [error_entry(context, one.options) for context, one in zip(contexts, due, strict=True)]
 
 
-def _value(answer: Answer, token: Token, entry: dict[str, Any] | None) -> Value:
+def _value(answer: Answer, token: Token, entry: dict[str, Any] | None, model: str) -> Value:
     if token.kind == NOT_CAPTURED:
         return Value(token.step, token.token_id)
     if entry is None:
@@ -56,7 +59,8 @@ def _value(answer: Answer, token: Token, entry: dict[str, Any] | None) -> Value:
         entry = without(_context(token), answer.options)
     body = orjson.dumps(entry)[1:-1]
     failed, zone = "error" in entry["flags"], entry.get("zone", "")
-    return Value(token.step, token.token_id, failed, body, None, zone, entry["bytes"])
+    pushed = packed(model, answer.request, entry) if model else b""
+    return Value(token.step, token.token_id, failed, body, None, zone, entry["bytes"], pushed)
 
 
 def _context(token: Token) -> dict[str, Any]:

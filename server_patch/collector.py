@@ -108,6 +108,8 @@ def _finish(index: int, token: _Token, thinking: bool, entries: list[bytes]) -> 
         except Exception:
             faults.report("a prompt has no texts")
     entries.append(spliced(index, value, token.text, thinking=thinking, prompt_tokens=pieces))
+    if value.pushed and state.main.pusher is not None:
+        state.main.pusher.send(value.pushed, thinking=thinking)
     return int(value.failed)
 
 

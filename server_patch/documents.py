@@ -55,6 +55,11 @@ class Hooks(_Document):
     missing: list[str]
 
 
+class Sidecar(_Document):
+    sent: Annotated[int, Field(ge=0, description="fingerprints handed over to the socket")]
+    dropped: Annotated[int, Field(ge=0, description="fingerprints for which there was no sidecar, or no room in it")]
+
+
 class Counters(_Document):
     requests: Annotated[int, Field(ge=0, description="requests that asked and were captured")]
     entries: Count
@@ -91,6 +96,7 @@ class Capabilities(_Document):
     features: Features
     guardrails: Guardrails
     hooks: Hooks
+    sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters
 
 

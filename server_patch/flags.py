@@ -79,6 +79,10 @@ def add_flags(parser: ArgumentParser) -> None:
         default=d.max_concurrent,
         told="captures at once, 0 = no limit; more are answered 429",
     )
+    group.add_argument(
+        "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
+        help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
+    )  # fmt: skip
     switch("--attention-disable-in-production", f"no capture unless {DEBUG_VARIABLE}=1 is set")
 
 
@@ -105,6 +109,7 @@ def options_from(args: Namespace) -> ServerOptions:
         cors_origins=",".join(args.attention_cors_origins),
         max_concurrent=args.attention_max_concurrent_capture,
         disable_in_production=in_production,
+        sidecar_url=args.attention_sidecar_url,
     )
     options.check()
     return options

@@ -33,6 +33,8 @@ class Metrics:
             "engine_bytes": Counter("geom_engine_bytes", "Bytes that left the engine for entries."),
             "json_bytes": Counter("geom_json_bytes", "Bytes of entries as JSON."),
             "faults": Counter("geom_faults", "Faults inside the plugin, in the main process."),
+            "sent": Counter("geom_sidecar_sent", "Fingerprints handed over for the sidecar."),
+            "dropped": Counter("geom_sidecar_dropped", "Fingerprints dropped: no sidecar, or one that takes no more."),
         }
         self._active = gauge("geom_active_captures", "Sequences that are being captured.")
         self._limit = gauge("geom_max_concurrent_captures", "Limit of sequences captured at once, 0 = none.")
@@ -45,10 +47,14 @@ class Metrics:
                 metric.labels(label)
 
     def publish(self) -> None:
-        counters = state.main.counters
+        counters, pusher = state.main.counters, state.main.pusher
+        totals = {
+            "faults": faults.total(),
+            "sent": pusher.sent if pusher else 0,
+            "dropped": pusher.dropped if pusher else 0,
+        }
         for name, metric in self._plain.items():
-            total = faults.total() if name == "faults" else getattr(counters, name)
-            self._advance(metric, name, "", total)
+            self._advance(metric, name, "", totals[name] if name in totals else getattr(counters, name))
         self._advance_all(self._requests, "modes", counters.modes)
         self._advance_all(self._zones, "zones", counters.zones)
         self._advance_all(self._refused, "refused", counters.refused)

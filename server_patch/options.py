@@ -57,6 +57,7 @@ RANGES: dict[str, tuple[str, int, int]] = {
     "--attention-chunk-size": ("chunk_size", MIN_CHUNK, MAX_CHUNK),
     "--attention-max-concurrent-capture": ("max_concurrent", 0, MAX_INT),
 }
+_ZMQ_URL = re.compile(r"tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|ipc://\S+")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -82,6 +83,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: str = "*"
     max_concurrent: int = 0
     disable_in_production: bool = False
+    sidecar_url: str = ""
 
     @property
     def default_mode(self) -> Mode:
@@ -100,6 +102,11 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
         parse_layers(self.layers, None)
         parse_origins(self.cors_origins)
+        if self.sidecar_url and not _ZMQ_URL.fullmatch(self.sidecar_url):
+            raise ValueError(
+                "--attention-sidecar-url must be tcp://HOST:PORT, as in tcp://localhost:9001, or ipc://PATH, got "
+                f"{_shown(self.sidecar_url)}"
+            )
         if any(not 32 < ord(letter) < 127 for letter in self.api_key):
             raise ValueError("--attention-api-key must be printable ASCII without spaces, as a header can carry it")
 

@@ -55,6 +55,7 @@ FLAGS = {
     "--attention-api-key": Described("a-long-random-key", "printable ASCII without spaces"),
     "--attention-cors-origins": Described("https://example.com", "*, or origins with commas between them"),
     "--attention-max-concurrent-capture": Described("16"),
+    "--attention-sidecar-url": Described("tcp://localhost:9001", "tcp://HOST:PORT or ipc://PATH"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 

@@ -76,6 +76,7 @@ def capabilities() -> dict[str, Any]:
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),
         },
+        "sidecar": None if main.pusher is None else {"sent": main.pusher.sent, "dropped": main.pusher.dropped},
         "counters": {
             **main.counters.as_dict(),
             "refused": dict(main.counters.refused),

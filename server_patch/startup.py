@@ -10,6 +10,7 @@ import msgspec
 
 from geomcli.server_patch import flags, routes, state, system_prompt
 from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.sidecar_push import Pusher
 
 INIT_INFO_KEY = "geom"
 _COMMAND_ATTRIBUTE = "_launch_command"  # what /server_info shows, from SGLang 0.5.20 on
@@ -65,4 +66,8 @@ def before_run_http_server(
         system_prompt.watch(state.main.tokenizer)
     routes.install(metrics=bool(getattr(server_args, "enable_metrics", False)))
     if options.enabled:
-        state.main.worker.start(next(address for info in infos if info and (address := info["records"])))
+        address = next(address for info in infos if info and (address := info["records"]))
+        pushed = bool(options.sidecar_url)
+        state.main.worker.start(address, str(server_args.served_model_name or server_args.model_path) if pushed else "")
+        if pushed:
+            state.main.pusher = Pusher(options.sidecar_url)

@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 from geomcli.server_patch.options import ModelShape, ServerOptions
+from geomcli.server_patch.sidecar_push import Pusher
 from geomcli.server_patch.values import Value
 from geomcli.server_patch.worker_client import EntryWorker
 
@@ -67,6 +68,7 @@ class MainState:
         self.bearer_taken = False  # by SGLang's own --api-key
         self.counters = Counters()
         self.worker = EntryWorker()
+        self.pusher: Pusher | None = None  # where there is a --attention-sidecar-url
 
     def configure(self, options: ServerOptions, info: dict[str, Any] | None, tokenizer_manager: Any) -> None:
         self.options = options

@@ -33,6 +33,11 @@ def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
     return f"{serial}/{name}", sys.intern(options)
 
 
+def request_of(key: str) -> str:
+    """The request's id, of a name that `key_and_options` gave."""
+    return key.split("/", 1)[-1]
+
+
 class Token(NamedTuple):
     """One output token; of one that was not captured only the first three are known."""
 
@@ -62,6 +67,7 @@ class Value(NamedTuple):
     prompt_ids: list[int | None] | None = None
     zone: str = ""
     size: int = 0  # bytes that left the device for it
+    pushed: bytes = b""  # its message for the sidecar
 
 
 def spliced(

@@ -22,9 +22,17 @@ from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer, Found
 from geomcli.server_patch.building import build
 from geomcli.server_patch.receiver import Gone, Receiver, Request, Step
+from geomcli.server_patch.values import request_of
 
 LENGTH = struct.Struct(">Q")
 _GRACE_SECONDS = 120.0  # for the tokens of a request that the scheduler has forgotten
+
+
+class Start(NamedTuple):
+    """The first message. address: where the scheduler publishes; model: in messages for the sidecar, none without."""
+
+    address: str
+    model: str
 
 
 class Tokens(NamedTuple):
@@ -50,8 +58,9 @@ Built = dict[str, list[tuple[Any, ...]]]  # by request the tokens' Values as pla
 class Builder:
     """What the answers carry from batch to batch. Without a receiver every captured token is one that failed."""
 
-    def __init__(self, receiver: Receiver | None) -> None:
+    def __init__(self, receiver: Receiver | None, model: str = "") -> None:
         self._receiver = receiver
+        self._model = model
         self._answers: dict[str, Answer] = {}
         self._by_stamp: dict[int, tuple[str, Answer]] = {}
         self._gone: deque[tuple[float, int]] = deque()
@@ -119,13 +128,13 @@ class Builder:
             answer = self._answer(tokens.key, tokens.options, tokens.prompt_len)
             keys.append(tokens.key)
             answers.append((answer, answer.tokens(tokens.first, tokens.ids, layers)))
-        built = build(answers, layers, between=self.take_in)
+        built = build(answers, layers, between=self.take_in, model=self._model)
         return {key: [tuple(value) for value in values] for key, values in zip(keys, built, strict=True)}
 
     def _answer(self, key: str, options: str, prompt_len: int) -> Answer:
         known = self._answers.get(key)
         if known is None:
-            known = self._answers[key] = Answer(options, prompt_len)
+            known = self._answers[key] = Answer(options, prompt_len, request_of(key))
         return known
 
     def _forget(self, key: str) -> None:
@@ -135,10 +144,11 @@ class Builder:
 
 
 def serve(connection: socket.socket) -> None:
-    """Answer orders until the other end closes; the first message is where the scheduler publishes."""
+    """Answer orders until the other end closes."""
     with connection, connection.makefile("rb", buffering=0) as stream:
-        receiver = Receiver(pickle.loads(read_message(stream)))
-        builder = Builder(receiver)
+        start = Start(*pickle.loads(read_message(stream)))
+        receiver = Receiver(start.address)
+        builder = Builder(receiver, start.model)
         _write(connection, True)
         with selectors.DefaultSelector() as selector:
             selector.register(connection, selectors.EVENT_READ)

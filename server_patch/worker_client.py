@@ -13,7 +13,7 @@ from typing import Any
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.receiver import Receiver
-from geomcli.server_patch.worker import LENGTH, Builder, Built, Order, read_message
+from geomcli.server_patch.worker import LENGTH, Builder, Built, Order, Start, read_message
 
 _BUFFER_BYTES = 1 << 22
 _READ_BYTES = 1 << 18
@@ -30,12 +30,16 @@ class EntryWorker:
         self._unsent, self._received = bytearray(), bytearray()
         self._pending: deque[tuple[Order, asyncio.Future[Built | None]]] = deque()
         self._address: str | None = None
+        self._model = ""
         self._builder: Builder | None = None
         self._unwatched: Receiver | None = None
 
-    def start(self, address: str) -> None:
-        """Start the process, which reads what is published at `address`; without it entries are built here."""
-        self._address = address
+    def start(self, address: str, model: str = "") -> None:
+        """Start the process, which reads what is published at `address`; without it entries are built here.
+
+        model: what messages for the sidecar call it; without there are none.
+        """
+        self._address, self._model = address, model
         mine, its = socket.socketpair()
         try:
             for end in (mine, its):
@@ -43,7 +47,7 @@ class EntryWorker:
             command = [sys.executable, "-P", "-m", "geomcli.server_patch.worker"]
             self.process = subprocess.Popen(command, stdin=its.fileno())
             its.close()
-            data = pickle.dumps(address)
+            data = pickle.dumps(tuple(Start(address, model)))
             mine.sendall(LENGTH.pack(len(data)) + data)
             # Nothing that the scheduler publishes before it has a reader is kept.
             mine.settimeout(_START_SECONDS)
@@ -104,7 +108,7 @@ class EntryWorker:
             except OSError:
                 faults.report("the scheduler publishes no records; captured tokens' entries are errors")
                 return Builder(None)
-            self._builder, self._unwatched = Builder(receiver), receiver
+            self._builder, self._unwatched = Builder(receiver, self._model), receiver
         return self._builder
 
     def _watch(self) -> None:

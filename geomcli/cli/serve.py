@@ -35,6 +35,7 @@ _OPTIONS = {
     "attention_api_key": "api_key",
     "attention_cors_origins": "cors_origins",
     "attention_max_concurrent_capture": "max_concurrent",
+    "attention_sidecar_url": "sidecar_url",
     "attention_disable_in_production": "disable_in_production",
 }
 
@@ -101,6 +102,9 @@ def serve(
     attention_max_concurrent_capture: Annotated[
         int | None, typer.Option(help="Captures at once, 0 = no limit (0).")
     ] = None,
+    attention_sidecar_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Push fingerprints to a geom sidecar, as in tcp://localhost:9001.")
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -137,6 +141,7 @@ def serve(
         "attention_api_key": attention_api_key,
         "attention_cors_origins": attention_cors_origins,
         "attention_max_concurrent_capture": attention_max_concurrent_capture,
+        "attention_sidecar_url": attention_sidecar_url,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)

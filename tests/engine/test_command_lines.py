@@ -39,6 +39,16 @@ WRITTEN: list[Line] = [
     ((*NO_GRAPHS, "--reasoning-parser", "qwen3"), {}),
     ((*NO_GRAPHS, "--tp", "1"), {}),
     ((*CAPTURE, "--attention-mask-system-prompt"), {"mask_system_prompt": True}),
+    (
+        (
+            *CAPTURE,
+            "--attention-fingerprint-mode",
+            "--attention-sidecar-url",
+            "tcp://localhost:9001",
+            "--disable-cuda-graph",
+        ),
+        {"fingerprint_mode": True, "sidecar_url": "tcp://localhost:9001"},
+    ),
     # One of them without its words for eviction, which are below.
     ((*TRITON, "--attention-fingerprint-mode", "--port", "30000"), {"fingerprint_mode": True}),
 ]
@@ -80,11 +90,6 @@ UNKNOWN: list[tuple[tuple[str, ...], str]] = [
     ((*CAPTURE, "--radix-eviction-policy", "spectral"), "--radix-eviction-policy: invalid choice: 'spectral'"),
     ((*CAPTURE, "--spectral-retention-ratio", "0.3"), "unrecognized arguments: --spectral-retention-ratio 0.3"),
     ((*CAPTURE, "--spectral-weight", "0.7"), "unrecognized arguments: --spectral-weight 0.7"),
-    (
-        (*CAPTURE, "--attention-fingerprint-mode", "--attention-sidecar-url", "tcp://localhost:9001",
-         "--disable-cuda-graph"),
-        "unrecognized arguments: --attention-sidecar-url tcp://localhost:9001",
-    ),
 ]  # fmt: skip
 # What a machine without a GPU needs beside any of them, and what keeps the engine small.
 SMALL = (

@@ -76,6 +76,15 @@ def private(folder: Path) -> Iterator[Server]:
         yield server
 
 
+SIDECAR = "ipc:///tmp/geom-test-sidecar"
+
+
+@contextlib.contextmanager
+def pushing(folder: Path) -> Iterator[Server]:
+    with served(folder, "--attention-sidecar-url", SIDECAR, "--", *SIZES) as server:
+        yield server
+
+
 @contextlib.contextmanager
 def production(folder: Path) -> Iterator[Server]:
     config = folder / "server.yaml"
@@ -264,6 +273,14 @@ def captures_nothing_in_production(server: Server) -> None:
     assert "geom_" not in httpx.get(server.url + "/metrics").text
 
 
+def pushes_fingerprints(server: Server) -> None:
+    """Only of requests that ask; what nobody takes is counted."""
+    sampled(server, 4)
+    assert document(server)["sidecar"] == {"sent": 0, "dropped": 4}
+    server.chat(max_tokens=4)
+    assert document(server)["sidecar"] == {"sent": 0, "dropped": 4}
+
+
 def reads_keys_again(server: Server) -> None:
     """Left to itself, the backend's own logits are taken where they fit: they do here."""
     found = document(server)
@@ -295,6 +312,7 @@ CASES = {
     "--attention-chunk-size": Case(guarded, handles_so_many_keys_at_a_time),
     "--attention-fingerprint-only": Case(private, lets_only_fingerprints_out),
     "--attention-disable-in-production": Case(production, captures_nothing_in_production),
+    "--attention-sidecar-url": Case(pushing, pushes_fingerprints),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}
