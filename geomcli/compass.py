@@ -57,8 +57,34 @@ def bhattacharyya_angle(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.arccos(np.clip(u @ v, -1.0, 1.0)))
 
 
-class Compass:
-    """Drift over a sliding window and its status; a HALT is never taken back."""
+class Alarm:
+    """Scores against two thresholds, with hysteresis; a HALT is never taken back."""
+
+    def __init__(self, warn: float, halt: float, consecutive: int = CONSECUTIVE) -> None:
+        if not warn <= halt:
+            raise ValueError(f"need warn <= halt, got warn={warn}, halt={halt}")
+        if consecutive < 1:
+            raise ValueError(f"consecutive must be >= 1, got {consecutive}")
+        self.warn, self.halt, self.consecutive = warn, halt, consecutive
+        self.status = OK
+        self._over_warn = self._over_halt = 0
+
+    def judge(self, value: float) -> str:
+        """Take one score: the status after it."""
+        self._over_warn = self._over_warn + 1 if value >= self.warn else 0
+        self._over_halt = self._over_halt + 1 if value >= self.halt else 0
+        if self.status != HALT:
+            if self._over_halt >= self.consecutive:
+                self.status = HALT
+            elif self._over_warn >= self.consecutive:
+                self.status = WARN
+            elif self._over_warn == 0:
+                self.status = OK
+        return self.status
+
+
+class Compass(Alarm):
+    """Drift over a sliding window and its status."""
 
     def __init__(
         self,
@@ -72,10 +98,9 @@ class Compass:
             raise ValueError(f"window must be >= 2 steps, got {window}")
         if not 0 < warn <= halt <= 1:
             raise ValueError(f"need 0 < warn <= halt <= 1, got warn={warn}, halt={halt}")
-        self.window, self.warn, self.halt, self.consecutive = window, warn, halt, consecutive
-        self.status = OK
+        super().__init__(warn, halt, consecutive)
+        self.window = window
         self._histograms: deque[NDArray[np.float64]] = deque(maxlen=window)
-        self._over_warn = self._over_halt = 0
 
     def update(self, histogram: NDArray[Any]) -> float | None:
         """Take one step's histogram [16], unless it is empty; the drift, or None until the window is full."""
@@ -90,19 +115,6 @@ class Compass:
         value = drift(np.stack(self._histograms))
         self.judge(value)
         return value
-
-    def judge(self, value: float) -> str:
-        """Take one drift value: the status after it."""
-        self._over_warn = self._over_warn + 1 if value >= self.warn else 0
-        self._over_halt = self._over_halt + 1 if value >= self.halt else 0
-        if self.status != HALT:
-            if self._over_halt >= self.consecutive:
-                self.status = HALT
-            elif self._over_warn >= self.consecutive:
-                self.status = WARN
-            elif self._over_warn == 0:
-                self.status = OK
-        return self.status
 
 
 def ripples(profiles: NDArray[Any], lengths: NDArray[Any]) -> NDArray[np.float64]:
