@@ -134,7 +134,7 @@ def described(clusters: list[int], requests: list[str], steps: list[int], asked:
 
 def discovered(db: Path, root: Path, unit: str, *flags: str) -> tuple[Path, dict[str, Any]]:
     command = [str(GEOM), "discover", "--db", str(db), "-o", str(root), "--per", unit, "--json", *flags]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
     manifest = json.loads(done.stdout)
@@ -246,7 +246,8 @@ def main() -> None:
 
         result: dict[str, Any] = {
             "date": time.strftime("%Y-%m-%d"), "prompts": len(asked), "tokens": tokens, "seconds": seconds,
-            "pushed": pushed, "stored": flushed["stored"], "arguments": {k: str(v) for k, v in vars(arguments).items() if k != "json"},
+            "pushed": pushed, "stored": flushed["stored"],
+            "arguments": {k: str(v) for k, v in vars(arguments).items() if k != "json"},
             "python": platform.python_version(), "cpus": os.cpu_count(),
         }  # fmt: skip
         smallest = ["--min-cluster-size", str(max(5, len(asked) // 40))]

@@ -20,7 +20,8 @@ _EVENTS = ("finds a map", "loses a key", "hears a strange song", "must cross a r
 _THINGS = ("fruits that grow on trees", "tools of a carpenter", "countries in Europe", "things to pack for a hike",
            "kinds of weather", "musical instruments", "animals that live in water", "reasons to learn a language",
            "ways to save water", "things found in a kitchen", "sports played with a ball",
-           "colours of flowers", "jobs in a hospital", "things that are round", "habits of healthy people", "vegetables")  # fmt: skip
+           "colours of flowers", "jobs in a hospital", "things that are round", "habits of healthy people",
+           "vegetables")  # fmt: skip
 _OBJECTS = ("a list of numbers", "a string", "a dictionary", "a binary tree", "a matrix", "a linked list",
             "two sorted lists", "a file of words", "a list of dates", "a queue")  # fmt: skip
 _TASKS = ("reverses", "counts the elements of", "finds the largest element of", "sorts", "copies", "prints",

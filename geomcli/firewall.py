@@ -5,6 +5,7 @@ Decides alike wherever it runs: from fingerprints as they are published, in the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -64,12 +65,11 @@ class Firewall:
         """Take one token of each answer, each once."""
         scores = self.detector.update([answer.state for answer in answers], seen)
         made = []
-        for answer, score in zip(answers, scores.tolist(), strict=True):
-            before = answer.status
-            if score == score:
+        for answer, value in zip(answers, scores.tolist(), strict=True):
+            before, score = answer.status, None if math.isnan(value) else value
+            if score is not None:
                 answer.alarm.judge(score)
-            halted = before != HALT and answer.status == HALT
-            made.append(Decision(answer.status, score if score == score else None, halted))
+            made.append(Decision(answer.status, score, before != HALT and answer.status == HALT))
         return made
 
 

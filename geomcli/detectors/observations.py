@@ -63,14 +63,12 @@ def of_entries(entries: Sequence[Mapping[str, Any]]) -> Observations:
     """One entry (docs/wire.md) of each of n answers."""
     nothing = [np.nan] * FINGERPRINT_SIZE
     logits = [entry.get("logit_stats") or {} for entry in entries]
-    return Observations(
-        np.array([entry.get("fingerprint") or nothing for entry in entries], dtype=np.float64).reshape(
-            -1, FINGERPRINT_SIZE
-        ),
-        *(np.array([one.get(name, np.nan) for one in logits], dtype=np.float64) for name in
-          ("logprob", "entropy_bits", "margin")),
-        heads=_heads(entries),
-    )  # fmt: skip
+    logprob, entropy, margin = (
+        np.array([one.get(name, np.nan) for one in logits], dtype=np.float64)
+        for name in ("logprob", "entropy_bits", "margin")
+    )
+    fingerprints = np.array([entry.get("fingerprint") or nothing for entry in entries], dtype=np.float64)
+    return Observations(fingerprints.reshape(-1, FINGERPRINT_SIZE), logprob, entropy, margin, _heads(entries))
 
 
 def _heads(entries: Sequence[Mapping[str, Any]]) -> Floats | None:
