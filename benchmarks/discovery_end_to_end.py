@@ -15,9 +15,7 @@ import json
 import os
 import platform
 import random
-import shlex
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -32,10 +30,10 @@ import httpx
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from local_servers import free_port, wait
 from prompt_kinds import KINDS, Prompt, prompts
 
 GEOM = Path(sysconfig.get_path("scripts")) / "geom"
-BOOT_SECONDS = 300
 SHUFFLES = 200
 STREAMS = 8
 
@@ -49,27 +47,9 @@ class Asked(NamedTuple):
     entries: list[tuple[int, list[float]]]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def started(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
-
-
-def ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + BOOT_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url + "/health", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    sys.exit(f"{shlex.join(map(str, process.args))} did not get ready:\n{log.read_text()[-2000:]}")
 
 
 def ask(client: httpx.Client, prompt: Prompt, tokens: int) -> Asked:
@@ -165,11 +145,10 @@ def classified(url: str, asked: list[Asked]) -> tuple[list[int], list[float], li
     return clusters, confidence, requests, steps
 
 
-def by_request(clusters: list[int], requests: list[str], kind_of: dict[str, str]) -> dict[str, Counter[int]]:
+def by_request(clusters: list[int], requests: list[str]) -> dict[str, Counter[int]]:
     made: dict[str, Counter[int]] = {}
     for cluster, request in zip(clusters, requests, strict=True):
         made.setdefault(request, Counter())[cluster] += 1
-    assert all(request in kind_of for request in made)
     return made
 
 
@@ -203,6 +182,22 @@ def shown(title: str, found: dict[str, Any]) -> None:
           + (f", of decode step: {found['decode_step']:.3f}" if "decode_step" in found else ""))  # fmt: skip
 
 
+def of_fresh(
+    url: str, answered: list[Asked], learnt: dict[str, Counter[int]], kind_of: dict[str, str]
+) -> dict[str, Any]:
+    """What the sidecar at `url` makes of prompts that nothing was learnt from."""
+    httpx.post(url + "/discovery/reload", timeout=60).raise_for_status()
+    labels, confidence, requests, steps = classified(url, answered)
+    found = described(labels, requests, steps, answered)
+    kind_of = kind_of | {one.request: one.kind for one in answered}
+    told = kinds_from_clusters(learnt, by_request(labels, requests), kind_of)
+    found |= {"confidence": float(np.mean(confidence)), "requests": len(answered), "kind_told": told}
+    shown("New prompts, POST /classify", found)
+    print(f"mean confidence {np.mean(confidence):.3f}; kind told from a request's clusters: {told:.0%} of "
+          f"{len(answered)} (a fifth by chance)")  # fmt: skip
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=80, help="prompts of each kind to learn from")
@@ -227,8 +222,8 @@ def main() -> None:
             str(GEOM), "serve", "--port", str(port), "--log", str(folder / "engine.log"),
             "--attention-sidecar-url", zmq_url, "--attention-capture-layers", arguments.layers,
         ], logs[1]))  # fmt: skip
-        ready(running[0], sidecar_url, logs[0])
-        ready(running[1], url, logs[1])
+        wait(sidecar_url, running[0], f"See {logs[0]}")
+        wait(url, running[1], f"See {logs[1]}")
         every = prompts(arguments.each + arguments.fresh)
         counted: Counter[str] = Counter()
         learn, fresh = [], []
@@ -265,18 +260,12 @@ def main() -> None:
         result["by_request"] = described(r_labels, r_requests, [0] * len(r_labels), asked)
         shown("Learnt, a point a request", result["by_request"])
 
-        httpx.post(sidecar_url + "/discovery/reload", timeout=60).raise_for_status()
-        answered = ask_all(url, fresh, arguments.tokens)
-        f_labels, confidence, f_requests, f_steps = classified(sidecar_url, answered)
-        result["fresh"] = described(f_labels, f_requests, f_steps, answered)
-        kind_of |= {one.request: one.kind for one in answered}
-        share = kinds_from_clusters(
-            by_request(labels, requests, kind_of), by_request(f_labels, f_requests, kind_of), kind_of
-        )
-        result["fresh"] |= {"confidence": float(np.mean(confidence)), "requests": len(answered), "kind_told": share}
-        shown("New prompts, POST /classify", result["fresh"])
-        print(f"mean confidence {np.mean(confidence):.3f}; kind told from a request's clusters: {share:.0%} of "
-              f"{len(answered)} (a fifth by chance)")  # fmt: skip
+        if manifest["clusters"]:
+            result["fresh"] = of_fresh(
+                sidecar_url, ask_all(url, fresh, arguments.tokens), by_request(labels, requests), kind_of
+            )
+        else:
+            print("\nNo cluster among tokens: there is nothing to classify new prompts by.")
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     finally:

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import aiohttp
 # `python -P` keeps this folder off the path.
 sys.path.append(str(Path(__file__).parent))
 from gpu_servers import FINGERPRINT, Server, commit, stream
+from local_servers import free_port
 
 CONTEXT = 8
 SHIM = "geomcli/server_patch/cpu_shim"
@@ -37,12 +37,6 @@ ARGUMENTS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--dtype", "float32", "--mem-fraction-static", "0.5",
     "--disable-overlap-schedule", "--sleep-on-idle", "--json-model-override-args", '{"num_hidden_layers": 1}',
 )  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def started(name: str, site: str | None, options: argparse.Namespace, folder: Path) -> Server:

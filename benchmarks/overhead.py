@@ -20,7 +20,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,9 @@ from typing import Any
 
 import httpx
 
+sys.path.insert(0, str(Path(__file__).parent))
+from local_servers import free_port, wait
+
 CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "absent": ("plain", {}),
     "idle": ("plugin", {}),
@@ -38,12 +40,6 @@ CONDITIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "raw k=16": ("plugin", {"return_attention_tokens": True, "top_k_attention": 16}),
 }
 PROMPT = "Write a long story about a lighthouse keeper and the number {}. Do not stop."
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start_engine(name: str, arguments: list[str], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -68,20 +64,6 @@ def start_engine(name: str, arguments: list[str], folder: Path) -> tuple[subproc
         cwd=folder / "plain" if name == "plain" else None,
     )
     return process, f"http://127.0.0.1:{port}"
-
-
-def wait(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            sys.exit(f"an engine ended with code {process.returncode}")
-        try:
-            if httpx.get(url + "/health", timeout=5).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    sys.exit("an engine did not get ready")
 
 
 async def one_stream(client: httpx.AsyncClient, url: str, number: int, tokens: int, fields: dict[str, Any]) -> int:

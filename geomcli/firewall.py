@@ -1,6 +1,6 @@
 """The firewall: a detector's score against thresholds, with hysteresis, and what is done about it.
 
-Decides alike wherever it runs: from fingerprints as they are published, in the server as in `geom run`.
+It decides from fingerprints as they are published, so whoever has these decides alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from geomcli.compass import CONSECUTIVE, HALT, HALT_THRESHOLD, OK, WARN, WARN_THRESHOLD, Alarm
+from geomcli.compass import CONSECUTIVE, HALT, HALT_THRESHOLD, WARN_THRESHOLD, Alarm
 from geomcli.detectors.compass import CompassDetector
 from geomcli.detectors.observations import Detector, Observations
 from geomcli.fingerprint import FINGERPRINT_SIZE
@@ -25,9 +25,6 @@ ACTIONS: tuple[Action, ...] = (LOG_ONLY, EARLY_STOP, RE_ROUTE)
 STOPPED_BY = {EARLY_STOP: "attention_drift", RE_ROUTE: "attention_reroute"}
 # The specification names one threshold, at which to halt; its example warns at .3 of .5.
 WARN_SHARE = WARN_THRESHOLD / HALT_THRESHOLD
-
-__all__ = ["ACTIONS", "EARLY_STOP", "HALT", "LOG_ONLY", "OK", "RE_ROUTE", "STOPPED_BY", "WARN", "Decision", "Firewall",
-           "ManifoldFirewall", "Watched"]  # fmt: skip
 
 
 class Decision(NamedTuple):
@@ -106,6 +103,6 @@ class ManifoldFirewall:
         values = np.asarray(fingerprint, dtype=np.float64)
         if values.shape != (FINGERPRINT_SIZE,):
             raise ValueError(f"a fingerprint has {FINGERPRINT_SIZE} numbers, got shape {values.shape}")
-        (decision,) = self._firewall.check([self._answer], Observations(values[None]))
+        (decision,) = self._firewall.check([self._answer], Observations.of_fingerprints(values[None]))
         self.drift = decision.score
         return decision.status

@@ -57,7 +57,7 @@ RANGES: dict[str, tuple[str, int, int]] = {
     "--attention-chunk-size": ("chunk_size", MIN_CHUNK, MAX_CHUNK),
     "--attention-max-concurrent-capture": ("max_concurrent", 0, MAX_INT),
 }
-_ZMQ_URL = re.compile(r"tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}|ipc://\S+")
+_ZMQ_URL = re.compile(r"tcp://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})|ipc://\S+")
 _ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -102,7 +102,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
         parse_layers(self.layers, None)
         parse_origins(self.cors_origins)
-        if self.sidecar_url and not _ZMQ_URL.fullmatch(self.sidecar_url):
+        found = _ZMQ_URL.fullmatch(self.sidecar_url)
+        if self.sidecar_url and (found is None or int(found["port"] or 1) not in range(1, 65536)):
             raise ValueError(
                 "--attention-sidecar-url must be tcp://HOST:PORT, as in tcp://localhost:9001, or ipc://PATH, got "
                 f"{_shown(self.sidecar_url)}"

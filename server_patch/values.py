@@ -34,7 +34,7 @@ def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
 
 
 def request_of(key: str) -> str:
-    """The request's id, of a name that `key_and_options` gave."""
+    """The request's id, of a name that `key_and_options` gave; of a longer id than a name has letters, its digest."""
     return key.split("/", 1)[-1]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -27,10 +27,16 @@ class Observations:
     """
 
     fingerprint: Floats
-    logprob: Floats = field(default_factory=lambda: np.zeros(0))
-    logit_entropy: Floats = field(default_factory=lambda: np.zeros(0))
-    margin: Floats = field(default_factory=lambda: np.zeros(0))
+    logprob: Floats
+    logit_entropy: Floats
+    margin: Floats
     heads: Floats | None = None
+
+    @classmethod
+    def of_fingerprints(cls, fingerprint: Floats) -> Observations:
+        """Where nothing else was captured."""
+        nothing = np.full(len(fingerprint), np.nan)
+        return cls(fingerprint, nothing, nothing, nothing)
 
     @property
     def histogram(self) -> Floats:

@@ -76,12 +76,9 @@ def private(folder: Path) -> Iterator[Server]:
         yield server
 
 
-SIDECAR = "ipc:///tmp/geom-test-sidecar"
-
-
 @contextlib.contextmanager
 def pushing(folder: Path) -> Iterator[Server]:
-    with served(folder, "--attention-sidecar-url", SIDECAR, "--", *SIZES) as server:
+    with served(folder, "--attention-sidecar-url", f"ipc://{folder}/nobody", "--", *SIZES) as server:
         yield server
 
 

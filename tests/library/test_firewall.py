@@ -73,7 +73,7 @@ def test_many_answers_at_once_are_judged_as_each_alone_and_as_by_the_compass() -
     f = fingerprints_from_histograms(steps).astype(np.float64)
     many = Firewall(CompassDetector(10), 0.3, 0.5)
     watched = [many.watch() for _ in f]
-    together = [many.check(watched, Observations(f[:, step])) for step in range(f.shape[1])]
+    together = [many.check(watched, Observations.of_fingerprints(f[:, step])) for step in range(f.shape[1])]
     for answer in range(len(f)):
         alone, compass = ManifoldFirewall(10, 0.5), Compass(10)
         for step in range(f.shape[1]):

@@ -148,6 +148,9 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     for arguments, name in (
         (["--attention-max-concurrent-capture", "-1"], "--attention-max-concurrent-capture must be 0.."),
         (["--attention-cors-origins", "a"], "--attention-cors-origins must be"),
+        (["--attention-sidecar-url", "localhost:9001"], "--attention-sidecar-url must be tcp://HOST:PORT"),
+        (["--attention-sidecar-url", "tcp://localhost:0"], "--attention-sidecar-url must be tcp://HOST:PORT"),
+        (["--attention-sidecar-url", "tcp://localhost:99999"], "--attention-sidecar-url must be tcp://HOST:PORT"),
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
