@@ -6,17 +6,21 @@ medoid and a radius, so that fingerprints that come later can be given to it wit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from geomcli.compass import directions_of
 from geomcli.errors import GeomError
 from geomcli.projection import standardisation
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
+# Labels [n] of standardised fingerprints [n, 20] in groups of at least as many members: 0 to k - 1, below 0 for noise.
+Labeller = Callable[[Floats, int], Labels]
 
 NOISE = -1
 SMALLEST = 5  # fingerprints that make a group
@@ -26,6 +30,10 @@ SMALLEST_RADIUS = 0.01
 _SHARE = 40
 # HDBSCAN's time grows with the square of n, and it keeps Python's lock for half a second at 4,000 points.
 SAMPLE = 2000
+# Radians between histograms of one kind. Half of structureless ones, uniform on the simplex, are .53 from their medoid.
+ALIKE = 0.35
+_MOST_ALIKE = 2 / 3  # share; of a line from one pattern to another, .64 are near its middle
+_IN_MEMORY = 2**20  # differences that are in memory at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +42,8 @@ class Clusters:
 
     labels [n]: 0 to k - 1, NOISE where a fingerprint is in no group; medoids [k, 20]: the member with the smallest sum
     of distances to the others; radii [k]: the distance to it that members keep, in standard deviations; mean,
-    scale [20]: what was subtracted, and divided by; smallest: how many members a group had to have.
+    scale [20]: what was subtracted, and divided by; smallest: how many members a group had to have; one_kind: whether
+    the only group is of `one_kind`, where HDBSCAN found none.
     """
 
     labels: Labels
@@ -43,6 +52,7 @@ class Clusters:
     mean: Floats
     scale: Floats
     smallest: int
+    one_kind: bool = False
 
     def __len__(self) -> int:
         return len(self.medoids)
@@ -65,11 +75,30 @@ class Clusters:
             return found
         finite = np.isfinite(f).all(axis=1)
         z, centres = (f[finite] - self.mean) / self.scale, (self.medoids - self.mean) / self.scale
-        distance = np.sqrt(((z[:, None] - centres[None]) ** 2).sum(axis=2))
-        distance[distance > self.radii[None] * (1 + 1e-9)] = np.inf
-        nearest = distance.argmin(axis=1)
-        found[finite] = np.where(np.isfinite(distance.min(axis=1)), nearest, NOISE)
+        given = np.empty(len(z), dtype=np.int64)
+        for part in parts(len(z), len(centres)):
+            distance = distances(z[part], centres)
+            distance[distance > self.radii[None] * (1 + 1e-9)] = np.inf
+            given[part] = np.where(np.isfinite(distance.min(axis=1)), distance.argmin(axis=1), NOISE)
+        found[finite] = given
         return found
+
+
+def parts(n: int, k: int) -> Iterator[slice]:
+    """Slices that cover n rows, of so many that their differences [rows, k, 20] are a few megabytes."""
+    rows = max(1, _IN_MEMORY // (20 * max(k, 1)))
+    return (slice(at, at + rows) for at in range(0, n, rows))
+
+
+def distances(z: Floats, medoids: Floats) -> Floats:
+    """[n, k]: Euclidean, of standardised fingerprints [n, 20] to medoids [k, 20].
+
+    From differences: |a|² - 2ab + |b|² loses the digits that distances between nearly equal rows consist of.
+    """
+    made = np.empty((len(z), len(medoids)))
+    for part in parts(*made.shape):
+        made[part] = np.sqrt(((z[part, None] - medoids[None]) ** 2).sum(axis=2))
+    return made
 
 
 def medoid_of(z: Floats, *, among: int = SAMPLE) -> int:
@@ -86,20 +115,33 @@ def smallest_group(n: int) -> int:
     return max(SMALLEST, -(-n // _SHARE))
 
 
-def find(
-    fingerprints: NDArray[Any], smallest: int | None = None, *, sample: int = SAMPLE, coverage: float = 1.0
-) -> Clusters:
-    """Groups among fingerprints [n, 20] of at least `smallest` members (by default `smallest_group`). Deterministic.
-
-    coverage: share of its members that a radius reaches.
-
-    Above `sample` fingerprints, groups are found among as many, spread evenly over the rows, and the others assigned.
-    Rows that are not finite are in none. GeomError where scikit-learn is not installed.
-    """
+def hdbscan(z: Floats, smallest: int) -> Labels:
+    """HDBSCAN of scikit-learn on z [n, 20]; GeomError where that is not installed."""
     try:
         from sklearn.cluster import HDBSCAN
     except ImportError:
         raise GeomError("clusters need scikit-learn.", "pip install 'geomcli[discover]'") from None
+    labels: Labels = HDBSCAN(min_cluster_size=smallest, copy=True).fit(z).labels_.astype(np.int64)
+    return labels
+
+
+def find(
+    fingerprints: NDArray[Any],
+    smallest: int | None = None,
+    *,
+    sample: int = SAMPLE,
+    coverage: float = 1.0,
+    single: bool = False,
+    labeller: Labeller = hdbscan,
+) -> Clusters:
+    """Groups among fingerprints [n, 20] of at least `smallest` members (by default `smallest_group`). Deterministic.
+
+    coverage: share of its members that a radius reaches; single: where there is none, fingerprints that are of one kind
+    (`one_kind`) are one group; labeller: what finds the groups.
+
+    Above `sample` fingerprints, groups are found among as many, spread evenly over the rows, and the others assigned.
+    Rows that are not finite are in none. GeomError where scikit-learn is not installed.
+    """
     f = np.asarray(fingerprints, dtype=np.float64)
     finite = np.flatnonzero(np.isfinite(f).all(axis=1)) if len(f) else np.zeros(0, np.int64)
     mean, scale = standardisation(f[finite])
@@ -110,8 +152,11 @@ def find(
     if len(rows) < 2 * wanted:
         return nothing
     z = (f[rows] - mean) / scale
-    fitted = HDBSCAN(min_cluster_size=wanted, copy=True).fit(z)
-    raw = np.where(fitted.labels_ >= 0, fitted.labels_, NOISE).astype(np.int64)
+    fitted = labeller(z, wanted)
+    alone = single and bool((fitted < 0).all())
+    if alone:
+        fitted = one_kind(f[rows], z)
+    raw = np.where(fitted >= 0, fitted, NOISE)
     count = int(raw.max()) + 1
     if not count:
         return nothing
@@ -123,8 +168,24 @@ def find(
     medoids = np.array([some[medoid_of(z[some])] for some in members])
     apart = np.sqrt(((z - z[medoids][labels[rows]]) ** 2).sum(axis=1))
     radii = np.array([max(float(np.quantile(apart[some], coverage)), SMALLEST_RADIUS) for some in members])
-    made = Clusters(labels, f[rows][medoids], radii, mean, scale, wanted)
+    made = Clusters(labels, f[rows][medoids], radii, mean, scale, wanted, alone)
     if len(rows) < len(finite):
         others = np.setdiff1d(finite, rows)
         labels[others] = made.assign(f[others])
     return made
+
+
+def one_kind(fingerprints: Floats, z: Floats) -> Labels:
+    """[n]: 0 for fingerprints [n, 20] whose histogram is within ALIKE of the medoid's, if two thirds of them are.
+
+    HDBSCAN compares densities within the data, and in one cloud there is nothing to compare: allowed a single cluster,
+    it takes the few points of the densest core. z [n, 20]: the same, standardised.
+    """
+    directions = directions_of(fingerprints)
+    near = np.ones(len(z), dtype=np.bool_)
+    for _ in range(2):  # once more, from the medoid of those that are near: strays have no part in it
+        rows = np.flatnonzero(near)
+        near = directions @ directions[rows[medoid_of(z[rows])]] >= np.cos(ALIKE)
+        if near.mean() < _MOST_ALIKE:
+            return np.full(len(z), NOISE, dtype=np.int64)
+    return np.where(near, 0, NOISE)

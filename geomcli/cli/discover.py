@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from geomcli.cli import opening, output
+from geomcli.errors import GeomError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from geomcli.discovery.pipeline import Discovery
 
 Origin = Literal["auto", "traffic", "traces"]
 Unit = Literal["token", "request"]
 
+# HDBSCAN's time grows with the square of the points: a quarter of an hour at as many.
+_MOST_POINTS = 100_000
+_LARGEST_SEED = 2**32 - 1  # of NumPy's generator, which UMAP takes
 _SAID = {
     "reduction": "principal components",
     "map": "map",
@@ -40,9 +46,10 @@ def discover(
         int | None, typer.Option(help="Members of a cluster; a fortieth of the points if left out.", min=2)
     ] = None,
     most: Annotated[
-        int, typer.Option("--max-points", help="Points to learn from, spread over the store.", min=2)
+        int,
+        typer.Option("--max-points", help="Points to learn from, spread over the store.", min=2, max=_MOST_POINTS),
     ] = 20_000,
-    seed: Annotated[int, typer.Option(help="Of the map.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of the map.", min=0, max=_LARGEST_SEED)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The manifest as JSON.")] = False,
 ) -> None:
     """Learn the manifold: clusters of fingerprints, what they mean, a map, and how sure a classification is.
@@ -62,10 +69,7 @@ def discover(
     path = config.store_path(db=None if db is None else str(db))
     root = output_dir or config.discovery_path(path)
     console = output.narrator()
-
-    def progress(stage: str, seconds: float | None) -> None:
-        if seconds is not None:
-            console.print(f"  {_SAID[stage]:<42} {seconds:6.1f} s")
+    failed: list[GeomError] = []
 
     with Store(path, create=False) as store:
         found = points.stored(store, model, origin=origin, unit=per, most=most)
@@ -75,17 +79,60 @@ def discover(
             )
         )
         parameters = Parameters(min_samples, min_cluster_size, umap, seed=seed)
-        discovery = learn(found, parameters, progress)
-        run = artifacts.write(discovery, root)
+        with _Stages(console) as stages:
+            discovery = learn(found, parameters, stages)
+        for reason in discovery.reasons:
+            console.print(output.marked(reason), style="yellow")
+        run = artifacts.save(discovery, root)
         made = artifacts.load(run)
-        record.keep(store, made)
+        # What was learned is shown, whatever else cannot be done with it.
+        try:
+            artifacts.point_to(run)
+        except GeomError as error:
+            failed.append(error)
+        try:
+            record.keep(store, made)
+        except GeomError as error:
+            failed.append(
+                GeomError(
+                    f"the run is written, but its rows in discovery_runs and clusters of {path} are missing: "
+                    f"{error.message}",
+                    "the same command, when nothing else writes to the store",
+                )
+            )
     if as_json:
         import msgspec
 
         output.print_json(msgspec.to_builtins(made.manifest))
-        return
-    _print(discovery)
-    console.print(output.marked(f"artifacts: {run}"))
+    else:
+        _print(discovery)
+        console.print(output.marked(f"artifacts: {run}"))
+    for each in failed[:-1]:
+        output.fail(each)
+    if failed:
+        raise failed[-1]
+
+
+class _Stages:
+    """A line for each stage: its name when it starts, its time when it is over."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._open = False
+
+    def __call__(self, stage: str, seconds: float | None) -> None:
+        self._open = seconds is None
+        if seconds is None:
+            self._console.print(f"  {_SAID[stage]:<42}", end="")
+        else:
+            self._console.print(f" {seconds:6.1f} s")
+
+    def __enter__(self) -> _Stages:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            self._console.print()  # an error has a line of its own
 
 
 def _print(discovery: Discovery) -> None:
@@ -119,5 +166,12 @@ def _print(discovery: Discovery) -> None:
             f"calibration error {c.error:.3f}.",
             style="dim",
         )
+    elif discovery.found:
+        console.print(
+            "Not calibrated: a confidence needs clusters with members from several requests. Each is 0.50.",
+            style="dim",
+        )
+    if discovery.clusters.one_kind:
+        console.print("One cluster: HDBSCAN found none, and most of the fingerprints are of one kind.", style="dim")
     if not discovery.found:
         console.print("No cluster: the fingerprints lie in one cloud, or there are too few. That is a result, too.")

@@ -34,7 +34,9 @@ def reading_of(trace: Trace, store: Path) -> TraceReading | None:
 
 
 def line_of(reading: TraceReading) -> str:
-    """Like "A syntax_floor, local_attention 62%  off 18%  (20,000 fingerprints, confidence .93)"."""
+    """Like "A syntax_floor, local_attention 62%  off 18%  (of 20,000 fingerprints, confidence 0.93)"; "uncalibrated"
+    where the confidence rests on nothing.
+    """
     from geomcli.display import cluster_name
 
     parts = []
@@ -43,4 +45,5 @@ def line_of(reading: TraceReading) -> str:
         parts.append(f"[{style}]{cluster_name(share.cluster)} {output.marked(share.name)}[/] {share.share:.0%}")
     if reading.on_manifold < 1:
         parts.append(f"off {1 - reading.on_manifold:.0%}")
-    return f"{'  '.join(parts)}  [dim](of {reading.n:,} fingerprints, confidence {reading.confidence:.2f})[/]"
+    sure = f"confidence {reading.confidence:.2f}" if reading.calibrated else "uncalibrated"
+    return f"{'  '.join(parts)}  [dim](of {reading.n:,} fingerprints, {sure})[/]"

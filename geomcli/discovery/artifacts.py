@@ -1,16 +1,21 @@
 """What a discovery leaves behind: a folder of npz, Parquet and JSON files that a reader sees whole or not at all.
 
 ROOT/RUN/manifest.json, model.npz, embeddings.parquet, clusters.parquet, prototypes.parquet, requests.parquet, and
-ROOT/latest, a link to the newest run. Nothing in it is code: no pickles.
+ROOT/latest, a link to the newest run. Nothing in it is code: no pickles. A run that cannot be read is an error, also
+where an older one could: nobody classifies against another run than the one named.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
+import shlex
 import shutil
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli import __version__
-from geomcli.clusters import NOISE
-from geomcli.discovery.calibration import Curve, assigned, distances
+from geomcli.clusters import NOISE, distances
+from geomcli.discovery.calibration import Curve, assigned_to
 from geomcli.discovery.pipeline import Discovery, Found, noise_of
+from geomcli.discovery.version import commit
 from geomcli.errors import GeomError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.zones import ZONES_V1
@@ -31,6 +37,8 @@ FORMAT, VERSION = "geom-discovery", 1
 LATEST = "latest"
 _MANIFEST, _MODEL = "manifest.json", "model.npz"
 _PROTOTYPES = 10  # of each cluster
+_UNFINISHED = re.compile(rf"\.\d{{8}}-\d{{6}}-[0-9a-f]{{6}}\.(tmp|{LATEST})")
+_STALE = 3600.0  # seconds; writing a run takes a few
 MAKE = "geom discover --output-dir DIR"
 
 Floats = NDArray[np.float64]
@@ -38,7 +46,8 @@ Floats = NDArray[np.float64]
 
 class Manifest(msgspec.Struct, frozen=True):
     """format, version: of the folder; run_id; created: epoch ms; n: fingerprints it was learned from, of `stored`;
-    calibration: `held_out` fingerprints, how many of them (`accuracy`) and the expected calibration `error`.
+    calibration: `held_out` fingerprints and, where there are any, the share that was right (`accuracy`) and the
+    expected calibration `error`; implementations: what computed a stage; git: the commit of geom, where it is known.
     """
 
     format: str
@@ -60,6 +69,13 @@ class Manifest(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     calibration: dict[str, float]
     clusters: list[Found]
+    implementations: dict[str, str] = {}
+    git: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether confidences rest on anything: else all of them are .5."""
+        return self.calibration.get("held_out", 0) > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +95,18 @@ class Artifacts:
 
 def write(discovery: Discovery, root: Path) -> Path:
     """Write a run below `root`, point `latest` to it, and return the run's folder; GeomError when that cannot be."""
+    run = save(discovery, root)
+    point_to(run)
+    return run
+
+
+def save(discovery: Discovery, root: Path) -> Path:
+    """Write a run below `root` and return its folder; GeomError when that cannot be, with nothing left of it."""
     run_id = time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(3)
     temporary, final = root / f".{run_id}.tmp", root / run_id
-    try:
+    with _said(root):
         root.mkdir(parents=True, exist_ok=True)
+        _sweep(root)
         temporary.mkdir()
         try:
             _fill(temporary, discovery, run_id)
@@ -91,19 +115,54 @@ def write(discovery: Discovery, root: Path) -> Path:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        link = root / f".{run_id}.{LATEST}"
-        link.symlink_to(run_id, target_is_directory=True)
-        os.replace(link, root / LATEST)
+    return final
+
+
+def point_to(run: Path) -> None:
+    """Let `latest` beside a run name it; GeomError when that cannot be: the run stays."""
+    latest, link = run.parent / LATEST, run.parent / f".{run.name}.{LATEST}"
+    if latest.exists() and not latest.is_symlink():
+        where = shlex.quote(str(run.parent))
+        raise GeomError(
+            f"the run is written, {run}, but {latest} is no link and cannot be pointed to it.",
+            f"cd {where} && mv {LATEST} {LATEST}.copied && ln -s {run.name} {LATEST}",
+        )
+    with _said(run.parent):
+        link.symlink_to(run.name, target_is_directory=True)
+        try:
+            os.replace(link, latest)
+        except BaseException:
+            link.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _said(root: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = error.filename or root
         raise GeomError(f"the artifacts cannot be written: {where}: {error.strerror or error}.", MAKE) from None
-    return final
+
+
+def _sweep(root: Path) -> None:
+    """Remove what runs that were killed while they wrote have left."""
+    for left in root.iterdir():
+        with contextlib.suppress(OSError):  # another run may remove it, too
+            if not _UNFINISHED.fullmatch(left.name) or time.time() - left.lstat().st_mtime < _STALE:
+                continue
+            if left.is_symlink():
+                left.unlink()
+            else:
+                shutil.rmtree(left)
 
 
 def load(path: Path) -> Artifacts:
     """The run in a folder, or the latest of a folder with runs; GeomError says what is wrong with it."""
-    folder = path / LATEST if (path / LATEST).exists() else path
-    folder = folder.resolve()
+    latest = path / LATEST
+    folder = (latest if latest.exists() else path).resolve()
+    if latest.is_symlink() and not latest.exists():
+        raise GeomError(f"{latest} names a run that is not there, {os.readlink(latest)}.", MAKE)
     if not (folder / _MANIFEST).is_file():
         raise GeomError(f"{path} holds no discovery artifacts.", MAKE)
     try:
@@ -193,14 +252,19 @@ def _fill(folder: Path, discovery: Discovery, run_id: str) -> None:
         ruleset=ZONES_V1.name,
         seed=discovery.parameters.seed,
         map=discovery.map.method,
-        parameters={**msgspec.to_builtins(discovery.parameters), "smallest": groups.smallest},
+        parameters={
+            **msgspec.to_builtins(discovery.parameters),
+            "smallest": groups.smallest,
+            "one_kind": groups.one_kind,
+        },
         seconds={name: round(seconds, 3) for name, seconds in discovery.seconds.items()},
         calibration={
             "held_out": calibration.held_out,
-            "accuracy": calibration.accuracy,
-            "error": calibration.error,
+            **({"accuracy": calibration.accuracy, "error": calibration.error} if calibration.held_out else {}),
         },
         clusters=discovery.found,
+        implementations=discovery.implementations,
+        git=commit() or msgspec.UNSET,
     )
     # Last, so that a folder with a manifest is a whole one.
     (folder / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
@@ -211,8 +275,8 @@ def _tables(discovery: Discovery) -> dict[str, Any]:
 
     points, groups = discovery.points, discovery.clusters
     z = (points.fingerprints - groups.mean) / groups.scale
-    apart = distances(z, (groups.medoids.reshape(-1, FINGERPRINT_SIZE) - groups.mean) / groups.scale)
-    _, margins = assigned(apart, groups.radii)
+    centres = (groups.medoids.reshape(-1, FINGERPRINT_SIZE) - groups.mean) / groups.scale
+    _, margins = assigned_to(z, centres, groups.radii)
     labels = groups.labels
     embeddings = pa.table({
         "request_id": points.requests,
@@ -242,9 +306,10 @@ def _tables(discovery: Discovery) -> dict[str, Any]:
     nearest: dict[str, list[Any]] = {"cluster": [], "rank": [], "request_id": [], "step": [], "distance": []}
     for label in range(len(groups)):
         members = np.flatnonzero(labels == label)
-        order = members[np.argsort(apart[members, label], kind="stable")][:_PROTOTYPES]
-        for rank, place in enumerate(order.tolist()):
-            row = (label, rank, points.requests[place], int(points.steps[place]), float(apart[place, label]))
+        apart = distances(z[members], centres[label, None])[:, 0]
+        for rank, at in enumerate(np.argsort(apart, kind="stable")[:_PROTOTYPES].tolist()):
+            place = int(members[at])
+            row = (label, rank, points.requests[place], int(points.steps[place]), float(apart[at]))
             for column, value in zip(nearest.values(), row, strict=True):
                 column.append(value)
     return {

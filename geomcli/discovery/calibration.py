@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.clusters import NOISE, medoid_of
+from geomcli.clusters import NOISE, distances, medoid_of, parts
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -48,12 +48,6 @@ class Calibration:
     error: float
 
 
-def distances(z: Floats, medoids: Floats) -> Floats:
-    """[n, k]: Euclidean, of standardised fingerprints [n, 20] to medoids [k, 20]."""
-    made: Floats = np.sqrt(np.maximum(((z[:, None] - medoids[None]) ** 2).sum(axis=2), 0.0))
-    return made
-
-
 def assigned(apart: Floats, radii: Floats) -> tuple[Labels, Floats]:
     """(label [n], margin [n]) from distances [n, k] and radii [k].
 
@@ -78,6 +72,14 @@ def assigned(apart: Floats, radii: Floats) -> tuple[Labels, Floats]:
     return np.where(inside, nearest, NOISE).astype(np.int64), np.where(inside, margin, outside)
 
 
+def assigned_to(z: Floats, medoids: Floats, radii: Floats) -> tuple[Labels, Floats]:
+    """`assigned` of standardised fingerprints [n, 20] to medoids [k, 20]; never with [n, k] distances in memory."""
+    labels, margins = np.empty(len(z), dtype=np.int64), np.empty(len(z))
+    for part in parts(len(z), len(medoids)):
+        labels[part], margins[part] = assigned(distances(z[part], medoids), radii)
+    return labels, margins
+
+
 def calibrate(z: Floats, labels: Labels, requests: Sequence[str], coverage: float) -> Calibration:
     """Of standardised fingerprints [n, 20] with the clustering's labels [n], in two halves by request.
 
@@ -96,7 +98,7 @@ def calibrate(z: Floats, labels: Labels, requests: Sequence[str], coverage: floa
             max(float(np.quantile(distances(z[group], centre[None])[:, 0], coverage)), 1e-9)
             for group, centre in zip(groups, centres, strict=True)
         ])  # fmt: skip
-        given, margin = assigned(distances(z[held], centres), radii)
+        given, margin = assigned_to(z[held], centres, radii)
         margins.append(margin)
         found.append(given)
         right.append((given == labels[held]).astype(np.float64))

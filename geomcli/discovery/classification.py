@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.clusters import NOISE
+from geomcli.clusters import NOISE, distances
 from geomcli.compass import directions_of
 from geomcli.discovery.artifacts import Artifacts
-from geomcli.discovery.calibration import assigned, distances
+from geomcli.discovery.calibration import assigned
 from geomcli.errors import GeomError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 
@@ -24,7 +24,7 @@ NOISE_NAME = "noise"
 class Classification:
     """cluster, name: -1 and "noise" where no radius reaches; nearest: the cluster of the medoid that is least radii
     away; distance: to it, radius: its own, both in standard deviations; confidence: share of held-out fingerprints
-    with such a margin that were right, in [0, 1]; traits: names.
+    with such a margin that were right, in [0, 1], .5 where none could be held out; traits: names.
     """
 
     cluster: int
@@ -39,7 +39,9 @@ class Classification:
 
 
 class OffManifold(msgspec.Struct, frozen=True):
-    """angle: from a direction to the nearest cluster's medoid, in radians; radius: the angle its members keep."""
+    """angle: from a direction to the nearest cluster's medoid, in radians; radius: the angle that its windows keep, or
+    its members where the manifest says so.
+    """
 
     cluster: int
     angle: float

@@ -6,6 +6,7 @@ McInnes, Healy & Melville 2018, arXiv:1802.03426, as umap-learn implements it. C
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ from geomcli.errors import GeomError
 from geomcli.projection import Projection, fit
 
 Floats = NDArray[np.float64]
+Embedder = Callable[[Floats, int, int], Floats]  # [n, d], neighbours, seed -> [n, 2]
 
 _COMPONENTS = 10
 _NEIGHBOURS = 15
@@ -36,26 +38,30 @@ def components_of(fingerprints: Floats) -> Projection:
     return fit(fingerprints, _COMPONENTS)
 
 
-def draw(fingerprints: Floats, components: Projection, *, umap: bool, seed: int = 0) -> Map:
-    """The map of fingerprints [n, 20]. GeomError where UMAP is asked for and not installed.
+def umap(reduced: Floats, neighbours: int, seed: int) -> Floats:
+    """[n, 2] of reduced [n, d] by umap-learn, on one core; GeomError where that is not installed."""
+    with warnings.catch_warnings():
+        # Of libraries that it imports and does not need; several components of its graph are what clusters look like.
+        warnings.simplefilter("ignore")
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise GeomError(
+                "the map needs umap-learn.", "pip install 'geomcli[discover]', or geom discover --no-umap"
+            ) from None
+        made = UMAP(n_components=2, n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
+    return np.asarray(made, dtype=np.float64)
 
-    The same seed gives the same map on one machine.
+
+def draw(fingerprints: Floats, components: Projection, *, seed: int = 0, embedder: Embedder | None = umap) -> Map:
+    """The map of fingerprints [n, 20] by `embedder`; by principal components without one, and for very few.
+
+    umap: the same seed gives the same map on one machine.
     """
     reduced = components.project(fingerprints)
-    if not umap or len(reduced) <= _NEIGHBOURS + 1:
+    if embedder is None or len(reduced) <= _NEIGHBOURS + 1:
         return Map(reduced[:, :2], "pca", components)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of libraries that it imports and does not need
-            from umap import UMAP
-    except ImportError:
-        raise GeomError(
-            "the map needs umap-learn.", "pip install 'geomcli[discover]', or geom discover --no-umap"
-        ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # several components of its graph are what clusters look like
-        made = UMAP(n_components=2, n_neighbors=_NEIGHBOURS, random_state=seed, n_jobs=1).fit_transform(reduced)
-    return Map(np.asarray(made, dtype=np.float64), "umap", components)
+    return Map(embedder(reduced, _NEIGHBOURS, seed), "umap", components)
 
 
 def place(new: Floats, known: Floats, xy: Floats) -> Floats:

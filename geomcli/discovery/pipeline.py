@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -16,16 +17,19 @@ from geomcli.clusters import NOISE, Clusters
 from geomcli.compass import directions_of
 from geomcli.discovery import maps
 from geomcli.discovery.calibration import Calibration, calibrate
+from geomcli.discovery.gpu import Implementations
 from geomcli.discovery.maps import Map
 from geomcli.discovery.points import Points
 from geomcli.discovery.traits import Trait, ZoneOf, name_of, peak_distance, traits_of, zone_of
 from geomcli.errors import GeomError
+from geomcli.fingerprint import FINGERPRINT_SIZE, N_BINS
 
 Floats = NDArray[np.float64]
 
 MIN_SAMPLES = 100
 COVERAGE = 0.99
 _SMALLEST_ANGLE = 0.01  # radians
+_LEAST_WINDOWS = 20  # of a cluster, to calibrate its angle on
 STAGES = ("reduction", "map", "clusters", "names", "calibration")
 
 
@@ -42,8 +46,9 @@ class Parameters(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A cluster. angle: Bhattacharyya angle to its medoid's histogram that its members keep, in radians; peak:
-    distances that have most of its attention.
+    """A cluster. peak: distances that have most of its attention; angle: Bhattacharyya angle to its medoid's histogram,
+    in radians, that `angle_n` of its windows keep (`angle_of`: mean directions of the compass' windows), or its members
+    where there are too few windows.
     """
 
     cluster: int
@@ -55,10 +60,14 @@ class Found(msgspec.Struct, frozen=True):
     radius: float
     angle: float
     peak: str
+    angle_of: Literal["windows", "members"] = "members"
+    angle_n: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
+    """implementations: what computed a stage; reasons: why not cuML, where it is installed."""
+
     points: Points
     parameters: Parameters
     map: Map
@@ -66,6 +75,8 @@ class Discovery:
     found: list[Found]
     calibration: Calibration
     seconds: dict[str, float] = field(default_factory=dict)
+    implementations: dict[str, str] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
 
 
 Progress = Callable[[str, float | None], None]  # a stage, and its seconds when it is over
@@ -90,27 +101,55 @@ def discover(points: Points, parameters: Parameters, progress: Progress = lambda
         progress(name, seconds[name])
 
     f = points.fingerprints
+    by = Implementations()
     with stage("reduction"):
         components = maps.components_of(f)
     with stage("map"):
-        drawn = maps.draw(f, components, umap=parameters.umap, seed=parameters.seed)
+        drawn = maps.draw(f, components, seed=parameters.seed, embedder=by.umap if parameters.umap else None)
     with stage("clusters"):
-        groups = clusters.find(f, parameters.min_cluster_size, sample=len(f), coverage=parameters.coverage)
+        groups = clusters.find(
+            f, parameters.min_cluster_size, sample=len(f), coverage=parameters.coverage, single=True,
+            labeller=by.hdbscan,
+        )  # fmt: skip
     with stage("names"):
-        found = [_described(points, groups, label, parameters.coverage) for label in range(len(groups))]
+        windows = _window_angles(points, groups)
+        found = [_described(points, groups, label, angles, parameters.coverage) for label, angles in enumerate(windows)]
     with stage("calibration"):
         z = (f - groups.mean) / groups.scale
         calibration = calibrate(z, groups.labels, points.requests, parameters.coverage)
-    return Discovery(points, parameters, drawn, groups, found, calibration, seconds)
+    return Discovery(points, parameters, drawn, groups, found, calibration, seconds, by.used, by.reasons)
 
 
-def _described(points: Points, groups: Clusters, label: int, coverage: float) -> Found:
+def _window_angles(points: Points, groups: Clusters) -> list[Floats]:
+    """For each cluster the angles to its medoid of the windows that are nearest to it, as `off_manifold` measures them.
+
+    Of windows with at least half of their tokens in some cluster: the others are what is off the manifold. Of all of
+    them where points are means of requests, as a token is then in no cluster.
+    """
+    if not len(groups):
+        return []
+    windows = points.windows
+    if (points.steps >= 0).all():
+        labels = groups.assign(windows.reshape(-1, FINGERPRINT_SIZE)).reshape(windows.shape[:2])
+        windows = windows[(labels != NOISE).mean(axis=1) >= 0.5]
+    roots = np.sqrt(np.maximum(windows[..., -N_BINS:], 0.0))
+    means = roots.mean(axis=1)
+    means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    angles = np.arccos(np.clip(means @ directions_of(groups.medoids).T, -1.0, 1.0))
+    nearest = angles.argmin(axis=1)
+    return [angles[nearest == label, label] for label in range(len(groups))]
+
+
+def _described(points: Points, groups: Clusters, label: int, windows: Floats, coverage: float) -> Found:
     members = np.flatnonzero(groups.labels == label)
     f = points.fingerprints
     traits = traits_of(f[members], f, points.ripples[members])
     zone = zone_of([points.zones[place] for place in members.tolist()])
-    roots = directions_of(f[members])
-    angles = np.arccos(np.clip(roots @ directions_of(groups.medoids[label])[0], -1.0, 1.0))
+    enough = len(windows) >= _LEAST_WINDOWS
+    angles = windows
+    if not enough:
+        roots = directions_of(f[members])
+        angles = np.arccos(np.clip(roots @ directions_of(groups.medoids[label])[0], -1.0, 1.0))
     return Found(
         label,
         name_of(zone, traits),
@@ -121,6 +160,8 @@ def _described(points: Points, groups: Clusters, label: int, coverage: float) ->
         float(groups.radii[label]),
         max(float(np.quantile(angles, coverage)), _SMALLEST_ANGLE),
         peak_distance(f[members]),
+        "windows" if enough else "members",
+        len(angles),
     )
 
 

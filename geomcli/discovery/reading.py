@@ -27,7 +27,8 @@ class Share(msgspec.Struct, frozen=True):
 class TraceReading(msgspec.Struct, frozen=True):
     """run_id, n: the discovery and how many fingerprints it rests on; tokens [m]: indices of those that were
     classified; classified [m]; shares: the largest first, without noise; on_manifold: share of tokens that are in a
-    cluster; off: for each token the angle of its window from the nearest cluster, None before the window is full.
+    cluster; off: for each token the angle of its window from the nearest cluster, None before the window is full;
+    calibrated: whether confidences rest on held-out fingerprints.
     """
 
     run_id: str
@@ -38,6 +39,7 @@ class TraceReading(msgspec.Struct, frozen=True):
     on_manifold: float
     confidence: float
     off: list[OffManifold | None]
+    calibrated: bool = True
 
 
 def read(trace: Trace, classifier: Classifier) -> TraceReading | None:
@@ -67,6 +69,7 @@ def read(trace: Trace, classifier: Classifier) -> TraceReading | None:
     return TraceReading(
         manifest.run_id, manifest.n, tokens, classified, shares, on / len(classified),
         float(np.mean([c.confidence for c in classified])), off_manifold(values, classifier),
+        manifest.calibrated,
     )  # fmt: skip
 
 

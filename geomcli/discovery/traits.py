@@ -16,13 +16,14 @@ from geomcli.zones import UNKNOWN, ZONES_V1
 _THRESHOLDS = {rule.metric: rule.threshold for rule in ZONES_V1.rules}
 _FOCUSED = 0.40  # bin entropy: most of the mass in two or three bins
 _APART = 1.0  # standard deviations from the mean of all fingerprints
-# trait, place in the fingerprint, threshold, whether more of it is meant
+_DIFFUSE = _THRESHOLDS["bin_entropy"]
+# trait, place in the fingerprint, threshold, whether more of it is meant, value past which it is the opposite
 _RULES = (
-    ("local_attention", LOCAL, _THRESHOLDS["local"], True),
-    ("retrieval_heavy", MID, _THRESHOLDS["mid"], True),
-    ("context_aware", LONG, _THRESHOLDS["long"], True),
-    ("focused", BIN_ENTROPY, _FOCUSED, False),
-    ("diffuse", BIN_ENTROPY, _THRESHOLDS["bin_entropy"], True),
+    ("local_attention", LOCAL, _THRESHOLDS["local"], True, _THRESHOLDS["local"] / 2),
+    ("retrieval_heavy", MID, _THRESHOLDS["mid"], True, _THRESHOLDS["mid"] / 2),
+    ("context_aware", LONG, _THRESHOLDS["long"], True, _THRESHOLDS["long"] / 2),
+    ("focused", BIN_ENTROPY, _FOCUSED, False, _DIFFUSE),
+    ("diffuse", BIN_ENTROPY, _DIFFUSE, True, _FOCUSED),
 )
 PERIODIC = "periodic"
 TRAITS = (*(rule[0] for rule in _RULES), PERIODIC)
@@ -54,16 +55,18 @@ def traits_of(members: NDArray[Any], everything: NDArray[Any], ripples: NDArray[
     """Traits of members [m, 20] among all fingerprints [n, 20], the clearest first.
 
     A trait holds where the members' mean is past the threshold of the zone rules, or a standard deviation of all
-    fingerprints from their mean in its direction. ripples [m]: nan where a step has none; without any, nothing is said
-    about periods.
+    fingerprints from their mean in its direction. By its deviation alone it never holds for what is the opposite:
+    "focused" past the threshold of "diffuse" and the other way round, so never both of them, and a distance with less
+    than half of its threshold. ripples [m]: nan where a step has none; without any, nothing is said about periods.
     """
     f, every = np.asarray(members, dtype=np.float64), np.asarray(everything, dtype=np.float64)
     made = []
-    for name, place, threshold, more in _RULES:
+    for name, place, threshold, more, opposite in _RULES:
         value, mean, deviation = float(f[:, place].mean()), float(every[:, place].mean()), float(every[:, place].std())
         apart = (value - mean) / deviation if deviation > 1e-9 else 0.0
         absolute = value >= threshold if more else value <= threshold
-        if absolute or (apart >= _APART if more else apart <= -_APART):
+        relative = apart >= _APART and value > opposite if more else apart <= -_APART and value < opposite
+        if absolute or relative:
             made.append(Trait(name, _METRICS[place], value, threshold, absolute, mean, apart))
     if ripples is not None and (finite := np.asarray(ripples, dtype=np.float64)[np.isfinite(ripples)]).size:
         value, threshold = float(finite.mean()), _THRESHOLDS["ripple"]

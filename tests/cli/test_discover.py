@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +76,83 @@ def test_no_store_at_all(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "holds no fingerprints" in done.stderr
     assert not (tmp_path / "none.db").exists()
+
+
+def test_one_request_is_said_to_calibrate_nothing(tmp_path: Path) -> None:
+    filled(tmp_path / "one.db", planted(60)[0], tokens=10_000)
+    done = geom("--db", tmp_path / "one.db", "--no-umap")
+    assert done.returncode == 0, done.stderr
+    assert "Not calibrated: a confidence needs clusters with members from several requests" in done.stdout
+    assert "Held out" not in done.stdout
+    manifest = json.loads((tmp_path / "discovery" / "latest" / "manifest.json").read_text())
+    assert manifest["calibration"] == {"held_out": 0}
+
+
+def test_one_kind_of_traffic_is_said_to_be_one_cluster(tmp_path: Path) -> None:
+    fingerprints, labels = planted(150, noise=0)
+    filled(tmp_path / "kind.db", fingerprints[labels == 0])
+    done = geom("--db", tmp_path / "kind.db", "--no-umap")
+    assert done.returncode == 0, done.stderr
+    assert "One cluster: HDBSCAN found none" in done.stdout
+    assert sum(row.startswith(("A ", "B ")) for row in done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("flag", "value"), [
+    ("--seed", 2**40), ("--seed", 2**32), ("--seed", -1), ("--max-points", 10**6), ("--max-points", 1),
+])  # fmt: skip
+def test_numbers_out_of_range_are_refused_at_once(db: Path, flag: str, value: int) -> None:
+    done = geom("--db", db, flag, value)
+    assert done.returncode == 2
+    assert f"Invalid value for '{flag}'" in done.stderr
+    assert not (db.parent / "discovery").exists()
+
+
+def test_a_stage_is_named_when_it_starts(db: Path) -> None:
+    command = [GEOM, "discover", "--db", db, "--seed", str(2**32 - 1)]  # the largest that UMAP takes
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert process.stderr is not None
+    seen, at = b"", {}
+    while some := process.stderr.read1(4096):
+        seen += some
+        for stage, text in (("started", rb"\n  map +"), ("over", rb"\n  map +[\d.]+ s\n")):
+            if re.search(text, seen):
+                at.setdefault(stage, time.monotonic())
+    assert process.wait() == 0
+    assert at["over"] - at["started"] > 0.5  # umap-learn takes seconds to load
+
+
+def test_a_stage_that_fails_leaves_a_line_for_the_error(db: Path, tmp_path: Path) -> None:
+    (tmp_path / "site" / "umap").mkdir(parents=True)
+    (tmp_path / "site" / "umap" / "__init__.py").write_text("raise ImportError('none here')")
+    paths = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run([GEOM, "discover", "--db", db], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)})  # fmt: skip
+    assert done.returncode == 1
+    assert "\ngeom: the map needs umap-learn." in done.stderr
+
+
+def test_rows_that_cannot_be_kept_leave_the_run_and_are_named(db: Path) -> None:
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON clusters BEGIN SELECT RAISE(ABORT, 'locked, say'); END")
+        connection.commit()
+    done = geom("--db", db, "--no-umap")
+    assert done.returncode == 1
+    assert sum(row.startswith(tuple("ABCDE")) for row in done.stdout.splitlines()) == 5
+    assert f"rows in discovery_runs and clusters of {db} are missing" in done.stderr
+    assert "locked, say" in done.stderr
+    assert "try: the same command" in done.stderr
+    manifest = json.loads((db.parent / "discovery" / "latest" / "manifest.json").read_text())
+    assert f"artifacts: {db.parent / 'discovery' / manifest['run_id']}" in done.stderr
+    with Store(db) as store:
+        assert store.rows("SELECT * FROM discovery_runs") == []
+
+
+def test_latest_that_is_a_folder_leaves_the_run_and_its_rows(db: Path) -> None:
+    (db.parent / "discovery" / "latest").mkdir(parents=True)
+    done = geom("--db", db, "--no-umap", "--json")
+    assert done.returncode == 1
+    run = db.parent / "discovery" / json.loads(done.stdout)["run_id"]
+    assert (run / "manifest.json").is_file()
+    assert f"the run is written, {run}, but" in done.stderr
+    with Store(db) as store:
+        assert len(store.rows("SELECT * FROM discovery_runs")) == 1

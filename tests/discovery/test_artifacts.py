@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import threading
+import time
+import tracemalloc
 from dataclasses import replace
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
+from geomcli.clusters import distances
 from geomcli.discovery import artifacts
+from geomcli.discovery.calibration import assigned, assigned_to
 from geomcli.discovery.classification import Classifier
 from geomcli.discovery.pipeline import Discovery, Parameters, discover
+from geomcli.discovery.version import commit
 from geomcli.errors import GeomError
 from geomcli.fingerprint import fingerprints_from_histograms
 from tests.discovery.made_points import points
@@ -227,3 +234,87 @@ def test_what_cannot_be_read_is_not_published(learnt: Discovery, run: Path) -> N
         artifacts.write(broken, run.parent)
     assert sorted(run.parent.iterdir()) == before
     assert artifacts.load(run.parent).path == run
+
+
+def test_what_a_killed_run_has_left_is_removed_after_an_hour(learnt: Discovery, run: Path) -> None:
+    root, hours_ago = run.parent, time.time() - 2 * 3600
+    old, young, other = (
+        root / name for name in (".20260101-000000-00ab12.tmp", ".20260101-000000-00ab13.tmp", ".mine.tmp")
+    )
+    for left in (old, young, other):
+        left.mkdir()
+        (left / "model.npz").write_bytes(b"half")
+    for left in (old, other, run):
+        os.utime(left, (hours_ago, hours_ago))
+    artifacts.write(learnt, root)
+    assert not old.exists()
+    assert young.exists()
+    assert other.exists()
+    assert artifacts.load(run).path == run
+
+
+def test_latest_that_is_a_folder_is_named_and_the_run_kept(learnt: Discovery, run: Path) -> None:
+    latest = run.parent / "latest"
+    latest.unlink()
+    shutil.copytree(run, latest)  # as `cp -rL` leaves it
+    with pytest.raises(GeomError, match=r"the run is written, (.*), but .*/latest is no link") as raised:
+        artifacts.write(learnt, run.parent)
+    (second,) = (p for p in run.parent.iterdir() if p not in (run, latest))
+    assert f"the run is written, {second}," in raised.value.message
+    assert artifacts.load(second).path == second
+    assert artifacts.load(run.parent).path == latest
+    assert raised.value.mend is not None
+    subprocess.run(["sh", "-c", raised.value.mend], check=True)
+    assert artifacts.load(run.parent).path == second
+
+
+def test_a_damaged_latest_is_an_error_and_no_other_run_takes_its_place(learnt: Discovery, run: Path) -> None:
+    second = artifacts.write(learnt, run.parent)
+    (second / "model.npz").write_bytes(b"")
+    with pytest.raises(GeomError, match=f"the artifacts in {second} are damaged"):
+        artifacts.load(run.parent)
+    assert artifacts.load(run).path == run
+    shutil.rmtree(second)
+    with pytest.raises(GeomError, match=rf"latest names a run that is not there, {second.name}\."):
+        artifacts.load(run.parent)
+
+
+def test_runs_of_before_windows_and_implementations_are_read(run: Path) -> None:
+    raw = json.loads((run / "manifest.json").read_text())
+    del raw["implementations"]
+    clusters = [{k: v for k, v in c.items() if k not in ("angle_of", "angle_n")} for c in raw["clusters"]]
+    (run / "manifest.json").write_text(json.dumps({**raw, "clusters": clusters}))
+    read = artifacts.load(run)
+    assert read.manifest.implementations == {}
+    assert {(c.angle_of, c.angle_n) for c in read.manifest.clusters} == {("members", 0)}
+    assert read.manifest.calibrated
+
+
+def test_many_small_clusters_take_little_memory() -> None:
+    random = np.random.default_rng(0)
+    z, medoids, radii = random.random((20_000, 20)), random.random((400, 20)), np.full(400, 1.2)
+    tracemalloc.start()
+    labels, margins = assigned_to(z, medoids, radii)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6  # differences of all to all are 1.3 GB, distances 64 MB
+    expected, of = assigned(distances(z[:3000], medoids), radii)
+    assert labels[:3000].tolist() == expected.tolist()
+    np.testing.assert_array_equal(margins[:3000], of)
+
+
+def test_the_commit_is_what_the_installer_wrote_down(tmp_path: Path) -> None:
+    folder = tmp_path / "geomcli-1.dist-info"
+    folder.mkdir()
+    installed = Distribution.at(folder)
+    assert commit(installed) == ""
+    for text, expected in (
+        ('{"url": "file:///geom", "dir_info": {}}', ""), ("{", ""), ('{"vcs_info": 3}', ""),
+        ('{"url": "https://h/geom", "vcs_info": {"vcs": "git", "commit_id": "240f9c6"}}', "240f9c6"),
+    ):  # fmt: skip
+        (folder / "direct_url.json").write_text(text)
+        assert commit(installed) == expected
+
+
+def test_a_manifest_has_a_commit_only_where_there_is_one(run: Path) -> None:
+    assert json.loads((run / "manifest.json").read_text()).get("git", "") == commit()

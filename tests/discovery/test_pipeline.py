@@ -8,8 +8,11 @@ from sklearn.metrics import adjusted_rand_score
 
 from geomcli.clusters import NOISE
 from geomcli.discovery.pipeline import STAGES, Parameters, discover, noise_of
+from geomcli.discovery.points import Points
 from geomcli.discovery.traits import TRAITS, traits_of
 from geomcli.errors import GeomError
+from geomcli.fingerprint import fingerprints_from_histograms
+from geomcli.zones import UNKNOWN
 from tests.discovery.made_points import CENTRES, planted, points
 
 FAST = Parameters(umap=False)
@@ -28,12 +31,29 @@ def test_five_planted_clusters_and_noise(seed: int) -> None:
     assert noise_of(found) == (found.clusters.labels == NOISE).sum()
 
 
-def test_one_cloud_is_no_cluster() -> None:
-    random = np.random.default_rng(0)
-    given, _ = points(100)
-    cloud = random.normal(0.5, 0.1, given.fingerprints.shape)
-    found = discover(type(given)("m", cloud, *(getattr(given, f) for f in ("requests", "steps", "zones", "ripples")),
-                                 "traffic", len(given)), FAST)  # fmt: skip
+def of(hists: np.ndarray) -> Points:
+    n = len(hists)
+    return Points("m", fingerprints_from_histograms(hists), [f"r{at // 10}" for at in range(n)], np.arange(n) % 10,
+                  [UNKNOWN] * n, np.full(n, np.nan), "traffic", n)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_kind_of_traffic_is_one_cluster_and_its_strays_are_noise(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    weights = np.full(16, 0.5)
+    weights[[0, 1]] = 60
+    found = discover(of(np.concatenate([random.dirichlet(weights, 400), random.dirichlet(np.full(16, 0.3), 40)])), FAST)
+    assert (len(found.found), found.clusters.one_kind) == (1, True)
+    assert found.found[0].size == pytest.approx(400, abs=8)
+    assert "local_attention" in [trait.name for trait in found.found[0].traits]
+    assert found.calibration.held_out == 440
+    assert found.calibration.accuracy >= 0.95
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_has_no_structure_is_no_cluster(seed: int) -> None:
+    given = of(np.random.default_rng(seed).dirichlet(np.ones(16), 400))
+    found = discover(given, FAST)
     assert found.found == []
     assert noise_of(found) == len(given)
     assert found.calibration.held_out == 0

@@ -88,7 +88,7 @@ def test_the_summary_has_a_line_of_it(root: Path, tmp_path: Path) -> None:
     said = shown()
     (line,) = [line for line in said.splitlines() if line.strip().startswith("manifold")]
     assert "syntax_floor, local_attention" in line
-    assert "confidence" in line
+    assert "confidence 0." in line
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "discovery" / "run").mkdir(parents=True)
@@ -97,3 +97,20 @@ def test_the_summary_has_a_line_of_it(root: Path, tmp_path: Path) -> None:
     said = subprocess.run([GEOM, "traces", "show", "t", "--db", other], capture_output=True, text=True).stderr
     assert "not classified: " in said
     assert "geom discover" in said
+
+
+def test_one_request_alone_calibrates_nothing_and_the_line_says_so(tmp_path: Path) -> None:
+    given, _ = points(100, tokens=10_000)
+    artifacts.write(discover(given, Parameters(umap=False)), tmp_path / "discovery")
+    made = trace_of([0] * 30)
+    reading = read(Trace(made), Classifier(artifacts.load(tmp_path / "discovery")))
+    assert reading is not None
+    assert not reading.calibrated
+    assert {c.confidence for c in reading.classified} == {0.5}
+    with Store(tmp_path / "traces.db") as store:
+        store.add(made)
+    command = [GEOM, "traces", "show", "t", "--db", tmp_path / "traces.db"]
+    said = subprocess.run(command, capture_output=True, text=True).stderr
+    (line,) = [line for line in said.splitlines() if line.strip().startswith("manifold")]
+    assert "uncalibrated" in line
+    assert "confidence" not in line

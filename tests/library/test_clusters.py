@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geomcli.clusters import NOISE, SMALLEST, find, smallest_group
+from geomcli.clusters import NOISE, SMALLEST, Clusters, distances, find, smallest_group
 from geomcli.errors import GeomError
 from geomcli.fingerprint import fingerprint_from_histogram
 
@@ -109,3 +110,62 @@ def test_without_scikit_learn_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     with pytest.raises(GeomError, match=r"clusters need scikit-learn.*geomcli\[discover\]"):
         find(np.zeros((20, 20)))
+
+
+def test_distances_of_nearly_equal_rows_keep_their_digits() -> None:
+    random = np.random.default_rng(0)
+    medoid = random.normal(0, 30, (1, 20))
+    z = medoid + np.linspace(0, 1e-7, 50)[:, None] / np.sqrt(20)
+    np.testing.assert_allclose(distances(z, medoid)[:, 0], np.linspace(0, 1e-7, 50), atol=1e-13)
+    assert distances(medoid, medoid)[0, 0] == 0
+
+
+def test_many_fingerprints_and_groups_take_little_memory() -> None:
+    random = np.random.default_rng(0)
+    f, medoids = random.random((20_000, 20)), random.random((400, 20))
+    groups = Clusters(np.zeros(0, np.int64), medoids, np.full(400, 2.0), np.zeros(20), np.ones(20), 5)
+    tracemalloc.start()
+    labels = groups.assign(f)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6  # differences of all to all are 1.3 GB, distances 64 MB
+    nearest = ((f[:200, None] - medoids[None]) ** 2).sum(axis=2).argmin(axis=1)
+    assert labels[:200].tolist() == nearest.tolist()
+
+
+def one_kind(n: int, stray: float, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    weights = np.full(16, 0.5)
+    weights[:2] = 60
+    hists = [random.dirichlet(weights, n), random.dirichlet(np.full(16, 0.3), round(n * stray))]
+    return np.array([fingerprint_from_histogram(hist) for hist in np.concatenate(hists)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_one_kind_is_one_group_where_that_is_asked_for(seed: int) -> None:
+    fingerprints = one_kind(300, 0.1, seed)
+    assert len(find(fingerprints)) == 0
+    found = find(fingerprints, single=True)
+    assert (len(found), found.one_kind) == (1, True)
+    assert (found.labels[:300] == 0).mean() >= 0.99
+    assert (found.labels[300:] == NOISE).mean() >= 0.9
+    assert (found.assign(fingerprints[found.labels == 0]) == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_has_no_structure_is_no_group(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    share = random.random((400, 1))
+    line = share * np.eye(16)[1] + (1 - share) * np.eye(16)[9]
+    for hists in (random.dirichlet(np.ones(16), 400), 0.9 * line + 0.1 * random.dirichlet(np.ones(16), 400)):
+        found = find(np.array([fingerprint_from_histogram(hist) for hist in hists]), single=True)
+        assert len(found) == 0
+        assert not found.one_kind
+    assert not find(one_kind(200, 1.2, seed), single=True).one_kind  # most are strays
+
+
+def test_planted_groups_are_the_same_where_one_would_do() -> None:
+    fingerprints, _ = planted((300, 200, 120), 60)
+    plain, found = find(fingerprints), find(fingerprints, single=True)
+    assert found.labels.tolist() == plain.labels.tolist()
+    assert not found.one_kind
