@@ -42,14 +42,20 @@ class RouterPane(TokenPane):
         yield FindBar(id="find")
 
     def session_changed(self, changed: Changed) -> None:
+        self._make_room()
+        super().session_changed(changed)
+
+    def on_resize(self) -> None:
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """For what a discovery says, where the list of decisions can spare it."""
         learned, turn = self.geom.learned, self.session.turn
-        # Room for what a discovery says, where the list of decisions can spare it.
         roomy = self.size.height >= _ROOMY or self.has_class("-narrow")
         wanted = roomy and turn is not None and learned.of(turn.model) is not None
         if wanted != self.has_class("-learned"):
             self.set_class(wanted, "-learned")
             self.call_after_refresh(lambda: self.list.select(self.list.selected))
-        super().session_changed(changed)
 
     @property
     def steering(self) -> Steering:

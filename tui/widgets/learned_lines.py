@@ -26,16 +26,16 @@ def point_lines(manifold: Manifold, paint: Paint, width: int) -> list[Text]:
     if found is None:
         return []
     muted, nearest = paint.fore("muted"), manifold.mapping.found[found.nearest]
-    of_mean = " (its mean)" if manifold.point is not None else ""
     if found.on_manifold:
-        parts = wrap(f"{words(', '.join((nearest.zone.zone, *found.traits)))}{of_mean}", max(8, width - 4)) or [""]
+        parts = wrap(words(", ".join((nearest.zone.zone, *found.traits))), max(8, width - 4)) or [""]
         first = letter(nearest, paint).append(parts[0], paint.zone_mark(nearest.zone.zone))
         lines = [first, *(Text(f"    {part}", paint.zone_mark(nearest.zone.zone)) for part in parts[1:])]
     else:
-        first = Text().append(f"{NAMELESS} noise{of_mean}, nearest is ", muted)
+        first = Text().append(f"{NAMELESS} noise, nearest is ", muted)
         lines = [first.append_text(letter(nearest, paint))]
     lines.append(_verdict(found, manifold.learned, paint))
-    said = f"distance {found.distance:.2f} of radius {found.radius:.2f}"
+    of = "" if manifold.point is None else " of its mean"
+    said = f"distance{of} {found.distance:.2f} of radius {found.radius:.2f}"
     lines.append(Text(said, muted))
     if (off := manifold.off) is not None:
         lines.append(off_line(off, paint))

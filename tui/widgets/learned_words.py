@@ -11,6 +11,7 @@ from geomcli.display import NAMELESS, ZONE_GLYPHS, bar, cluster_name
 from geomcli.tui.learned import Learned, Tally
 from geomcli.tui.mapping import words
 from geomcli.tui.themes import Paint
+from geomcli.zones import ZONES_V1
 
 if TYPE_CHECKING:
     from geomcli.discovery.classification import OffManifold
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _MOST = 3  # clusters of a turn
 UNCALIBRATED = "uncalibrated"
+ALERT = next(rule.action for rule in ZONES_V1.rules if rule.zone == "diffuse")
 
 
 def short(value: float) -> str:
@@ -58,6 +60,8 @@ def router_rows(
     if compact:
         for label, share in tally.shares()[:2]:
             head.append("  ").append_text(letter(found[label], paint)).append(f"{share:.0%}", plain)
+        if tally.off:
+            head.append(f"  {ALERT}", paint.fore("warning"))
         return [head]
     rows = [head]
     for label, share in tally.shares()[:_MOST]:
@@ -80,4 +84,4 @@ def _traits(found: Found) -> list[str]:
 def off_advice(tally: Tally, paint: Paint) -> Text:
     """What tokens in no cluster ask for, in the words of the ruleset's rule for diffuse attention."""
     share = Text().append(f"{NAMELESS}   {tally.off / tally.n:4.0%} ", paint.fore("foreground"))
-    return share.append("off-manifold alert: raw links show where to", paint.fore("warning"))
+    return share.append(f"{ALERT}: raw links show where to", paint.fore("warning"))
