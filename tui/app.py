@@ -33,6 +33,7 @@ from geomcli.tui.storage import Storage
 from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
 
 FLUSH_SECONDS = 1 / 20
+CALM_SECONDS = 0.3  # from the first screen until what it does not need is read
 REST_SECONDS = 1.0  # from the end of an answer until memory is tidied up
 DEMO_RATE = 14.0  # tokens a second
 DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
@@ -254,8 +255,11 @@ class GeomApp(App[None]):
         self.exit(return_code=130)
 
     def look_for_discovery(self) -> None:
-        """Read the discovery beside the store, if there is another one than before."""
-        self.run_worker(self._look_for_discovery(), group="discovery")
+        """Read the discovery beside the store, if there is another one than before; the first time not at once."""
+        if self.learned.looked:
+            self.run_worker(self._look_for_discovery(), group="discovery")
+        else:
+            self.set_timer(CALM_SECONDS, lambda: self.run_worker(self._look_for_discovery(), group="discovery"))
 
     async def _look_for_discovery(self) -> None:
         if await self.learned.look():

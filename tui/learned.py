@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE
 from geomcli.compass import DRIFT_WINDOW
+from geomcli.display import printable, zone_label
 from geomcli.errors import GeomError
 from geomcli.tui.turn import Token, Turn
 
@@ -197,6 +198,11 @@ class Learned:
 
                     return off_manifold(np.array(rows[::-1]), classifier)[-1]
         return None
+
+
+def words(name: str) -> str:
+    """A cluster's name for eyes: "syntax floor, local attention"."""
+    return printable(zone_label(name))
 
 
 def _look(root: Path, before: object) -> tuple[object, Found | None]:

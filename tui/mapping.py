@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE, Labels
-from geomcli.display import NAMELESS, cluster_name, printable, zone_label
+from geomcli.display import NAMELESS, cluster_name
 from geomcli.tui.grouping import Backdrop, Kinds, Label
-from geomcli.tui.learned import Learned, Plane
+from geomcli.tui.learned import Learned, Plane, words
 from geomcli.zones import UNKNOWN
 
 if TYPE_CHECKING:
@@ -112,11 +112,6 @@ class Mapping:
             Label(x, y, cluster_name(found.cluster), _texts(found), found.zone.zone)
             for found, (x, y) in zip(self.found, plane.medoids.tolist(), strict=True)
         ]
-
-
-def words(name: str) -> str:
-    """A cluster's name for eyes: "syntax floor, local attention"."""
-    return printable(zone_label(name))
 
 
 def _texts(found: Found) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from geomcli.clusters import NOISE
 from geomcli.display import NAMELESS, printable
-from geomcli.tui.learned import Learned
+from geomcli.tui.learned import Learned, words
 from geomcli.tui.manifold import Manifold
-from geomcli.tui.mapping import ELSEWHERE, Mapping, words
+from geomcli.tui.mapping import ELSEWHERE, Mapping
 from geomcli.tui.themes import Paint
 from geomcli.tui.widgets.learned_words import UNCALIBRATED, letter, off_line, short
 

@@ -8,8 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from geomcli.display import NAMELESS, ZONE_GLYPHS, bar, cluster_name
-from geomcli.tui.learned import Learned, Tally
-from geomcli.tui.mapping import words
+from geomcli.tui.learned import Learned, Tally, words
 from geomcli.tui.themes import Paint
 from geomcli.zones import ZONES_V1
 
