@@ -30,7 +30,7 @@ from geomcli.tui.app import GeomApp
 from geomcli.tui.grouping import Label
 from geomcli.tui.learned import Learned
 from geomcli.tui.mapping import ELSEWHERE
-from geomcli.tui.session import Place
+from geomcli.tui.session import Changed, Place
 from geomcli.tui.turn import Turn
 from geomcli.tui.widgets.grid import Window
 from geomcli.tui.widgets.learned_words import ALERT
@@ -178,6 +178,21 @@ async def test_tokens_are_classified_as_they_arrive(make_app: MakeApp, settings:
         await until(lambda: len(pane(app).manifold.mapping.xy) == 1)
 
 
+async def test_a_move_that_was_not_heard_of_yet_is_not_lost_when_the_discovery_comes(
+    make_app: MakeApp, settings: config.Settings, demo: list[list[Record]]
+) -> None:
+    learned(settings.db_path)
+    app = make_app(demo, mode="manifold")
+    async with app.run_test(size=WIDE) as pilot:
+        await loaded(app)
+        await until(lambda: len(pane(app).manifold.cloud) == 80)
+        pane(app).scatter.select(3)
+        app.session.touch(Changed.VIEW)
+        app.flush()
+        await pilot.pause()
+        assert pane(app).manifold.chosen == 3
+
+
 async def test_a_long_trace_is_placed_beside_the_app_and_stays_responsive(
     make_app: MakeApp, settings: config.Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,7 +296,8 @@ async def test_what_cannot_be_used_is_one_line(
         state = await loaded(app)
         await until(lambda: "Discovery not used" in text_of(app, "#scopes"))
         lines = text_of(app, "#scopes").splitlines()
-        assert len(lines) == 3 == app.screen.query_one("#scopes").size.height
+        assert len(lines) == 3
+        await until(lambda: app.screen.query_one("#scopes").size.height == 3)
         assert len(lines[2]) <= size[0]
         await pilot.press("t")
         assert words in said(app)

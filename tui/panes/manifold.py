@@ -99,6 +99,7 @@ class ManifoldPane(Pane):
 
     def session_changed(self, changed: Changed) -> None:
         manifold = self.manifold
+        self._hear_of_moves()
         if manifold.of_session:
             if changed & Changed.TURNS:
                 manifold.chosen = None
@@ -110,6 +111,12 @@ class ManifoldPane(Pane):
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.VIEW) or (changed & Changed.CURSOR and self._follows()):
             self.draw()
         super().session_changed(changed)
+
+    def _hear_of_moves(self) -> None:
+        """A move that was made before something is drawn anew may not have been heard of yet."""
+        cursor = self.scatter.cursor
+        if cursor is not None and cursor < len(self.manifold.cloud):
+            self.manifold.chosen = cursor
 
     def _follows(self) -> bool:
         """The marked place is the session's cursor."""
@@ -186,14 +193,13 @@ class ManifoldPane(Pane):
     async def _place_beside(self, placing: Awaitable[None]) -> None:
         await placing
         if self.is_current:
-            self.manifold.chosen = self.scatter.cursor if self.scatter.cursor is not None else self.manifold.chosen
+            self._hear_of_moves()
             self.draw()
 
     async def _look_for_clusters(self) -> None:
         await self.manifold.grouping.look(self.manifold.cloud)
         if self.is_current:  # else it is drawn when it is shown again, from the session as it is then
-            # A move that was made meanwhile may not have been heard of yet.
-            self.manifold.chosen = self.scatter.cursor
+            self._hear_of_moves()
             self.draw()
 
     def _describe(self) -> None:
