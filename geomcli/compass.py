@@ -8,7 +8,7 @@ A meter for a change of regime, not a detector of wrong answers: docs/geometry.m
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,27 @@ def bhattacharyya_angle(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.arccos(np.clip(u @ v, -1.0, 1.0)))
 
 
+class Departure(Protocol):
+    """How far a direction is from the nearest cluster of a discovery: the angle to its medoid, and the one that its
+    windows keep, in radians; `inside`: on the manifold.
+    """
+
+    @property
+    def cluster(self) -> int: ...
+    @property
+    def angle(self) -> float: ...
+    @property
+    def radius(self) -> float: ...
+    @property
+    def inside(self) -> bool: ...
+
+
+class Manifold(Protocol):
+    """What directions [16] are measured against: a `geomcli.discovery.classification.Classifier`."""
+
+    def off_manifold(self, direction: NDArray[Any]) -> Departure: ...
+
+
 class Alarm:
     """Scores against two thresholds, with hysteresis; a HALT is never taken back."""
 
@@ -84,7 +105,11 @@ class Alarm:
 
 
 class Compass(Alarm):
-    """Drift over a sliding window and its status."""
+    """Drift over a sliding window and its status.
+
+    `off_manifold`: how far the window's mean direction is from `manifold`, after the last step; None without one, and
+    where there is no drift.
+    """
 
     def __init__(
         self,
@@ -93,6 +118,7 @@ class Compass(Alarm):
         warn: float = WARN_THRESHOLD,
         halt: float = HALT_THRESHOLD,
         consecutive: int = CONSECUTIVE,
+        manifold: Manifold | None = None,
     ) -> None:
         if window < 2:
             raise ValueError(f"window must be >= 2 steps, got {window}")
@@ -100,6 +126,8 @@ class Compass(Alarm):
             raise ValueError(f"need 0 < warn <= halt <= 1, got warn={warn}, halt={halt}")
         super().__init__(warn, halt, consecutive)
         self.window = window
+        self.manifold = manifold
+        self.off_manifold: Departure | None = None
         self._histograms: deque[NDArray[np.float64]] = deque(maxlen=window)
 
     def update(self, histogram: NDArray[Any]) -> float | None:
@@ -107,13 +135,17 @@ class Compass(Alarm):
         h = np.asarray(histogram, dtype=np.float64)
         if h.shape != (N_BINS,):
             raise ValueError(f"histogram must have shape ({N_BINS},), got {h.shape}")
+        self.off_manifold = None
         if h.sum() <= 0:
             return None
         self._histograms.append(h)
         if len(self._histograms) < self.window:
             return None
-        value = drift(np.stack(self._histograms))
+        window = np.stack(self._histograms)
+        value = drift(window)
         self.judge(value)
+        if self.manifold is not None:
+            self.off_manifold = self.manifold.off_manifold(np.sqrt(window).mean(axis=0))
         return value
 
 

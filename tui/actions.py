@@ -108,6 +108,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("zoom.in", "plus", "zoom in", "Look closer at the cursor", ("manifold",)),
     Action("zoom.out", "minus", "zoom out", "Show more of the plane", ("manifold",)),
     Action("zoom.all", "0", "whole", "Show the whole plane", ("manifold",)),
+    Action("plane.toggle", "t", "plane", "Principal components, or the learned map", ("manifold",)),
     Action("clusters.toggle", "v", "clusters", "Points as zones or as clusters", ("manifold",)),
     Action("dots.toggle", "b", "dots", "Points as glyphs or as braille dots", ("manifold",)),
     Action("side.a", "a", "choose A", "Choose the first trace", ("compare",)),

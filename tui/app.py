@@ -24,6 +24,7 @@ from geomcli.tui.collector import Collector
 from geomcli.tui.commands import GeomCommands
 from geomcli.tui.help import Help
 from geomcli.tui.keymap import checked
+from geomcli.tui.learned import Learned
 from geomcli.tui.live import Live
 from geomcli.tui.panes.base import Pane
 from geomcli.tui.reading import Opened, Reading
@@ -32,6 +33,7 @@ from geomcli.tui.storage import Storage
 from geomcli.tui.themes import DEFAULT_THEME, THEMES, Paint, zone_defaults
 
 FLUSH_SECONDS = 1 / 20
+CALM_SECONDS = 0.3  # from the first screen until what it does not need is read
 REST_SECONDS = 1.0  # from the end of an answer until memory is tidied up
 DEMO_RATE = 14.0  # tokens a second
 DEMO_FILE = Path(__file__).parent.parent / "demo.jsonl"
@@ -71,6 +73,7 @@ class GeomApp(App[None]):
         super().__init__()
         self.session = Session()
         self.storage = Storage(settings.db_path)
+        self.learned = Learned(config.discovery_path(settings.db_path))
         self.live = Live(self.session, settings, self.storage, save=save, notify=self._notice)
         self.reading = Reading(self.session, self.storage)
         self.unreadable: GeomError | None = None
@@ -250,6 +253,17 @@ class GeomApp(App[None]):
                 while True:
                     writer._queue.get_nowait()
         self.exit(return_code=130)
+
+    def look_for_discovery(self) -> None:
+        """Read the discovery beside the store, if there is another one than before; the first time not at once."""
+        if self.learned.looked:
+            self.run_worker(self._look_for_discovery(), group="discovery")
+        else:
+            self.set_timer(CALM_SECONDS, lambda: self.run_worker(self._look_for_discovery(), group="discovery"))
+
+    async def _look_for_discovery(self) -> None:
+        if await self.learned.look():
+            self.session.touch(Changed.STATE | Changed.VIEW)
 
     def action_mode(self, mode: str) -> None:
         self.switch_mode(mode)

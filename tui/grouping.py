@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from geomcli import clusters
 from geomcli.clusters import NOISE, Clusters, Labels
@@ -27,6 +29,25 @@ class Kinds:
 
     glyphs: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
+
+
+class Label(NamedTuple):
+    """A name at a place; `texts`: what may stand beside it, the longest first, in the colour of `zone`."""
+
+    x: float
+    y: float
+    name: str
+    texts: tuple[str, ...] = ()
+    zone: str = UNKNOWN
+
+
+@dataclass(frozen=True, eq=False)
+class Backdrop:
+    """Dots behind the points: xy [m, 2], of [m] places in `colours`, which are zones; "" for what has no colour."""
+
+    xy: NDArray[np.float64]
+    of: NDArray[np.int64]
+    colours: tuple[str, ...]
 
 
 ZONE_KINDS = Kinds(tuple(ZONE_GLYPHS[zone] for zone in ZONE_NAMES), tuple(ZONE_NAMES))

@@ -122,6 +122,7 @@ class Paint:
         self._variables = dict(variables)
         self._colours: dict[str, str] = {}
         self._fore: dict[tuple[str, bool, bool], Style] = {}
+        self._dimmed: dict[str, Style] = {}
         self._muted = self._between("background", "foreground", 0.62) if not ansi else "bright_black"
         self._zones = {zone: self._zone_style(zone) for zone in _ZONES}
         self._ramp = [self._ramp_style(level / 7) for level in range(8)]
@@ -163,6 +164,18 @@ class Paint:
         """A zone's glyph or bar."""
         name = zone if zone in self._zones else UNKNOWN
         return self.fore(f"zone-{name.replace('_', '-')}")
+
+    def dimmed(self, zone: str) -> Style:
+        """What lies behind points, in a zone's colour; "" for what has none."""
+        if zone not in self._dimmed:
+            self._dimmed[zone] = self._dimmed_style(zone)
+        return self._dimmed[zone]
+
+    def _dimmed_style(self, zone: str) -> Style:
+        if self.plain or self.ansi:
+            return Style(dim=True) + (self.zone_mark(zone) if zone else self.fore("muted"))
+        name = f"zone-{zone.replace('_', '-')}" if zone in self._zones else "muted"
+        return Style(color=self._between("background", name, 0.55 if zone else 0.4))
 
     def ramp(self, value: float) -> Style:
         """A token with a value in [0, 1]: eight steps."""

@@ -34,6 +34,7 @@ from geomcli.tui.panes.manifold import ManifoldPane
 from geomcli.tui.reading import Opened
 from geomcli.tui.session import Overlay
 from tests.tui.conftest import NARROW, WIDE, MakeApp
+from tests.tui.made_discovery import learned
 from tests.tui.waiting import until
 
 OFFERED = [mode for _, mode in panes.offered()]
@@ -114,6 +115,25 @@ async def test_every_action_of_a_pane_shows_what_its_key_did(
         await pilot.press(action.keys.split(",")[0])
         await until(lambda: look(app) != before)
         assert app.return_code in (None, 0)
+    assert app._exception is None
+
+
+@pytest.mark.parametrize("action", actions_of("manifold"), ids=lambda a: a.id)
+async def test_every_action_of_the_manifold_works_on_the_learned_map(
+    make_app: MakeApp, settings: config.Settings, demo: list[list[Record]], action: Action
+) -> None:
+    learned(settings.db_path)
+    app = make_app(demo, mode="manifold")
+    async with app.run_test(size=WIDE) as pilot:
+        await until(lambda: app.live.state is State.ABSENT and app.learned.looked)
+        pane = app.screen
+        assert isinstance(pane, ManifoldPane)
+        await until(lambda: pane.manifold.grouping.found is not None)
+        await pilot.press("t", *BEFORE.get(f"manifold:{action.id}", ()))
+        await until(lambda: pane.manifold.on_map and len(pane.manifold.mapping.xy) == len(pane.manifold.cloud))
+        before = await at_rest(app, pilot)
+        await pilot.press(action.keys.split(",")[0])
+        await until(lambda: look(app) != before)
     assert app._exception is None
 
 

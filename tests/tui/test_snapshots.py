@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 from textual.pilot import Pilot
 
+from geomcli import config
 from geomcli.schema import Record
 from geomcli.tui import panes
 from geomcli.tui.app import GeomApp
@@ -16,6 +17,7 @@ from geomcli.tui.live import State
 from geomcli.tui.panes.manifold import ManifoldPane
 from geomcli.tui.reading import Opened
 from tests.tui.conftest import NARROW, WIDE, MakeApp
+from tests.tui.made_discovery import learned
 from tests.tui.made_stores import SHAPES, made, noisy
 from tests.tui.snapshots import assert_same
 from tests.tui.waiting import until
@@ -118,6 +120,48 @@ async def test_clusters(make_app: MakeApp, case: str) -> None:
         await pilot.press("v")
         await calm(pilot, app)
         assert_same(app, f"manifold-clusters-{case}")
+
+
+class MapScene(NamedTuple):
+    """A mode with a discovery of the recording's model beside the store, after some keys."""
+
+    name: str
+    mode: str
+    keys: tuple[str, ...] = ()
+    theme: str = ""
+    size: tuple[int, int] = WIDE
+    shown: bool = False
+    model: str = "smollm2"
+
+
+MAP_SCENES = [
+    MapScene("learned-map", "manifold", ("t",), shown=True),
+    MapScene("learned-map-narrow", "manifold", ("t",), size=NARROW),
+    MapScene("learned-map-clusters", "manifold", ("t", "v"), theme="geom-light"),
+    MapScene("learned-map-ansi", "manifold", ("t",), theme="geom-ansi"),
+    MapScene("learned-other-model", "manifold", model="llama"),
+    MapScene("learned-router", "router", shown=True),
+    MapScene("learned-router-narrow", "router", size=NARROW),
+    MapScene("learned-lens", "chat", ("t",)),
+]
+
+
+@pytest.mark.parametrize("scene", MAP_SCENES, ids=lambda scene: scene.name)
+async def test_a_discovery(
+    make_app: MakeApp, settings: config.Settings, demo: list[list[Record]], scene: MapScene
+) -> None:
+    learned(settings.db_path, scene.model)
+    app = make_app(demo, theme=scene.theme, mode=scene.mode)
+    async with app.run_test(size=scene.size) as pilot:
+        await until(lambda: app.learned.looked)
+        await calm(pilot, app)
+        await pilot.press(*scene.keys)
+        await calm(pilot, app)
+        if isinstance(app.screen, ManifoldPane):
+            manifold = app.screen.manifold
+            await until(lambda: not manifold.on_map or len(manifold.mapping.xy) == len(manifold.cloud))
+            await calm(pilot, app)
+        assert_same(app, scene.name, shown=scene.shown)
 
 
 async def test_without_colours(make_app: MakeApp, demo: list[list[Record]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ class Pane(Screen[None]):
             return
         self.session_changed(Changed.ALL)
         self.refresh_bindings()
+        # After the first paint: somebody may have run `geom discover` beside the app since the last look.
+        self.call_after_refresh(self.geom.look_for_discovery)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:  # noqa: ARG002
         """Keys that a text field takes as text are not offered while one has the focus."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from typing import ClassVar, cast
 
 from rich.text import Text
@@ -25,10 +25,10 @@ from geomcli.tui.widgets.manifold_texts import (
     HorizontalAxis,
     Legend,
     ManifoldText,
-    PointDetails,
     ScopeBar,
     VerticalAxis,
 )
+from geomcli.tui.widgets.point_details import PointDetails
 from geomcli.tui.widgets.scatter import Scatter
 
 
@@ -70,10 +70,11 @@ class ManifoldPane(Pane):
     AUTO_FOCUS: ClassVar[str | None] = "Scatter"
 
     _begun = False
+    _on_map = False  # when it was last drawn
     _saved = -1  # turns that were in the store when it was last read
 
     def body(self) -> Iterable[Widget]:
-        self.manifold = Manifold(self.session)
+        self.manifold = Manifold(self.session, self.geom.learned)
         yield ScopeBar(self.manifold, id="scopes")
         with Horizontal(id="manifold-columns"):
             with Vertical(id="manifold-left"):
@@ -98,10 +99,11 @@ class ManifoldPane(Pane):
 
     def session_changed(self, changed: Changed) -> None:
         manifold = self.manifold
+        self._hear_of_moves()
         if manifold.of_session:
             if changed & Changed.TURNS:
                 manifold.chosen = None
-                manifold.grouping.forget()
+                manifold.forget()
             if changed & (Changed.TURNS | Changed.TOKENS):
                 manifold.take_tokens()
         elif changed & (Changed.STATE | Changed.TURNS) and self._count_saved() != self._saved:
@@ -109,6 +111,12 @@ class ManifoldPane(Pane):
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.VIEW) or (changed & Changed.CURSOR and self._follows()):
             self.draw()
         super().session_changed(changed)
+
+    def _hear_of_moves(self) -> None:
+        """A move that was made before something is drawn anew may not have been heard of yet."""
+        cursor = self.scatter.cursor
+        if cursor is not None and cursor < len(self.manifold.cloud):
+            self.manifold.chosen = cursor
 
     def _follows(self) -> bool:
         """The marked place is the session's cursor."""
@@ -153,24 +161,45 @@ class ManifoldPane(Pane):
         if not self.is_mounted or self.is_going:
             return
         manifold, some = self.manifold, bool(len(self.manifold.cloud))
+        self._place()
         self.query_one("#nothing").display = not some
         for name in ("#scatter", "#axis-up", "#axis-down", "#axis-across", "#legend", "#point"):
-            self.query_one(name).display = some
-        cloud = manifold.cloud
+            self.query_one(name).display = some and (name not in ("#axis-up", "#axis-down") or not manifold.on_map)
+        other_plane, self._on_map = manifold.on_map != self._on_map, manifold.on_map
+        self.set_class(self._on_map, "-learned")
         of, kinds = manifold.kinds()
         self.scatter.show(
-            cloud.xy, of, kinds,
+            manifold.xy(), of, kinds,
             cursor=manifold.chosen, values=manifold.values(), here=manifold.here(), labels=manifold.cluster_labels(),
+            backdrop=manifold.backdrop(),
         )  # fmt: skip
+        if other_plane:
+            self.scatter.show_all()
         self._describe()
         if self.is_current and manifold.clusters_due():
             self.run_worker(self._look_for_clusters(), group="clusters")
 
+    def _place(self) -> None:
+        """Give the points that came since their places on the learned map: a few at once, many beside the app."""
+        manifold, n = self.manifold, len(self.manifold.cloud)
+        if not manifold.mapping.due(n):
+            return
+        fingerprints, models = manifold.cloud.fingerprints, manifold.models(len(manifold.mapping.xy))
+        if manifold.mapping.is_quick(n):
+            manifold.mapping.place(fingerprints, models)
+        else:
+            self.run_worker(self._place_beside(manifold.mapping.place_beside(fingerprints, models)), group="places")
+
+    async def _place_beside(self, placing: Awaitable[None]) -> None:
+        await placing
+        if self.is_current:
+            self._hear_of_moves()
+            self.draw()
+
     async def _look_for_clusters(self) -> None:
         await self.manifold.grouping.look(self.manifold.cloud)
         if self.is_current:  # else it is drawn when it is shown again, from the session as it is then
-            # A move that was made meanwhile may not have been heard of yet.
-            self.manifold.chosen = self.scatter.cursor
+            self._hear_of_moves()
             self.draw()
 
     def _describe(self) -> None:
@@ -251,6 +280,22 @@ class ManifoldPane(Pane):
         elif grouping.shown and grouping.found is not None and not len(grouping.found):
             self.notify(f"No {grouping.found.smallest} points or more lie close enough together to be a cluster.")
         self.draw()
+
+    def action_plane_toggle(self) -> None:
+        manifold = self.manifold
+        manifold.mapping.shown = not manifold.mapping.shown
+        if manifold.mapping.shown and not manifold.on_map:
+            manifold.mapping.shown = False
+            self.notify(self._no_map(), severity="warning")
+            return
+        self.draw()
+
+    def _no_map(self) -> str:
+        """Why there is no learned map of these points."""
+        learned = self.geom.learned
+        if not learned.looked:
+            return "The discovery is still being read."
+        return learned.why_not(self.manifold.model) or learned.plane_problem or "No point is of the discovery's model."
 
     def action_point_open(self) -> None:
         key = self.manifold.key

@@ -11,10 +11,13 @@ from textual.widget import Widget
 
 from geomcli.tui.actions import pane_bindings
 from geomcli.tui.panes.tokens import TokenPane
+from geomcli.tui.session import Changed
 from geomcli.tui.steering import Steering
 from geomcli.tui.widgets.find import FindBar
 from geomcli.tui.widgets.lens import Lens
 from geomcli.tui.widgets.router_view import DecisionHead, DecisionList, RouterEvidence, RouterNow, RouterPlan
+
+_ROOMY = 34  # rows
 
 
 class RouterPane(TokenPane):
@@ -37,6 +40,22 @@ class RouterPane(TokenPane):
             lens.add_class("-closed")
             yield lens
         yield FindBar(id="find")
+
+    def session_changed(self, changed: Changed) -> None:
+        self._make_room()
+        super().session_changed(changed)
+
+    def on_resize(self) -> None:
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """For what a discovery says, where the list of decisions can spare it."""
+        learned, turn = self.geom.learned, self.session.turn
+        roomy = self.size.height >= _ROOMY or self.has_class("-narrow")
+        wanted = roomy and turn is not None and learned.of(turn.model) is not None
+        if wanted != self.has_class("-learned"):
+            self.set_class(wanted, "-learned")
+            self.call_after_refresh(lambda: self.list.select(self.list.selected))
 
     @property
     def steering(self) -> Steering:

@@ -12,6 +12,7 @@ from textual import events
 from geomcli.display import ZONE_GLYPHS, human_bytes, printable, zone_label
 from geomcli.tui.session import Changed
 from geomcli.tui.turn import Turn
+from geomcli.tui.widgets.learned_words import off_words
 from geomcli.tui.widgets.text import LineText
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class TitleBar(LineText):
 
 
 class Hud(LineText):
-    """Server, mode, heads, tokens, speed, bytes, what was not seen; at the right the zone and the drift now.
+    """Server, mode, heads, tokens, speed, bytes, what was not seen; at the right the zone and the drift now,
+    and how far off the manifold that is.
 
     What there is no room for is left out from the end, never what says that something is missing.
     """
@@ -118,4 +120,7 @@ class Hud(LineText):
         if token.drift is not None:
             text.append(f"  drift {token.drift:.2f} ", paint.fore("muted"))
             text.append({"OK": "✓", "WARN": "!", "HALT": "‼"}.get(token.status, "?"), paint.status(token.status))
+        turn = self.session.turn
+        if turn is not None and (off := cast("GeomApp", self.app).learned.off(turn, token)) is not None:
+            text.append("  ").append_text(off_words(off, paint))
         return text.append(" ")

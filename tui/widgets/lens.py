@@ -164,7 +164,8 @@ class LensBody(LineText):
         place, token, turn = looked
         width = max(20, self.container_size.width)
         if self.lens.tab == "signal":
-            return signal_lines(token, turn, self.paint, width)
+            off = cast("GeomApp", self.app).learned.off(turn, token)
+            return signal_lines(token, turn, self.paint, width, off)
         if self.lens.tab == "experts":
             return experts_lines(token, self.paint, width)
         lines = links_lines(self.session, place, token, turn, self.paint, width)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.style import Style
 from rich.text import Text
@@ -15,8 +15,12 @@ from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.histogram import histogram
+from geomcli.tui.widgets.learned_words import off_line
 from geomcli.tui.widgets.meter import meter
 from geomcli.zones import UNKNOWN
+
+if TYPE_CHECKING:
+    from geomcli.discovery.classification import OffManifold
 
 _METRICS = {"local": "local", "mid": "mid", "long": "long", "bin_entropy": "entropy", "ripple": "ripple"}
 
@@ -111,8 +115,8 @@ def _no_links(token: Token, paint: Paint) -> list[Text]:
     return [Text(f"No links. Flags: {flags}.", muted)]
 
 
-def signal_lines(token: Token, turn: Turn, paint: Paint, width: int) -> list[Text]:
-    """Fingerprint, histogram, zone with the evidence of each rule, and the compass."""
+def signal_lines(token: Token, turn: Turn, paint: Paint, width: int, off: OffManifold | None = None) -> list[Text]:
+    """Fingerprint, histogram, zone with the evidence of each rule, the compass, how far `off` the manifold it is."""
     f, decision, muted = token.fingerprint, token.decision(), paint.fore("muted")
     if f is None or decision is None:
         flags = ", ".join(token.step.get("flags") or ()) or "nothing was captured"
@@ -131,6 +135,8 @@ def signal_lines(token: Token, turn: Turn, paint: Paint, width: int) -> list[Tex
     lines += [Text(""), Text("mass by distance (tokens back)", muted)]
     lines += histogram([float(v) for v in f[4:]], paint, width=width)
     lines += [Text(""), *_compass(token, turn, paint, width)]
+    if off is not None:
+        lines.append(off_line(off, paint))
     if (sink := token.step.get("sink_mass")) is not None:
         lines.append(Text(f"sinks hold {_number(sink)} of the attention", muted))
     if (bits := token.step.get("entropy_bits")) is not None:

@@ -17,7 +17,7 @@ from geomcli.errors import GeomError
 from geomcli.store_queries import TraceListing, trace_list
 from geomcli.tui.turn import Turn
 from geomcli.tui.widgets.comparison_texts import title_of
-from geomcli.tui.widgets.manifold_texts import created
+from geomcli.tui.widgets.point_details import created
 from geomcli.tui.widgets.rows import CursorRows
 from geomcli.zones import UNKNOWN
 

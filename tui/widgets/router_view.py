@@ -11,7 +11,9 @@ from geomcli.display import zone_label
 from geomcli.recommendation import Decision, changes
 from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.steering import WORDS, Steering, applied_to
+from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets import router_lines as parts
+from geomcli.tui.widgets.learned_words import router_rows
 from geomcli.tui.widgets.rows import Rows
 from geomcli.tui.widgets.text import KeptText
 from geomcli.zones import ZONES_V1
@@ -108,10 +110,23 @@ class RouterEvidence(_RouterText):
                     *parts.rule_rows(self.paint)]  # fmt: skip
         rows = parts.evidence_rows(found, self.paint, width)
         compass = parts.compass_rows(token, turn, self.paint, width, compact=self.narrow)
+        learned = self._learned(turn, token, width)
         if self.narrow:
-            return [*rows, *compass]
+            return [*rows, *compass, *learned]
         head = self.heading("EVIDENCE").append(f"  mean of {found.settled.of} steps", self.paint.fore("muted"))
-        return [head, *rows, Text(""), *compass]
+        shown = [head, *rows, Text(""), *compass, *([Text("")] if learned else []), *learned]
+        if learned and len(shown) > self.size.height:
+            compass = parts.compass_rows(token, turn, self.paint, width, compact=True)
+            shown = [head, *rows, Text(""), *compass, Text(""), *learned]
+        return shown
+
+    def _learned(self, turn: Turn, token: Token, width: int) -> list[Text]:
+        """What the discovery says of the turn, and of the window behind the token; [] without one."""
+        learned = self.geom.learned
+        tally = learned.tally(turn)
+        if tally is None or not tally.n:
+            return []
+        return router_rows(tally, learned, learned.off(turn, token), self.paint, width, compact=self.narrow)
 
 
 class RouterPlan(_RouterText):

@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.geometry import Region
+from textual.geometry import Region, Size
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from geomcli.tui.grouping import Kinds
+from geomcli.tui.grouping import Backdrop, Kinds, Label
 from geomcli.tui.themes import Paint
 from geomcli.tui.widgets.grid import Grid, Window, window_of
+from geomcli.tui.widgets.plane_labels import Written, written
 
 if TYPE_CHECKING:
     from geomcli.tui.app import GeomApp
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 HERE = "●"
 _MANY = 400  # points from which dots are drawn instead of glyphs, unless asked otherwise
 _DEEPEST = 4096.0
-_MOST_KINDS = 64
+_MOST_KINDS = 4096
+_POINT = 4.0  # dots of a backdrop that words cover rather than a point
 
 
 class Scatter(Widget, can_focus=True):
@@ -52,7 +54,8 @@ class Scatter(Widget, can_focus=True):
         self._xy = np.zeros((0, 2))
         self._of = np.zeros(0, np.int64)
         self._kinds = Kinds()
-        self._labels: Sequence[tuple[float, float, str]] = ()
+        self._labels: Sequence[Label] = ()
+        self._backdrop: Backdrop | None = None
         self._values: NDArray[np.float64] | None = None
         self._here: tuple[float, float] | None = None
         self._whole = Window(-1.0, 1.0, -1.0, 1.0)
@@ -60,6 +63,7 @@ class Scatter(Widget, can_focus=True):
         self._grid: Grid | None = None
         self._patterns: NDArray[np.int64] | None = None
         self._means: NDArray[np.float64] | None = None
+        self._behind: _Behind | None = None
         self._styles: list[Style] = []  # of the kinds, in the theme that is on
         self._strips: dict[int, Strip] = {}
 
@@ -75,6 +79,16 @@ class Scatter(Widget, can_focus=True):
             self._patterns = self._grid.dots() if self.draws_dots else None
             self._means = None if self._values is None else self._grid.means(self._values)
         return self._grid
+
+    @property
+    def behind(self) -> _Behind:
+        """The backdrop and the labels at this size and zoom; the same one as long as they are."""
+        grid = self.grid
+        points = (grid.counts > 0).tobytes() if self._backdrop is not None else b""
+        now = (grid.window, Size(grid.columns, grid.rows), self._backdrop, tuple(self._labels), points)
+        if self._behind is None or self._behind.made_for != now:
+            self._behind = _Behind(now)
+        return self._behind
 
     @property
     def draws_dots(self) -> bool:
@@ -97,21 +111,24 @@ class Scatter(Widget, can_focus=True):
         cursor: int | None,
         values: NDArray[np.float64] | None = None,
         here: tuple[float, float] | None = None,
-        labels: Sequence[tuple[float, float, str]] = (),
+        labels: Sequence[Label] = (),
+        backdrop: Backdrop | None = None,
     ) -> None:
         """Show points [n, 2] of kinds [n] (places in `kinds`).
 
         `values` [n], 0..1 or nan: what cells are shaded by, the mean of theirs. `here`: a place to mark. `labels`:
-        characters at places.
+        names at places. `backdrop`: dots behind the points, on a plane that has no origin.
         """
         before = self._picture()
-        whole = window_of(xy if here is None else np.concatenate([xy, [here]]))
+        behind = np.zeros((0, 2)) if backdrop is None else backdrop.xy
+        whole = window_of(np.concatenate([xy, behind] if here is None else [xy, behind, [here]]))
         if self._window == self._whole:
             self._window = whole
         self._whole = whole
         if kinds != self._kinds:
             self._styles = []
         self._xy, self._of, self._kinds, self._values, self._here, self._labels = xy, of, kinds, values, here, labels
+        self._backdrop = backdrop
         self.cursor = cursor if cursor is not None and cursor < len(xy) else None
         self._grid = None
         after = self._picture()
@@ -131,7 +148,7 @@ class Scatter(Widget, can_focus=True):
         for mark, cell in ((-1, self._here_cell()), (-2, self._cell)):
             if cell is not None:
                 picture[cell] = _MOST_KINDS * mark * (len(self._of) + 1) - (self.cursor or 0)
-        whole = (self._zero(), self.draws_dots, self.paint, self._kinds, tuple(self._labels))
+        whole = (self._zero(), self.draws_dots, self.paint, self._kinds, tuple(self._labels), self.behind)
         return whole, picture.reshape(grid.rows, grid.columns)
 
     def redraw(self) -> None:
@@ -146,7 +163,9 @@ class Scatter(Widget, can_focus=True):
         if index == self.cursor or index is None:
             return
         before, self.cursor = self._cell, index
-        window = self._window.around(*self._xy[index].tolist())
+        window = self._window
+        if np.isfinite(self._xy[index]).all():
+            window = window.around(*self._xy[index].tolist())
         if window != self._window:
             self._window = window
             self.redraw()
@@ -244,6 +263,7 @@ class Scatter(Widget, can_focus=True):
                 base + paint.fore("border")
             ]
         *styles, line_style = self._styles
+        dots_behind = self.behind.dots(y)
         zero_column, zero_row = self._zero()
         cells: list[tuple[str, Style]] = []
         for column in range(grid.columns):
@@ -253,6 +273,8 @@ class Scatter(Widget, can_focus=True):
                 glyph = self._kinds.glyphs[kind] if dots is None else dots
                 style = styles[kind] if self._means is None else styles[kind] + self._shade(first + column)
                 cells.append((glyph, style))
+            elif (dim := dots_behind.get(column)) is not None:
+                cells.append((dim[0], base + paint.dimmed(dim[1])))
             elif column == zero_column or y == zero_row:
                 cells.append(("┼" if y == zero_row == y and column == zero_column else "┊" if y != zero_row else "┈",
                               line_style))  # fmt: skip
@@ -268,6 +290,8 @@ class Scatter(Widget, can_focus=True):
 
     def _zero(self) -> tuple[int, int]:
         """Column and row of the plane's origin; outside of the grid where it is not shown."""
+        if self._backdrop is not None:
+            return -1, -1
         grid, window = self.grid, self._window
         column = int(np.floor(-window.left / (window.right - window.left) * grid.columns))
         row = int(np.floor(window.top / (window.top - window.bottom) * grid.rows))
@@ -276,10 +300,12 @@ class Scatter(Widget, can_focus=True):
     def _mark(self, cells: list[tuple[str, Style]], y: int, base: Style) -> None:
         """Labels, above them the place that is marked, and the cursor above all."""
         grid, paint, here = self.grid, self.paint, self._here_cell()
-        for *place, name in self._labels:
-            at = self._cell_at(*place)
-            if at is not None and at // grid.columns == y:
-                cells[at % grid.columns] = (name, base + paint.fore("foreground", bold=True, underline=True))
+        for said in self.behind.written.get(y, ()):
+            style = base + (
+                paint.zone_mark(said.zone) if said.zone else paint.fore("foreground", bold=True, underline=True)
+            )
+            for column, glyph in enumerate(said.text, said.column):
+                cells[column] = (glyph, style)
         if here is not None and here // grid.columns == y:
             cells[here % grid.columns] = (HERE, base + paint.fore("accent", bold=True))
         cell = self._cell
@@ -322,6 +348,35 @@ class Scatter(Widget, can_focus=True):
             window.left + (event.x + 0.5) / max(1, size.width) * (window.right - window.left),
             window.top - (event.y + 0.5) / max(1, size.height) * (window.top - window.bottom),
         )
+
+
+class _Behind:
+    """What lies on a plane besides its points: dots of a backdrop, and labels where there is room for them."""
+
+    def __init__(self, made_for: tuple[Window, Size, Backdrop | None, tuple[Label, ...], bytes]) -> None:
+        self.made_for = made_for
+        window, size, backdrop, labels, points = made_for
+        self._colours = () if backdrop is None else backdrop.colours
+        nothing = (np.zeros((0, 2)), np.zeros(0, np.int64))
+        self._grid = Grid(*(nothing if backdrop is None else (backdrop.xy, backdrop.of)), window, size)
+        self._patterns = self._grid.dots()
+        occupied = np.minimum(self._grid.counts, 1).astype(np.float64)
+        if points:
+            occupied += _POINT * np.frombuffer(points, dtype=bool)
+        occupied = occupied.reshape(self._grid.rows, self._grid.columns)
+        self.written: dict[int, list[Written]] = written(labels, window, occupied)
+
+    def dots(self, row: int) -> dict[int, tuple[str, str]]:
+        """Column -> (braille, zone whose colour it has, "" for none)."""
+        grid, first = self._grid, row * self._grid.columns
+        if not self._colours or row >= grid.rows:
+            return {}
+        some = np.flatnonzero(grid.counts[first : first + grid.columns])
+        patterns, kinds = self._patterns[first + some].tolist(), grid.kinds[first + some].tolist()
+        return {
+            column: (chr(0x2800 + pattern), self._colours[kind])
+            for column, pattern, kind in zip(some.tolist(), patterns, kinds, strict=True)
+        }
 
 
 def _merged(cells: Sequence[tuple[str, Style]]) -> list[Segment]:
