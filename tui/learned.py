@@ -30,7 +30,6 @@ Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 MOST_DOTS = 3000  # of a map: more are no plainer, and every new point is measured against each
-_ROWS = 2000  # that are given to clusters at once
 _WAITS = 64  # newest tokens whose numbers may still come
 _FILES = ("manifest.json", "model.npz", "embeddings.parquet")
 _NO_READER = "the learned map needs pyarrow. Try: pip install 'geomcli[discover]'"
@@ -130,7 +129,7 @@ class Learned:
     @property
     def calibrated(self) -> bool:
         """Whether confidences rest on held-out fingerprints."""
-        return self.classifier is not None and self.classifier.artifacts.manifest.calibration.get("held_out", 0) > 0
+        return self.classifier is not None and self.classifier.artifacts.manifest.calibrated
 
     def why_not(self, model: str) -> str:
         """A sentence with a mend: why nothing of a model is classified; "" where it is."""
@@ -266,13 +265,8 @@ def _plane(path: Path, artifacts: Artifacts) -> Plane:
 
 
 def _assigned(a: Artifacts, fingerprints: Floats) -> tuple[Labels, Floats]:
-    from geomcli.discovery.calibration import assigned, distances
+    from geomcli.discovery.calibration import assigned_to
 
-    labels, confidences = np.zeros(len(fingerprints), np.int64), np.zeros(len(fingerprints))
-    medoids = (a.medoids - a.mean) / a.scale
-    for start in range(0, len(fingerprints), _ROWS):
-        rows = slice(start, start + _ROWS)
-        found, margins = assigned(distances((fingerprints[rows] - a.mean) / a.scale, medoids), a.radii)
-        labels[rows] = found
-        confidences[rows] = np.where(found != NOISE, a.inside(margins), a.outside(margins))
-    return labels, confidences
+    z, medoids = (fingerprints - a.mean) / a.scale, (a.medoids - a.mean) / a.scale
+    labels, margins = assigned_to(z, medoids, a.radii)
+    return labels, np.where(labels != NOISE, a.inside(margins), a.outside(margins))
