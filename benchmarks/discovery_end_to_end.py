@@ -182,20 +182,35 @@ def shown(title: str, found: dict[str, Any]) -> None:
           + (f", of decode step: {found['decode_step']:.3f}" if "decode_step" in found else ""))  # fmt: skip
 
 
+def means(asked: list[Asked]) -> list[Asked]:
+    """One entry a request, the mean of its fingerprints, as a discovery with a point a request takes them."""
+    return [
+        one._replace(entries=[(0, np.mean([values for _, values in one.entries], axis=0).tolist())])
+        for one in asked
+        if one.entries
+    ]
+
+
 def of_fresh(
-    url: str, answered: list[Asked], learnt: dict[str, Counter[int]], kind_of: dict[str, str]
+    unit: str, url: str, answered: list[Asked], learnt: dict[str, Counter[int]], kind_of: dict[str, str]
 ) -> dict[str, Any]:
     """What the sidecar at `url` makes of prompts that nothing was learnt from."""
-    httpx.post(url + "/discovery/reload", timeout=60).raise_for_status()
     labels, confidence, requests, steps = classified(url, answered)
     found = described(labels, requests, steps, answered)
     kind_of = kind_of | {one.request: one.kind for one in answered}
     told = kinds_from_clusters(learnt, by_request(labels, requests), kind_of)
     found |= {"confidence": float(np.mean(confidence)), "requests": len(answered), "kind_told": told}
-    shown("New prompts, POST /classify", found)
+    shown(f"New prompts, a point a {unit}, POST /classify", found)
     print(f"mean confidence {np.mean(confidence):.3f}; kind told from a request's clusters: {told:.0%} of "
           f"{len(answered)} (a fifth by chance)")  # fmt: skip
     return found
+
+
+def reloaded(url: str, root: Path, run: Path) -> None:
+    """Let the sidecar at `url`, whose discovery is in `root`, classify by another run."""
+    (root / "latest").unlink(missing_ok=True)
+    (root / "latest").symlink_to(run, target_is_directory=True)
+    httpx.post(url + "/discovery/reload", timeout=60).raise_for_status()
 
 
 def main() -> None:
@@ -260,12 +275,17 @@ def main() -> None:
         result["by_request"] = described(r_labels, r_requests, [0] * len(r_labels), asked)
         shown("Learnt, a point a request", result["by_request"])
 
-        if manifest["clusters"]:
-            result["fresh"] = of_fresh(
-                sidecar_url, ask_all(url, fresh, arguments.tokens), by_request(labels, requests), kind_of
-            )
-        else:
-            print("\nNo cluster among tokens: there is nothing to classify new prompts by.")
+        answered = ask_all(url, fresh, arguments.tokens)
+        for unit, found, of, learnt, points in (
+            ("token", manifest, run, by_request(labels, requests), answered),
+            ("request", per_request, folder / "by-request" / per_request["run_id"],
+             by_request(r_labels, r_requests), means(answered)),
+        ):  # fmt: skip
+            if found["clusters"]:
+                reloaded(sidecar_url, root, of)
+                result[f"fresh_{unit}"] = of_fresh(unit, sidecar_url, points, learnt, kind_of)
+            else:
+                print(f"\nNo cluster with a point a {unit}: there is nothing to classify new prompts by.")
         if arguments.json:
             arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     finally:

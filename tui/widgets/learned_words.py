@@ -39,7 +39,7 @@ def off_words(off: OffManifold, paint: Paint) -> Text:
 
 
 def off_line(off: OffManifold, paint: Paint) -> Text:
-    """Like "off manifold .12 of .25 rad from A ✓": the window's angle, and the one that members keep."""
+    """Like "off manifold .12 of .25 rad from A ✓": the window's angle, and the one that the cluster keeps."""
     text = Text().append("off manifold ", paint.fore("muted")).append(short(off.angle), paint.fore("foreground"))
     text.append(f" of {short(off.radius)} rad from {cluster_name(off.cluster)} ", paint.fore("muted"))
     return text.append("✓" if off.inside else "!", paint.status("OK" if off.inside else "WARN"))
@@ -83,4 +83,4 @@ def _traits(found: Found) -> list[str]:
 def off_advice(tally: Tally, paint: Paint) -> Text:
     """What tokens in no cluster ask for, in the words of the ruleset's rule for diffuse attention."""
     share = Text().append(f"{NAMELESS}   {tally.off / tally.n:4.0%} ", paint.fore("foreground"))
-    return share.append(f"{ALERT}: raw links show where to", paint.fore("warning"))
+    return share.append(f"{ALERT}: look at raw links", paint.fore("warning"))
