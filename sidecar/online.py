@@ -9,6 +9,7 @@ of each other. They are described from sums that the micro-clusters keep, so tha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +70,14 @@ class OnlineClusters:
         self.threshold, self.half_life = threshold, half_life
         self.seen = 0
         self._fade = 0.5 ** (1 / half_life)
-        self._sums = np.zeros((_MOST, N_BINS))
+        # Side by side, so that a fingerprint is one addition: its direction, itself, and its weight.
+        self._rows = np.zeros((_MOST, N_BINS + FINGERPRINT_SIZE + 1))
+        self._sums = self._rows[:, :N_BINS]
+        self._totals = self._rows[:, N_BINS:-1]
+        self._weights = self._rows[:, -1]
         self._directions = np.zeros((_MOST, N_BINS))
-        self._weights = np.zeros(_MOST)
-        self._totals = np.zeros((_MOST, FINGERPRINT_SIZE))
         self._given = np.full(_MOST, NOISE)  # the number that each one's cluster had
-        self._moments = np.zeros((2, FINGERPRINT_SIZE))  # sums of all fingerprints, and of their squares
-        self._weight = 0.0  # of all
+        self._moments = np.zeros((3, FINGERPRINT_SIZE))  # of all, faded: their number, their sum, that of their squares
         self._count = 0
         # Weight of a fingerprint that comes now, in units of the sums: grows instead of all others fading.
         self._unit = 1.0
@@ -89,58 +91,57 @@ class OnlineClusters:
         """Fingerprints [m, 20] in their order."""
         cosine = float(np.cos(self.threshold))
         every = np.atleast_2d(np.asarray(fingerprints, dtype=np.float64))
-        for f, u in zip(every, directions_of(every), strict=True):
-            if not u.any():
-                continue
+        directions = directions_of(every)
+        some = directions.any(axis=1)
+        every, directions = every[some], directions[some]
+        rows = np.concatenate([directions, every, np.ones((len(every), 1))], axis=1)
+        self._remember(every)
+        for u, row in zip(directions, rows, strict=True):
             self.seen += 1
             self._unit /= self._fade
             near = self._directions[: self._count] @ u
             best = int(near.argmax()) if self._count else -1
             if best < 0 or near[best] < cosine:
                 best = self._opened()
-            self._sums[best] += self._unit * u
-            self._totals[best] += self._unit * f
-            self._weights[best] += self._unit
-            self._moments[0] += self._unit * f
-            self._moments[1] += self._unit * f * f
-            self._weight += self._unit
-            self._directions[best] = self._sums[best] / np.linalg.norm(self._sums[best])
+            self._rows[best] += self._unit * row
+            total = self._sums[best]
+            self._directions[best] = total / math.sqrt(total @ total)
             if self.seen % _RENORMALISED == 0:
                 self._forget()
 
+    def _remember(self, every: Floats) -> None:
+        """Fingerprints [m, 20] in the moments of all, the earlier ones fading."""
+        weights = self._fade ** np.arange(len(every) - 1, -1, -1.0)
+        sums = np.stack([np.full(FINGERPRINT_SIZE, weights.sum()), weights @ every, weights @ (every * every)])
+        self._moments = self._fade ** len(every) * self._moments + sums
+
     def _opened(self) -> int:
-        if self._count == _MOST:
-            self._forget()
-        if self._count == _MOST:  # nothing has faded: the lightest makes room
-            place = int(self._weights[: self._count].argmin())
+        if self._count == _MOST:  # the lightest makes room
+            place = int(self._weights.argmin())
         else:
             place = self._count
             self._count += 1
-        for array in (self._sums, self._weights, self._totals):
-            array[place] = 0.0
-        self._given[place] = NOISE
+        self._rows[place], self._given[place] = 0.0, NOISE
         return place
 
     def _forget(self) -> None:
         """Weights in units of a fingerprint again, without those that have faded."""
         kept = np.flatnonzero(self._weights[: self._count] / self._unit >= _FORGOTTEN)
-        for array in (self._sums, self._directions, self._weights, self._totals, self._given):
+        for array in (self._rows, self._directions, self._given):
             array[: len(kept)] = array[kept]
         self._count = len(kept)
-        for array in (self._sums, self._weights, self._totals):
-            array[: self._count] /= self._unit
-        self._moments /= self._unit
-        self._weight /= self._unit
+        self._rows[: self._count] /= self._unit
         self._unit = 1.0
 
     def snapshot(self) -> Snapshot:
         """What there is now. A cluster keeps the number that most of its weight had; a new one gets the first free."""
         count = self._count
         weights = self._weights[:count] / self._unit
-        mean, squares = self._moments / self._weight if self._weight else self._moments
+        number, total, squares = self._moments
+        mean, squares = total / np.maximum(number, 1e-12), squares / np.maximum(number, 1e-12)
         labels = self._labelled(weights)
         return Snapshot(
-            self._directions[:count].copy(), weights, self._totals[:count] / self._unit, labels, mean.copy(),
+            self._directions[:count].copy(), weights, self._totals[:count] / self._unit, labels, mean,
             np.sqrt(np.maximum(squares - mean * mean, 0.0)), self.threshold,
         )  # fmt: skip
 
