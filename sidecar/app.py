@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures.process import BrokenProcessPool
@@ -10,23 +9,25 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 
 from geomcli import __version__
 from geomcli.errors import GeomError, StoreError
 from geomcli.sidecar import documents as d
 from geomcli.sidecar import metrics
-from geomcli.sidecar.grouping import Cluster
+from geomcli.sidecar.grouping import UnknownModel
+from geomcli.sidecar.guard import Guard
 from geomcli.sidecar.service import Service
+from geomcli.sidecar.traffic import Cluster, Grouped, Traffic
 from geomcli.zones import ZONES_V1, classify
 
-# Annotations are read outside of the function that they stand in.
-_bearer = HTTPBearer(auto_error=False)
+_bearer = HTTPBearer(auto_error=False)  # for /openapi.json: Guard asks for the key
+_Model = Annotated[d.Model | None, Query()]
 _RULES = {rule.zone: rule for rule in ZONES_V1.rules}
-_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": d.Refusal} for status in (400, 401, 409, 503)}
+_REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": d.Refusal} for status in (400, 401, 404, 409, 413, 503)}
 
 
 def application(service: Service, *, key: str = "") -> FastAPI:
@@ -39,13 +40,8 @@ def application(service: Service, *, key: str = "") -> FastAPI:
 
     app = FastAPI(title="geom sidecar", version=__version__, lifespan=lifespan)
 
-    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        # Headers come as Latin-1.
-        said = b"" if given is None else given.credentials.encode("latin-1", "replace")
-        if key and not hmac.compare_digest(said, key.encode()):
-            raise HTTPException(
-                401, "this sidecar wants its key: Authorization: Bearer KEY.", {"WWW-Authenticate": "Bearer"}
-            )
+    pages = (app.openapi_url, app.docs_url, app.redoc_url, app.swagger_ui_oauth2_redirect_url)
+    app.add_middleware(Guard, key=key, open_paths=["/health", *filter(None, pages)])
 
     @app.exception_handler(RequestValidationError)
     async def refused(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -53,17 +49,22 @@ def application(service: Service, *, key: str = "") -> FastAPI:
         said = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
         return JSONResponse({"detail": said}, 422)
 
-    router = APIRouter(dependencies=[Depends(allowed)], responses=_REFUSALS)
+    @app.exception_handler(UnknownModel)
+    async def unknown(_request: Request, error: UnknownModel) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 404)
+
+    router = APIRouter(dependencies=[Depends(_bearer)], responses=_REFUSALS)
     _add_traffic(router, service)
     _add_discovery(router, service)
     app.include_router(router)
 
-    @app.get("/health", responses={503: {"model": d.Health}})
+    @app.get("/health", responses={413: _REFUSALS[413], 503: {"model": d.Health}})
     async def health(response: Response) -> d.Health:
         """Whether messages are read and stored."""
         problems = service.problems()
         response.status_code = 503 if problems else 200
-        return d.Health(status="failing" if problems else "ok", problems=problems)
+        notices = list(service.storage.notices)
+        return d.Health(status="failing" if problems else "ok", problems=problems, notices=notices)
 
     return app
 
@@ -73,20 +74,22 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
     mode = "online" if grouping.is_online else "batch"
 
     @router.get("/centroids")
-    async def centroids() -> d.Centroids:
-        """The clusters of live traffic."""
-        now = grouping.now
+    async def centroids(model: _Model = None) -> d.Centroids:
+        """The clusters of a model's live traffic, by default of the one of the newest fingerprints."""
+        name, now = _grouped(grouping.of(model))
         return d.Centroids(
-            mode=mode, unit="radians" if grouping.is_online else "standard deviations", n=now.n, noise=now.noise,
-            at=now.at, clusters=[_centroid(cluster) for cluster in now.clusters],
+            model=name, mode=mode, unit="radians" if grouping.is_online else "standard deviations", n=now.n,
+            noise=now.noise, at=now.at, clusters=[_centroid(cluster) for cluster in now.clusters],
         )  # fmt: skip
 
     @router.post("/predict")
     async def predict(body: d.One) -> d.Prediction:
         """The live cluster of a fingerprint, with its traits and the sampling that its zone suggests."""
-        cluster, distance, radius = grouping.predict(np.array(body.vector))
+        name, now = _grouped(grouping.of(body.model))
+        cluster, distance, radius = now.assign(np.array(body.vector))
         zone = classify(np.array(body.vector)).zone if cluster is None else cluster.zone
         return d.Prediction(
+            model=name,
             cluster=None if cluster is None else cluster.cluster,
             name=None if cluster is None else cluster.name,
             distance=None if np.isnan(distance) else distance,
@@ -97,13 +100,13 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         )
 
     @router.post("/recluster")
-    def recluster() -> d.Regrouped:
-        """Group the newest fingerprints now."""
+    def recluster(model: _Model = None) -> d.Regrouped:
+        """Group the newest fingerprints of a model now."""
         try:
-            now = grouping.recluster()
+            name, now = _grouped(grouping.recluster(model))
         except (GeomError, BrokenProcessPool) as error:
             raise HTTPException(503, f"the fingerprints could not be grouped: {error}") from None
-        return d.Regrouped(clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
+        return d.Regrouped(model=name, clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
 
     @router.post("/storage/flush")
     def flush() -> d.Flushed:
@@ -116,16 +119,24 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
 
     @router.get("/stats")
     async def stats() -> d.Stats:
+        models = [_model_stats(traffic) for traffic in grouping.traffic]
         return d.Stats(
             counters=service.counters.as_dict(),
             waiting=len(service.storage),
+            most_waiting=service.storage.most,
+            waiting_bytes=service.storage.waiting_bytes,
+            most_waiting_bytes=service.storage.most_bytes,
             database=str(service.storage.path),
             uptime_seconds=time.time() - service.counters.started,
             mode=mode,
-            grouped=grouping.now.n,
-            clusters=len(grouping.now.clusters),
-            online_seen=grouping.online.seen,
-            micro_clusters=grouping.online.count,
+            grouped=sum(one.grouped for one in models),
+            clusters=sum(one.clusters for one in models),
+            online_seen=sum(one.seen for one in models) if grouping.is_online else 0,
+            micro_clusters=sum(one.micro_clusters for one in models),
+            models=models,
+            most_models=grouping.most_models,
+            models_dropped=grouping.models_dropped,
+            last_models_dropped=list(grouping.last_dropped),
             last_malformed=list(service.receiver.reasons),
             errors=service.problems(),
         )
@@ -168,11 +179,30 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
             raise HTTPException(
                 409, f"no discovery is loaded: {discoveries.error} Try: geom discover, then POST /discovery/reload"
             )
+        learned = classifier.artifacts.manifest
+        if body.model not in (None, learned.model):
+            raise HTTPException(
+                409, f"the discovery {learned.run_id} is of the model {learned.model}, not of {body.model}. Try: "
+                "geom discover --model MODEL, then POST /discovery/reload"
+            )  # fmt: skip
         vectors = [body.vector] if isinstance(body, d.One) else body.vectors
         return d.Classifications(
-            run_id=classifier.artifacts.manifest.run_id,
+            run_id=learned.run_id,
+            model=learned.model,
             results=classifier.classify(np.array(vectors)),
         )
+
+
+def _grouped(traffic: Traffic | None) -> tuple[str | None, Grouped]:
+    return (None, Grouped()) if traffic is None else (traffic.model, traffic.now)
+
+
+def _model_stats(traffic: Traffic) -> d.ModelStats:
+    now, online = traffic.now, traffic.online
+    return d.ModelStats(
+        model=traffic.model, seen=traffic.seen, grouped=now.n, noise=now.noise, clusters=len(now.clusters),
+        micro_clusters=0 if online is None else online.count,
+    )  # fmt: skip
 
 
 def _centroid(cluster: Cluster) -> d.Centroid:

@@ -11,6 +11,7 @@ from geomcli.fingerprint import FINGERPRINT_SIZE
 
 MOST_VECTORS = 1000
 Share = Annotated[float, Field(ge=-0.001, le=1.001, allow_inf_nan=False)]
+Model = Annotated[str, Field(min_length=1, max_length=512)]
 Vector = Annotated[list[Share], Field(min_length=FINGERPRINT_SIZE, max_length=FINGERPRINT_SIZE)]
 
 
@@ -19,15 +20,17 @@ class Document(BaseModel):
 
 
 class One(Document):
-    """A fingerprint: local, mid, long, bin entropy, and a histogram of 16 bins; each in [0, 1]."""
+    """A fingerprint of `model`: local, mid, long, bin entropy, and a histogram of 16 bins; each in [0, 1]."""
 
     vector: Vector
+    model: Model | None = None
 
 
 class Several(Document):
     """Up to 1,000 of them."""
 
     vectors: Annotated[list[Vector], Field(min_length=1, max_length=MOST_VECTORS)]
+    model: Model | None = None
 
 
 class Evidence(BaseModel):
@@ -58,8 +61,11 @@ class Centroid(BaseModel):
 
 
 class Centroids(BaseModel):
-    """`n`: fingerprints that were grouped at `at` (epoch seconds), `noise` of them in no cluster; `unit` of radii."""
+    """`model`: whose they are, null before any came; `n`: fingerprints that were grouped at `at` (epoch seconds; online
+    those that have not faded), `noise` of them in no cluster; `unit` of radii.
+    """
 
+    model: str | None
     mode: str
     unit: str
     n: int
@@ -69,8 +75,9 @@ class Centroids(BaseModel):
 
 
 class Prediction(BaseModel):
-    """cluster: null off the manifold; distance, radius: of the nearest cluster."""
+    """cluster: null off the manifold; distance, radius: of the nearest cluster, online of its nearest micro-cluster."""
 
+    model: str | None
     cluster: int | None
     name: str | None
     distance: float | None
@@ -81,7 +88,10 @@ class Prediction(BaseModel):
 
 
 class Classifications(BaseModel):
+    """`model`: the one that the discovery was learned from."""
+
     run_id: str
+    model: str
     results: list[Classification]
 
 
@@ -109,15 +119,35 @@ class Flushed(BaseModel):
 
 
 class Regrouped(BaseModel):
+    model: str | None
     clusters: int
     n: int
     noise: int
     seconds: float
 
 
+class ModelStats(BaseModel):
+    """`seen`: fingerprints that came; `grouped`: those that its clusters were found among."""
+
+    model: str
+    seen: int
+    grouped: int
+    noise: int
+    clusters: int
+    micro_clusters: int
+
+
 class Stats(BaseModel):
+    """`waiting`: messages that are not in the store, at most `most_waiting`, and `waiting_bytes` of memory, at most
+    `most_waiting_bytes`; grouped, clusters, online_seen, micro_clusters: of all `models` together; `models`: the one of
+    the newest fingerprints first; `models_dropped`: how often one was forgotten for the newest `most_models`.
+    """
+
     counters: dict[str, int]
     waiting: int
+    most_waiting: int
+    waiting_bytes: int
+    most_waiting_bytes: int
     database: str
     uptime_seconds: float
     mode: str
@@ -125,13 +155,20 @@ class Stats(BaseModel):
     clusters: int
     online_seen: int
     micro_clusters: int
+    models: list[ModelStats]
+    most_models: int
+    models_dropped: int
+    last_models_dropped: list[str]
     last_malformed: list[str]
     errors: list[str]
 
 
 class Health(BaseModel):
+    """`problems`: what fails now; `notices`: of what went wrong and was mended."""
+
     status: str
     problems: list[str]
+    notices: list[str]
 
 
 class Refusal(BaseModel):

@@ -5,74 +5,58 @@ HDBSCAN runs in a process of its own, since it keeps Python's lock for longer th
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
-from multiprocessing import get_context
-from typing import Any
+from multiprocessing import connection, get_context, parent_process
 
 import numpy as np
-from numpy.typing import NDArray
 
 from geomcli import clusters
-from geomcli.clusters import NOISE, Clusters
-from geomcli.compass import directions_of
-from geomcli.discovery.traits import Trait, ZoneOf, name_of, traits_of
+from geomcli.clusters import Clusters
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.sidecar.messages import Message
-from geomcli.sidecar.online import OnlineClusters
-from geomcli.zones import classify
+from geomcli.sidecar.online import THRESHOLD, OnlineClusters
+from geomcli.sidecar.traffic import Floats, Traffic
 
-Floats = NDArray[np.float64]
-
-BUFFER = 20_000  # newest fingerprints
-LEAST = 50  # below, there is nothing to group
+BUFFER = 20_000  # newest fingerprints of a model
+MOST_MODELS = 8
 SAMPLE = 5_000  # HDBSCAN's time grows with their square
+ONLINE_SECONDS = 0.5  # how old online clusters may be
+_DROPPED = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Cluster:
-    """centroid [20]: mean of the members; radius: in standard deviations, or online in radians."""
-
-    cluster: int
-    name: str
-    size: int
-    centroid: Floats
-    radius: float
-    zone: str
-    traits: list[Trait]
-
-
-@dataclass(frozen=True, eq=False)
-class Grouped:
-    """Clusters as they were at `at` (epoch seconds), of `n` fingerprints; `seconds`: what it took."""
-
-    clusters: list[Cluster] = field(default_factory=list)
-    n: int = 0
-    noise: int = 0
-    at: float = 0.0
-    seconds: float = 0.0
-    batch: Clusters | None = None  # to assign by
+class UnknownModel(LookupError):
+    """A model that no fingerprints are kept of."""
 
 
 class Grouping:
-    """Takes messages; `now` are the clusters. One model at a time: the one of the newest fingerprints."""
+    """Takes messages, and groups those of each model by themselves; models beyond `most_models` push out the one that
+    was not seen for longest.
+    """
 
     def __init__(
-        self, *, online: bool = False, threshold: float | None = None, interval: float = 60.0, buffer: int = BUFFER
+        self,
+        *,
+        online: bool = False,
+        threshold: float | None = None,
+        interval: float = 60.0,
+        buffer: int = BUFFER,
+        most_models: int = MOST_MODELS,
     ) -> None:
-        self.online = OnlineClusters(threshold) if threshold is not None else OnlineClusters()
         self.is_online = online
-        self.now = Grouped()
-        self.error = ""
+        self.most_models = most_models
+        self.models_dropped = 0
+        self.last_dropped: deque[str] = deque(maxlen=_DROPPED)  # their names
         self.runs = 0
-        self._interval = interval
-        self._values = np.zeros((buffer, FINGERPRINT_SIZE), dtype=np.float32)
-        self._filled = 0  # of all that came
+        self._threshold = THRESHOLD if threshold is None else threshold
+        self._interval = ONLINE_SECONDS if online else interval
+        self._buffer = buffer
+        self._traffic: dict[str, Traffic] = {}  # the one of the newest fingerprints last
         self._lock = threading.Lock()
         self._running = threading.Lock()
         self._pool: Executor | None = None
@@ -80,55 +64,46 @@ class Grouping:
         self._thread = threading.Thread(target=self._run, name="grouping", daemon=True)
         self._thread.start()
 
+    @property
+    def traffic(self) -> list[Traffic]:
+        """Of each model, the one of the newest fingerprints first."""
+        with self._lock:
+            return [*self._traffic.values()][::-1]
+
+    @property
+    def error(self) -> str:
+        """Why fingerprints could not be grouped last time, "" where they were."""
+        return "; ".join(f"{traffic.model}: {traffic.error}" for traffic in self.traffic if traffic.error)
+
+    def of(self, model: str | None = None) -> Traffic | None:
+        """The traffic of a model, by default that of the newest fingerprints, None before there are any.
+
+        UnknownModel where none of the model's are kept.
+        """
+        every = self.traffic
+        if model is None:
+            return every[0] if every else None
+        for traffic in every:
+            if traffic.model == model:
+                return traffic
+        kept = ", ".join(traffic.model for traffic in every) or "no model at all"
+        raise UnknownModel(f"no fingerprints of the model {model} are kept, but of {kept}.")
+
     def put(self, messages: Sequence[Message]) -> None:
-        every = np.frombuffer(b"".join(m.fingerprint for m in messages), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
-        with self._lock:
-            rows = every[-len(self._values) :]
-            places = (self._filled + np.arange(len(rows))) % len(self._values)
-            self._values[places] = rows
-            self._filled += len(rows)
-            if self.is_online:
-                self.online.add(every)
+        of_model: dict[str, list[bytes]] = {}
+        for m in messages:
+            of_model.setdefault(m.model, []).append(m.fingerprint)
+        newest = messages[-1].model
+        for model in sorted(of_model, key=lambda name: name == newest):
+            values = np.frombuffer(b"".join(of_model[model]), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
+            self._newest(model).put(values)
 
-    def newest(self) -> Floats:
-        """[n, 20]: what is grouped, oldest first."""
-        with self._lock:
-            size = len(self._values)
-            if self._filled <= size:
-                return self._values[: self._filled].astype(np.float64)
-            return np.roll(self._values, -(self._filled % size), axis=0).astype(np.float64)
-
-    def recluster(self) -> Grouped:
-        """Group what is there; one at a time."""
-        with self._running:
-            began = time.perf_counter()
-            values = self.newest()
-            if len(values) < LEAST:
-                return self.now
-            found = self._online(values) if self.is_online else self._batch(values)
-            self.now = Grouped(
-                found.clusters, found.n, found.noise, time.time(), time.perf_counter() - began, found.batch
-            )
-            self.runs += 1
-            self.error = ""
-            return self.now
-
-    def predict(self, fingerprint: NDArray[Any]) -> tuple[Cluster | None, float, float]:
-        """(cluster, distance, radius) of a fingerprint [20]; off the manifold None, and those of the nearest."""
-        now = self.now
-        if not now.clusters:
-            return None, float("nan"), float("nan")
-        if now.batch is not None:
-            z = (np.asarray(fingerprint, dtype=np.float64) - now.batch.mean) / now.batch.scale
-            apart = np.sqrt((((now.batch.medoids - now.batch.mean) / now.batch.scale - z) ** 2).sum(axis=1))
-            radii = now.batch.radii
-        else:
-            centres = directions_of(np.array([cluster.centroid for cluster in now.clusters]))
-            apart = np.arccos(np.clip(centres @ directions_of(fingerprint)[0], -1.0, 1.0))
-            radii = np.array([cluster.radius for cluster in now.clusters])
-        inside = np.flatnonzero(apart <= radii * (1 + 1e-9))
-        best = int(inside[apart[inside].argmin()]) if len(inside) else int((apart / np.maximum(radii, 1e-9)).argmin())
-        return (now.clusters[best] if len(inside) else None), float(apart[best]), float(radii[best])
+    def recluster(self, model: str | None = None) -> Traffic | None:
+        """Group what is there of a model; one at a time. UnknownModel as `of`."""
+        traffic = self.of(model)
+        if traffic is not None:
+            self._group(traffic)
+        return traffic
 
     def close(self) -> None:
         self._closing.set()
@@ -136,47 +111,53 @@ class Grouping:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _newest(self, model: str) -> Traffic:
+        with self._lock:
+            found = self._traffic.pop(model, None)
+            if found is None:
+                online = OnlineClusters(self._threshold) if self.is_online else None
+                found = Traffic(model, self._buffer, online)
+                if len(self._traffic) >= self.most_models:
+                    oldest = next(iter(self._traffic))
+                    del self._traffic[oldest]
+                    self.models_dropped += 1
+                    self.last_dropped.append(oldest)
+            self._traffic[model] = found
+            return found
+
+    def _group(self, traffic: Traffic) -> None:
+        with self._running:
+            before = traffic.now
+            self.runs += traffic.group(self._find) is not before
+
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
-            try:
-                self.recluster()
-                self.error = ""
-            except Exception as error:  # the thread has to live on, whatever one set of fingerprints does
-                self.error = f"{type(error).__name__}: {error}"
+            for traffic in self.traffic:
+                try:
+                    if traffic.is_stale:
+                        self._group(traffic)
+                except Exception as error:  # the thread has to live on, whatever one set of fingerprints does
+                    traffic.error = f"{type(error).__name__}: {error}"
 
-    def _batch(self, values: Floats) -> Grouped:
+    def _find(self, values: Floats) -> Clusters:
         if self._pool is None:
             # No fork: threads are running.
-            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_quiet)
+            self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_bound_to_parent)
         try:
-            found = self._pool.submit(clusters.find, values, sample=SAMPLE).result()
+            return self._pool.submit(clusters.find, values, sample=SAMPLE).result()
         except BrokenProcessPool:
             self._pool = None  # the next one gets a process of its own
             raise
-        described = [_described(values, found.labels, k, float(found.radii[k])) for k in range(len(found))]
-        return Grouped(described, len(values), int((found.labels == NOISE).sum()), batch=found)
-
-    def _online(self, values: Floats) -> Grouped:
-        with self._lock:
-            labels = self.online.labels(values)
-        described = []
-        for k in range(int(labels.max(initial=NOISE)) + 1):
-            members = values[labels == k]
-            if len(members):
-                centre = directions_of(members.mean(axis=0))[0]
-                angles = np.arccos(np.clip(directions_of(members) @ centre, -1.0, 1.0))
-                described.append(_described(values, labels, k, float(angles.max())))
-        return Grouped(described, len(values), int((labels == NOISE).sum()))
 
 
-def _quiet() -> None:
-    """Ctrl-C in a terminal reaches every process of the group; whoever started this one ends it."""
+def _bound_to_parent() -> None:
+    """Whoever started this process ends it: not Ctrl-C in a terminal, which reaches all of a group, but kill -9 too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _described(values: Floats, labels: NDArray[np.int64], label: int, radius: float) -> Cluster:
-    members = values[labels == label]
-    traits = traits_of(members, values)
-    mean = members.mean(axis=0)
-    zone = classify(mean).zone
-    return Cluster(label, name_of(ZoneOf(zone, 1.0), traits), len(members), mean, radius, zone, traits)
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)

@@ -37,7 +37,10 @@ class Receiver:
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.MAXMSGSIZE, HARD_LIMIT)
         self._socket.set(zmq.LINGER, 0)
+        self._socket.set(zmq.IPV6, "[" in url)
         try:
+            if not url.startswith(("tcp://", "ipc://")):
+                raise zmq.ZMQError(msg="it is neither tcp:// nor ipc://")
             self._socket.bind(url)
         except zmq.ZMQError as error:
             self._context.destroy(0)

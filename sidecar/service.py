@@ -17,7 +17,7 @@ from geomcli.sidecar.storage import Storage
 @dataclass(frozen=True)
 class Options:
     """zmq_bind: where messages come in; db: the store; discovery: folder of artifacts; interval, reload: seconds;
-    threshold: of online micro-clusters, in radians.
+    threshold: of online micro-clusters, in radians; buffer: newest fingerprints of each model that HDBSCAN groups.
     """
 
     zmq_bind: str
@@ -57,8 +57,8 @@ class Service:
         found = [] if self.receiver.alive else ["the receiver has ended: no message is read."]
         if not self.storage.alive:
             found.append("the writer has ended: nothing is stored.")
-        if self.storage.error:
-            found.append(self.storage.error)
+        if problem := self.storage.problem:
+            found.append(problem)
         if self.grouping.error:
             found.append(f"grouping failed: {self.grouping.error}.")
         return found

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +17,8 @@ from geomcli.errors import StoreError, UsageError
 
 KEY_VARIABLE = "GEOM_SIDECAR_KEY"
 _GRACE_SECONDS = 3  # for answers that are under way
+_YEAR = 365 * 24 * 3600.0
+_MOST_BUFFERED = 200_000
 
 
 def sidecar(
@@ -31,15 +35,19 @@ def sidecar(
         Path | None, typer.Option(help="Artifacts of geom discover; beside the store if left out.")
     ] = None,
     auto_reload_interval: Annotated[
-        float, typer.Option(help="Seconds between looks at newer artifacts.", min=0.1)
+        float, typer.Option(help="Seconds between looks at newer artifacts; up to a year.", min=0.1)
     ] = 300.0,
-    recluster_interval: Annotated[float, typer.Option(help="Seconds between groupings.", min=0.1)] = 60.0,
+    recluster_interval: Annotated[
+        float, typer.Option(help="Seconds between groupings with HDBSCAN; up to a year.", min=0.1)
+    ] = 60.0,
     online: Annotated[bool, typer.Option("--online", help="Group fingerprints as they come, without HDBSCAN.")] = False,
     online_threshold: Annotated[
         float | None,
         typer.Option(help="Angle in radians within which a micro-cluster takes one; 0.35.", min=0.01, max=1.57),
     ] = None,
-    buffer: Annotated[int, typer.Option(help="Newest fingerprints that are grouped.", min=100)] = 20_000,
+    buffer: Annotated[
+        int, typer.Option(help="Newest fingerprints of each model that HDBSCAN groups.", min=100, max=_MOST_BUFFERED)
+    ] = 20_000,
 ) -> None:
     """Receive the fingerprints of a server started with --attention-sidecar-url; store, group and classify them.
 
@@ -54,7 +62,12 @@ def sidecar(
     key = (api_key or os.environ.get(KEY_VARIABLE, "")).strip()
     if not key.isascii():
         raise UsageError("the key has letters that a header cannot carry.", "--api-key with printable ASCII")
-    if not config.is_loopback(f"http://{host}") and not key:
+    _checked_seconds("--recluster-interval", recluster_interval)
+    _checked_seconds("--auto-reload-interval", auto_reload_interval)
+    if online_threshold is not None and math.isnan(online_threshold):
+        raise UsageError("--online-threshold nan is no angle.", "--online-threshold 0.35")
+    host = host.removeprefix("[").removesuffix("]")
+    if not _is_loopback(host) and not key:
         raise UsageError(f"--host {host} is beyond this machine: it needs a key.", f"--api-key KEY, or {KEY_VARIABLE}")
     path = config.store_path(db=None if db is None else str(db))
     try:
@@ -74,7 +87,9 @@ def sidecar(
     )  # fmt: skip
     console = output.narrator()
     console.print(output.marked(f"fingerprints: {service.receiver.url} into {path}"))
-    address = f"http://{host}:{listening.getsockname()[1]}"
+    if not config.is_loopback(service.receiver.url):
+        console.print(output.marked(f"{service.receiver.url} has no key: whoever reaches the port can write."))
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     console.print(output.marked(f"HTTP: {address}, grouping {'online' if online else 'with HDBSCAN'}"))
     if service.discoveries.error:
         console.print(output.marked(f"no /classify yet: {service.discoveries.error}"))
@@ -87,13 +102,28 @@ def sidecar(
         raise StoreError(f"{lost} messages were not stored: {service.storage.error}")
 
 
+def _checked_seconds(flag: str, seconds: float) -> None:
+    if not seconds <= _YEAR:
+        raise UsageError(f"{flag} wants seconds up to a year, got {seconds}.", f"{flag} 60")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _bound(host: str, port: int) -> socket.socket:
     """A listening socket; UsageError where the port is taken or the address is not ours."""
+    shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         made = socket.socket(family, kind, protocol)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
-    except OSError as error:
-        raise UsageError(f"{host}:{port}: {error.strerror}.", "--host and --port of a free address") from None
+        made.listen()  # two that only bind would share the port
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a host"
+        raise UsageError(f"{shown}: {reason}.", "--host and --port of a free address") from None
     return made

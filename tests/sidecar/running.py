@@ -26,6 +26,7 @@ from geomcli.zones import classify_many
 from tests.conftest import GEOM
 
 SECONDS = 60
+HEALTHY = {"status": "ok", "problems": [], "notices": []}
 
 
 class Sidecar:

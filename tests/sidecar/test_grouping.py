@@ -1,0 +1,172 @@
+"""Clusters of live traffic: a model by itself, as it is when asked, and no process of it left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from geomcli.discovery import artifacts
+from geomcli.discovery.pipeline import Parameters, discover
+from geomcli.discovery.traits import traits_of
+from geomcli.fingerprint import pack, unpack
+from geomcli.sidecar.online import OnlineClusters
+from tests.discovery.made_points import planted, points
+from tests.sidecar.running import Sidecar, messages, send, sidecar
+
+QUIET = ("--recluster-interval", "3600")
+
+
+def as_sent(fingerprints: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    return np.array([unpack(pack(row)) for row in fingerprints])
+
+
+@pytest.mark.parametrize("flags", [QUIET, ("--online",)])
+def test_each_model_is_grouped_by_itself(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """Two models of the same shape, one with five clusters and one with three of them: neither has the other's."""
+    five, _ = planted(100, noise=0)
+    labels = planted(100, noise=0, seed=1)[1]
+    three = planted(100, noise=0, seed=1)[0][labels < 3]
+    with sidecar(tmp_path, *flags) as running:
+        mixed = messages(five, model="five") + messages(three, model="three")
+        mixed.sort(key=lambda m: m.ts_ms)
+        last = mixed[-1].model
+        send(running.zmq_url, mixed)
+        running.received(len(mixed))
+        for model, clusters, n in (("five", 5, 500), ("three", 3, 300)):
+            found = running.post(f"/recluster?model={model}")
+            assert (found["model"], found["clusters"]) == (model, clusters)
+            assert found["n"] == pytest.approx(n, rel=0.02)  # online they fade
+            assert [c["cluster"] for c in running.get(f"/centroids?model={model}")["clusters"]] == list(range(clusters))
+        newest = running.get("/centroids")
+        assert newest["model"] == last == "five"
+        alone = five[planted(100, noise=0)[1] == 4][0].tolist()  # of the cluster that only one of them has
+        assert running.post("/predict", {"vector": alone, "model": "five"})["on_manifold"]
+        said = running.post("/predict", {"vector": alone, "model": "three"})
+        assert (said["model"], said["on_manifold"]) == ("three", False)
+        assert running.post("/predict", {"vector": alone})["model"] == "five"
+        for method, path, body in (
+            ("GET", "/centroids?model=none", None),
+            ("POST", "/recluster?model=none", None),
+            ("POST", "/predict", {"vector": alone, "model": "none"}),
+        ):
+            status, said = running.ask(method, path, body)
+            assert status == 404
+            assert "none" in said["detail"]
+            assert "five, three" in said["detail"]
+        assert f'geom_sidecar_clusters{{model="three"}} {3.0}' in running.get("/metrics")
+
+
+def test_the_newest_models_are_kept_and_the_others_counted(tmp_path: Path) -> None:
+    some = planted(10, noise=0)[0]
+    with sidecar(tmp_path, *QUIET) as running:
+        for number in range(10):
+            send(running.zmq_url, messages(some, model=f"m{number}"))
+            running.received(len(some) * (number + 1))
+        stats = running.get("/stats")
+        assert [one["model"] for one in stats["models"]] == [f"m{number}" for number in range(9, 1, -1)]
+        assert (stats["most_models"], stats["models_dropped"], stats["last_models_dropped"]) == (8, 2, ["m0", "m1"])
+        assert {one["seen"] for one in stats["models"]} == {len(some)}
+        assert running.post("/storage/flush")["stored"] == 10 * len(some)  # all of them are in the store
+
+
+def test_artifacts_of_another_model_are_refused(tmp_path: Path) -> None:
+    root = tmp_path / "discovery"
+    artifacts.write(discover(points(100)[0], Parameters(umap=False)), root)
+    vector = planted(1)[0][0].tolist()
+    with sidecar(tmp_path, *QUIET, "--discovery-dir", str(root)) as running:
+        assert running.post("/classify", {"vector": vector})["model"] == "made"
+        assert running.post("/classify", {"vectors": [vector], "model": "made"})["model"] == "made"
+        status, said = running.ask("POST", "/classify", {"vector": vector, "model": "another"})
+        assert status == 409
+        assert "made" in said["detail"]
+        assert "another" in said["detail"]
+
+
+def test_online_answers_are_those_of_the_micro_clusters_a_second_later(tmp_path: Path) -> None:
+    fingerprints = as_sent(planted(300)[0])
+    ours = OnlineClusters()
+    with sidecar(tmp_path, "--online", *QUIET) as running:
+        for start in (0, 800):
+            some = fingerprints[start : start + 800]
+            ours.add(some)
+            send(running.zmq_url, messages(some, start=start))
+            running.received(min(start + 800, len(fingerprints)))
+            time.sleep(1)
+            found = running.get("/centroids")
+            assert found["n"] == pytest.approx(min(start + 800, len(fingerprints)), rel=0.05)
+            expected, angles = ours.snapshot().nearest(fingerprints[:200])
+            said = [running.post("/predict", {"vector": row.tolist()}) for row in fingerprints[:200]]
+            given = np.array([-1 if one["cluster"] is None else one["cluster"] for one in said])
+            assert adjusted_rand_score(expected, given) == 1
+            assert ((given == -1) == (expected == -1)).all()
+            assert {one["radius"] for one in said} == {ours.threshold}
+            assert np.allclose([one["distance"] for one in said], angles, atol=1e-6)
+        assert running.get("/stats")["models"][0]["micro_clusters"] > 5
+
+
+def test_online_clusters_are_described_as_their_members_are() -> None:
+    fingerprints, _ = planted(2000, noise=0)
+    ours = OnlineClusters(half_life=1e9)
+    ours.add(fingerprints)
+    snapshot = ours.snapshot()
+    labels, _ = snapshot.nearest(fingerprints)
+    assert set(labels) == {0, 1, 2, 3, 4}
+    everything = np.stack([snapshot.mean - snapshot.deviation, snapshot.mean + snapshot.deviation])
+    for k in range(5):
+        mine = snapshot.labels == k
+        mean = snapshot.sums[mine].sum(axis=0) / snapshot.weights[mine].sum()
+        members = fingerprints[labels == k]
+        assert np.allclose(mean, members.mean(axis=0), atol=0.01)
+        expected, found = traits_of(members, fingerprints), traits_of(mean[None], everything)
+        assert [trait.name for trait in found] == [trait.name for trait in expected]
+        assert np.allclose([t.deviations for t in found], [t.deviations for t in expected], atol=0.05)
+
+
+def test_an_online_cluster_keeps_its_number_when_another_outgrows_it() -> None:
+    fingerprints, labels = planted(400, noise=0)
+    ours = OnlineClusters()
+    ours.add(fingerprints[labels == 0][:200])
+    ours.add(fingerprints[labels == 1][:100])
+    probes = np.stack([fingerprints[labels == k][-1] for k in range(3)])
+    assert ours.labels(probes).tolist() == [0, 1, -1]
+    ours.add(fingerprints[labels == 1][100:])
+    ours.add(fingerprints[labels == 2][:399])
+    assert ours.labels(probes).tolist() == [0, 1, 2]
+
+
+def children(running: Sidecar) -> list[int]:
+    command = ["ps", "-ww", "--ppid", str(running.process.pid), "-o", "pid=", "-o", "args="]
+    shown = subprocess.run(command, capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in shown.splitlines() if "multiprocessing" in line]
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_no_process_outlives_a_killed_sidecar(tmp_path: Path) -> None:
+    with sidecar(tmp_path, *QUIET) as running:
+        send(running.zmq_url, messages(planted(60)[0]))
+        running.received(330)
+        assert running.post("/recluster")["clusters"] == 5
+        left = children(running)
+        assert left
+        try:
+            running.end(signal.SIGKILL)
+            deadline = time.monotonic() + 15
+            while any(map(is_running, left)):
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            for process in filter(is_running, left):
+                os.kill(process, signal.SIGKILL)

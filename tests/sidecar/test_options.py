@@ -1,0 +1,86 @@
+"""What `geom sidecar` is started with: named where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import GEOM
+from tests.sidecar.running import sidecar
+
+
+def refused(folder: Path, *flags: str) -> str:
+    """stderr on one line, of a start that fails with exit code 2."""
+    command = [GEOM, "sidecar", "--db", folder / "s.db", "--zmq-bind", "tcp://127.0.0.1:*", "--port", "0", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.replace("│", " ").split())
+
+
+@contextmanager
+def taken() -> Iterator[int]:
+    """A port that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield int(other.getsockname()[1])
+
+
+@pytest.mark.parametrize("flag", ["--recluster-interval", "--auto-reload-interval"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e12", "0"])
+def test_seconds_are_finite(tmp_path: Path, flag: str, value: str) -> None:
+    said = refused(tmp_path, flag, value)
+    assert flag in said
+    assert "up to a year" in said or value in ("0", "nan")
+
+
+def test_an_angle_is_a_number(tmp_path: Path) -> None:
+    assert "--online-threshold" in refused(tmp_path, "--online", "--online-threshold", "nan")
+
+
+def test_the_buffer_has_a_ceiling(tmp_path: Path) -> None:
+    said = refused(tmp_path, "--buffer", str(10**12))
+    assert "--buffer" in said
+    assert "200000" in said
+
+
+def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with taken() as port:
+        said = refused(tmp_path, "--port", str(port))
+        assert f"127.0.0.1:{port}" in said
+        assert "--host and --port" in said
+        assert f"--zmq-bind tcp://127.0.0.1:{port}" in refused(tmp_path, "--zmq-bind", f"tcp://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70, "[", "::1:2:3:4:5:6:7:8:9"])
+def test_a_host_that_is_none(tmp_path: Path, host: str) -> None:
+    assert "--host" in refused(tmp_path, "--host", host, "--api-key", "k")
+
+
+@pytest.mark.parametrize(
+    "url", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "inproc://here", "udp://127.0.0.1:9", "://", ""]
+)
+def test_an_address_that_zmq_cannot_have(tmp_path: Path, url: str) -> None:
+    assert f"--zmq-bind {url}".strip() in refused(tmp_path, "--zmq-bind", url)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_ipv6(tmp_path: Path, host: str) -> None:
+    with sidecar(tmp_path, "--host", host, "--zmq-bind", "tcp://[::1]:*") as running:
+        assert running.url.startswith("http://[::1]:")
+        assert running.zmq_url.startswith("tcp://[::1]:")
+        assert running.get("/health")["status"] == "ok"
+        assert "no key" not in (tmp_path / "sidecar.log").read_text()
+
+
+def test_beyond_loopback_zmq_has_no_key_and_that_is_said(tmp_path: Path) -> None:
+    with sidecar(tmp_path, "--zmq-bind", "tcp://*:*") as running:
+        assert running.get("/health")["status"] == "ok"
+        said = (tmp_path / "sidecar.log").read_text()
+        assert " ".join(said.split()).count("has no key: whoever reaches the port can write") == 1
