@@ -30,11 +30,13 @@ demo: install model
 
 # The engine's tests mostly wait for engines to start; the others run beside them, those of the kernels first, in Triton's
 # interpreter, which has to be chosen before Triton is imported, and some of the engine's last, so that both take as long.
+# LIMIT: a command before each pytest, such as timeout.
+LIMIT ?=
 LAST = tests/engine/families tests/engine/test_triton.py
 test: check model
-	@{ TRITON_INTERPRET=1 $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(BIN)/pytest tests/library tests/discovery tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
-	$(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
+	@{ TRITON_INTERPRET=1 $(LIMIT) $(BIN)/pytest tests/kernels; kernels=$$?; \
+	   $(LIMIT) $(BIN)/pytest tests/library tests/discovery tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	$(LIMIT) $(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 
 test-kernels: install $(VENV)/dev

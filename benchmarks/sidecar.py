@@ -4,8 +4,7 @@
 
 Four measurements, each of a real `geom` process: messages a second into a sidecar on one core, from a sender on
 another, until all are in the store; latency of POST /classify over a kept connection; latency of SQL and of
-`geom discover` with many fingerprints stored; `geom discover` with UMAP, seconds and peak memory. And online clusters
-beside river's DBSTREAM and CluStream, where river is installed: adjusted Rand index on planted clusters and speed.
+`geom discover` with many fingerprints stored; `geom discover` with UMAP, seconds and peak memory.
 """
 
 from __future__ import annotations
@@ -194,44 +193,6 @@ def stored(folder: Path, count: int) -> dict[str, Any]:
     return found
 
 
-def online() -> list[dict[str, Any]]:
-    from sklearn.metrics import adjusted_rand_score
-
-    from geomcli.sidecar.online import OnlineClusters
-
-    rows = []
-    for seed in range(3):
-        fingerprints, labels = planted(4000, seed=seed)
-        ours = OnlineClusters()
-        began = time.perf_counter()
-        ours.add(fingerprints)
-        seconds = time.perf_counter() - began
-        rows.append(_scored("ours", seed, labels, ours.labels(fingerprints), seconds, adjusted_rand_score))
-        try:
-            from river import cluster
-        except ImportError:
-            continue
-        for name, model in (
-            ("DBSTREAM", cluster.DBSTREAM(clustering_threshold=0.3, fading_factor=0.0001, minimum_weight=5,
-                                          cleanup_interval=200, intersection_factor=0.3)),
-            ("CluStream", cluster.CluStream(n_macro_clusters=5, max_micro_clusters=100, time_gap=500, seed=0)),
-        ):  # fmt: skip
-            began = time.perf_counter()
-            dicts = [dict(enumerate(row)) for row in fingerprints.tolist()]
-            for row in dicts:
-                model.learn_one(row)
-            seconds = time.perf_counter() - began
-            given = np.array([model.predict_one(row) for row in dicts])
-            rows.append(_scored(name, seed, labels, given, seconds, adjusted_rand_score))
-    return rows
-
-
-def _scored(name: str, seed: int, labels: Any, given: Any, seconds: float, score: Any) -> dict[str, Any]:
-    members = labels >= 0
-    found = {"ari": score(labels, given), "ari_of_members": score(labels[members], given[members])}
-    return {"what": name, "seed": seed, **found, "per_second": len(labels) / seconds}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=50_000)
@@ -256,9 +217,6 @@ def main() -> None:
         print(json.dumps(found["classify"]), flush=True)
         found["stored"] = stored(folder, options.stored)
         print(json.dumps(found["stored"]), flush=True)
-        found["online"] = online()
-        for row in found["online"]:
-            print(json.dumps(row), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

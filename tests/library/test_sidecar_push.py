@@ -44,6 +44,7 @@ def test_nobody_there_or_full_is_dropped_and_counted_at_once() -> None:
     context = zmq.Context()
     sink = context.socket(zmq.PULL)
     sink.set(zmq.RCVHWM, 10)
+    sink.set(zmq.RCVTIMEO, 30_000)
     port = sink.bind_to_random_port("tcp://127.0.0.1")
     sink.unbind(f"tcp://127.0.0.1:{port}")
     pusher = Pusher(f"tcp://127.0.0.1:{port}", high_water=10)
