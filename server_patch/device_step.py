@@ -93,7 +93,8 @@ class DeviceStep:
         watched = tuple(Row(*one) for one in self.asking if one[2].options.guard is not None)
         at, words = None, None
         parts: list[Any] = []
-        if scheduler.publisher is not None and population.read:
+        silent = bool(watched) and not population.read
+        if scheduler.publisher is not None and not silent:
             at, words, parts = self._published(scheduler.publisher)
         if watched and words is None:
             # Nobody reads this step, or not on this rank.

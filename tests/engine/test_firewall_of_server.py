@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import GEOM
 from tests.engine.harness import TWO_LAYERS, Server, chat_body, served
 from tests.engine.test_firewall import ASK, PROMPTS, TOKENS, answer
 
@@ -61,3 +65,29 @@ def test_a_request_cannot_be_less_strict(strict: Server, fields: dict[str, Any],
     tightened = {"action": "re_route", "variance_threshold": SERVER_THRESHOLD / 2}
     found = answer(strict, PROMPTS[0], attention_firewall=tightened)
     assert found["choices"][0]["matched_stop"] == "attention_reroute"
+
+
+def run(server: Server, db: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [GEOM, "run", PROMPTS[0], "--max-tokens", str(TOKENS), "--base-url", server.url, "--db", db, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def test_geom_run_asks_for_it_says_what_came_of_it_and_keeps_it(strict: Server, tmp_path: Path) -> None:
+    db = tmp_path / "traces.db"
+    done = run(strict, db, "--firewall", "reroute")
+    assert done.returncode == 0, done.stderr
+    exported = subprocess.run(
+        [GEOM, "traces", "export", "last", "--db", db], capture_output=True, text=True, check=True
+    )
+    kept = [json.loads(line) for line in exported.stdout.splitlines()]
+    steps = [record for record in kept if record["record_type"] == "step"]
+    halted = [step["firewall"]["halted"] for step in steps]
+    assert halted == [False] * (len(steps) - 1) + [True]
+    assert f"HALT at token {len(steps)} " in done.stderr
+    assert kept[-1]["matchedStop"] == "attention_reroute"
+    refused = run(strict, db, "--firewall", "log")
+    assert refused.returncode == 2
+    assert "--attention-firewall early_stop" in refused.stderr
+    wrong = run(strict, db, "--firewall", "pause")
+    assert wrong.returncode == 2
+    assert "--firewall must be stop, log, reroute" in wrong.stderr
