@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from geomcli.errors import ServerUnreachable
+from geomcli.firewall import EARLY_STOP, LOG_ONLY, RE_ROUTE
+
+# As `geom run --firewall` names them.
+FIREWALL_ACTIONS = {"stop": EARLY_STOP, "log": LOG_ONLY, "reroute": RE_ROUTE}
 
 
 def attention_fields(
@@ -14,8 +18,12 @@ def attention_fields(
     top_k: int | None,
     layers: list[int] | None,
     derotate: bool = False,
+    firewall: str | None = None,
 ) -> dict[str, Any]:
-    """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing."""
+    """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing.
+
+    firewall: one of FIREWALL_ACTIONS, None for what the server does by itself.
+    """
     if not capabilities.get("supported"):
         guardrails = capabilities.get("guardrails")
         if isinstance(guardrails, dict) and guardrails.get("disabled_in_production"):
@@ -44,4 +52,8 @@ def attention_fields(
         fields["attention_capture_layer_ids"] = layers
     if derotate:
         fields["attention_derotate"] = True
+    if firewall is not None:
+        if not (capabilities.get("features") or {}).get("firewall"):
+            raise ServerUnreachable("this server has no firewall.", "geom serve of this release")
+        fields["attention_firewall"] = {"action": FIREWALL_ACTIONS[firewall]}
     return fields

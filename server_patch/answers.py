@@ -27,6 +27,7 @@ class Found(NamedTuple):
     head_statistics: NDArray[np.float32] | None  # [layers, 4, heads]
     derotated: NDArray[np.float32] | None  # [layers, 2, KEEP]: content and position of each link
     routing: NDArray[np.int32] | None  # [layers with experts, 2, k]: experts, bits of their float32 weights
+    judged: tuple[str, float | None, bool] | None = None  # see values.Token
 
 
 class Answer:
@@ -71,7 +72,8 @@ class Answer:
             if kind == CAPTURED and found is not None:
                 heads = self._heads(found, length, layers) if self.options.head_stats else None
                 routing = found.routing if self.options.moe_layers else None
-                made.append(Token(*about, found.flags, found.records, heads, self._derotated(found, layers), routing))
+                scores = self._derotated(found, layers)
+                made.append(Token(*about, found.flags, found.records, heads, scores, routing, found.judged))
             else:
                 made.append(Token(*about))
         self._tokens = first + len(ids)

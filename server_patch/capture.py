@@ -95,6 +95,7 @@ def _prepare(runner: Any, server_args: Any) -> None:
         logger.warning("geom: %s. Entries say what the engine computed.", sentence)
     scheduler.routing, scheduler.routing_missing = moe.of_model(runner, server_args)
     scheduler.options = options
+    scheduler.metrics = bool(getattr(server_args, "enable_metrics", False))
     scheduler.layers_total = config.num_hidden_layers
     scheduler.heads_total = config.num_attention_heads
     scheduler.cuda_graph = str(runner.device) == "cuda" and not getattr(server_args, "disable_cuda_graph", True)
@@ -184,7 +185,7 @@ def _plan(forward_batch: Any, batch: Any) -> Any:
         return None
     if scheduler.device is None:
         return native.plan_step(forward_batch, _asking(batch.reqs))
-    named = scheduler.device.group is not None or population.derotated
+    named = scheduler.device.group is not None or population.derotated or population.guarded
     return scheduler.device.plan_decode(tuple(_asking(batch.reqs)) if named else ())
 
 

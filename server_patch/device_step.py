@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from geomcli.server_patch import faults
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.watching import Row
 
 
 @dataclass
@@ -26,14 +29,27 @@ class HostStep:
     windows: tuple[int, ...] = ()
     copied: Any = None
     source: tuple[Any, ...] = ()
+    watched: tuple[Row, ...] = ()
+    words: Any = None  # records [layers, rows, words], where a row is watched
 
-    def publish(self, publisher: Publisher) -> None:
+    def watched_rows(self) -> tuple[Row, ...]:
+        return self.watched
+
+    def watched_records(self) -> NDArray[np.int32]:
+        if self.words is None:
+            return np.zeros((len(scheduler.layers), 0, 0), dtype=np.int32)
+        if self.copied is not None:
+            self.copied.synchronize()
+        found: NDArray[np.int32] = np.asarray(self.words)
+        return found
+
+    def publish(self, publisher: Publisher, judged: tuple[Any, ...] = ()) -> None:
         if self.at is None:
             return
         if self.copied is not None:
             self.copied.synchronize()
         self.source = ()
-        publisher.publish(self.at, self.flags, self.windows)
+        publisher.publish(self.at, self.flags, self.windows, judged)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -72,23 +88,38 @@ class DeviceStep:
             return HostStep()
 
     def _copied(self) -> HostStep:
-        publisher = scheduler.publisher
-        if publisher is None or self.records is None or self.error is not None:
+        if self.records is None or self.error is not None:
             return HostStep()
+        watched = tuple(Row(*one) for one in self.asking if one[2].options.guard is not None)
+        at, words = None, None
+        parts: list[Any] = []
+        silent = bool(watched) and not population.read
+        if scheduler.publisher is not None and not silent:
+            at, words, parts = self._published(scheduler.publisher)
+        if watched and words is None:
+            # Nobody reads this step, or not on this rank.
+            words = torch.empty(self.records.shape, dtype=torch.int32, pin_memory=self.records.device.type == "cuda")
+            words.copy_(self.records, non_blocking=True)
+            parts = [self.records]
+        copied = None
+        if parts and self.records.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return HostStep(at, self.flags, self.windows, copied, tuple(parts), watched, words if watched else None)
+
+    def _published(self, publisher: Publisher) -> tuple[Reservation | None, Any, list[Any]]:
+        """Start the copies into the shared memory: where, the records' place there, and what is being copied."""
         arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated)]
         if self.routing is not None:
             arrays.append(("routing", self.routing.transpose(0, 1).contiguous()))
         parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
         at = publisher.reserve([part for part, _ in parts])
         if at is None:
-            return HostStep()
-        for view, (_, array) in zip(publisher.views(at), parts, strict=True):
+            return None, None, []
+        views = publisher.views(at)
+        for view, (_, array) in zip(views, parts, strict=True):
             torch.from_numpy(view).copy_(array, non_blocking=True)
-        copied = None
-        if self.records.device.type == "cuda":
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
-        return HostStep(at, self.flags, self.windows, copied, tuple(array for _, array in parts))
+        return at, views[0], [array for _, array in parts]
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -29,7 +29,7 @@ class Features(_Document):
     head_stats: Annotated[bool, Field(description="attention_head_stats")]
     moe_routing: Annotated[bool, Field(description="return_moe_routing")]
     derotation: Annotated[bool, Field(description="attention_derotate")]
-    firewall: bool
+    firewall: Annotated[bool, Field(description="attention_firewall")]
     auto_sampling: bool
     spectral_radix: bool
     spectral_decode: bool
@@ -48,6 +48,13 @@ class Guardrails(_Document):
     max_fingerprint_steps: Annotated[int, Field(ge=0, description="output tokens, 0 = all")]
     stride: Annotated[int, Field(ge=1, description="every Nth output token is captured")]
     window: Annotated[int, Field(ge=0, description="keys: the last N, 0 = all")]
+
+
+class Firewall(_Document):
+    action: Literal["log_only", "early_stop", "re_route"]
+    window_size: Annotated[int, Field(ge=2, description="tokens that drift is taken over")]
+    variance_threshold: Annotated[float, Field(gt=0, lt=1, description="drift at which to halt")]
+    detector: str
 
 
 class Hooks(_Document):
@@ -95,6 +102,7 @@ class Capabilities(_Document):
     chunk_size: Annotated[int, Field(ge=1, description="keys that are handled at a time")]
     features: Features
     guardrails: Guardrails
+    firewall: Annotated[Firewall | None, Field(description="what watches every answer; null without one")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters

@@ -32,8 +32,7 @@ def build_entries(
         return []
     sound = np.flatnonzero(~numbers.failed).tolist()
     weights = numbers.heads * numbers.wanted
-    histogram = mean_histogram(numbers.histogram, weights)
-    fingerprint = fingerprints_from_histograms(histogram)
+    histogram, fingerprint, published = published_fingerprints(numbers)
     layers = np.maximum(numbers.wanted.sum(axis=0), 1)
     profile = np.where(numbers.wanted[..., None], numbers.profile, 0).sum(axis=0) / layers[:, None]
     sink = np.where(numbers.wanted, numbers.sink_mass * weights, 0).sum(axis=0) / np.maximum(weights.sum(axis=0), 1)
@@ -42,7 +41,7 @@ def build_entries(
         [due[i].answer.tracker for i in sound], histogram[sound], profile[sound]
     )
     zones = classify_many(fingerprint, ripple)
-    shown = {"fingerprint": rounded(fingerprint), "sink": rounded(sink)}
+    shown = {"fingerprint": published, "sink": rounded(sink)}
     shown |= {"drift": rounded(drift), "ripple": rounded(ripple), "confidence": rounded([c for _, c in zones])}
     empty = (histogram.sum(axis=1) == 0).tolist()
     of_layers = _Layers(numbers, due)
@@ -68,12 +67,23 @@ def build_entries(
             "compass": compass.status,
             "ripple": None if np.isnan(ripple[i]) else shown["ripple"][i],
         }
+        if options.guard is not None:
+            entry["firewall"] = _firewall(one)
         of_layers.add_to(entry, i, one)
         if options.moe_layers:
             entry["moe"] = _routing(one)
             entry["bytes"] += 0 if one.token.routing is None else one.token.routing.nbytes
         entries.append(entry)
     return entries
+
+
+def published_fingerprints(
+    numbers: StepNumbers,
+) -> tuple[NDArray[np.float64], NDArray[np.float32], list[list[float]]]:
+    """Mean histograms [n, 16] of the wanted layers and heads, their fingerprints [n, 20], and the digits that leave."""
+    histogram = mean_histogram(numbers.histogram, numbers.heads * numbers.wanted)
+    fingerprint = fingerprints_from_histograms(histogram)
+    return histogram, fingerprint, rounded(fingerprint)
 
 
 def error_entry(context: Mapping[str, Any], options: CaptureOptions) -> dict[str, Any]:
@@ -190,6 +200,16 @@ class _Layers:
             "mass_captured": self._mass[at][row],
             "sink_mass": self._sink[at][row],
         }
+
+
+def _firewall(due: CapturedToken) -> dict[str, Any] | None:
+    """What the scheduler decided; None where it could not judge."""
+    judged, guard = due.token.judged, due.options.guard
+    if judged is None or guard is None:
+        return None
+    status, score, halted = judged
+    shown = None if score is None else float(f"{score:.6g}")
+    return {"detector": guard.detector, "action": guard.action, "status": status, "score": shown, "halted": halted}
 
 
 def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -> int:

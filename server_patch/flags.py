@@ -10,6 +10,8 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from geomcli.compass import DRIFT_WINDOW, HALT_THRESHOLD
+from geomcli.server_patch import firewall_options
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -80,6 +82,18 @@ def add_flags(parser: ArgumentParser) -> None:
         told="captures at once, 0 = no limit; more are answered 429",
     )
     group.add_argument(
+        firewall_options.FLAG, default=firewall_options.OFF, choices=firewall_options.CHOICES,
+        help="watch every answer's drift, asked for or not: log it, end the answer, or end it for a router to act",
+    )  # fmt: skip
+    group.add_argument(
+        firewall_options.WINDOW_FLAG, type=int, default=DRIFT_WINDOW, metavar="N",
+        help="tokens that drift is taken over",
+    )  # fmt: skip
+    group.add_argument(
+        firewall_options.THRESHOLD_FLAG, type=float, default=HALT_THRESHOLD, metavar="X",
+        help="drift at which to halt; not calibrated",
+    )  # fmt: skip
+    group.add_argument(
         "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
         help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
     )  # fmt: skip
@@ -110,7 +124,17 @@ def options_from(args: Namespace) -> ServerOptions:
         max_concurrent=args.attention_max_concurrent_capture,
         disable_in_production=in_production,
         sidecar_url=args.attention_sidecar_url,
+        guard=firewall_options.of_flags(
+            args.attention_firewall, args.attention_firewall_window, args.attention_firewall_threshold
+        ),
     )
+    if options.guard is not None and not options.enabled:
+        reason = "is off without --return-attention-tokens"
+        if in_production:
+            reason = f"is off under --attention-disable-in-production without {DEBUG_VARIABLE}=1"
+        raise ValueError(
+            f"{firewall_options.FLAG} {options.guard.action} watches what is captured, and capture {reason}"
+        )
     options.check()
     return options
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from geomcli.server_patch.publisher import Part, Publisher
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.ropes import rope_of
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.watching import Row
 
 
 @dataclass
@@ -48,13 +50,36 @@ class StepPlan:
                 self.copied.record()
         return self
 
-    def publish(self, publisher: Publisher) -> None:
-        """Records of the rows whose every layer is there."""
-        whole = [plan for plan in self.rows if plan.error is None and set(plan.statistics) == set(plan.options.layers)]
-        if not whole:
-            return
+    def watched_rows(self) -> list[Row]:
+        return [
+            Row(at, plan.request, plan.state) for at, plan in enumerate(self.whole) if plan.options.guard is not None
+        ]
+
+    def watched_records(self) -> NDArray[np.int32]:
+        return self.records
+
+    @cached_property
+    def whole(self) -> list[RowPlan]:
+        """The rows whose every layer is there."""
+        return [plan for plan in self.rows if plan.error is None and set(plan.statistics) == set(plan.options.layers)]
+
+    @cached_property
+    def records(self) -> NDArray[np.int32]:
+        """[layers, whole rows, words]"""
         layers = scheduler.layers
-        records = np.zeros((len(layers), len(whole), layout.RECORD_WORDS), dtype=np.int32)
+        made = np.zeros((len(layers), len(self.whole), layout.RECORD_WORDS), dtype=np.int32)
+        for row, plan in enumerate(self.whole):
+            for layer, statistics in plan.statistics.items():
+                length = plan.query_position + 1
+                made[layers.index(layer), row] = row_records.encode(statistics, stamp=plan.stamp, length=length)
+        return made
+
+    def publish(self, publisher: Publisher, judged: tuple[Any, ...] = ()) -> None:
+        """Records of the whole rows, unless nobody reads any."""
+        whole = self.whole
+        if not any(plan.options.entries for plan in whole):
+            return
+        layers, records = scheduler.layers, self.records
         arrays: dict[str, NDArray[Any]] = {"records": records}
         if any(plan.options.head_stats for plan in whole):
             size = (len(HEAD_STATISTICS), scheduler.heads_total)
@@ -64,7 +89,6 @@ class StepPlan:
         for row, plan in enumerate(whole):
             for layer, statistics in plan.statistics.items():
                 at = layers.index(layer)
-                records[at, row] = row_records.encode(statistics, stamp=plan.stamp, length=plan.query_position + 1)
                 if statistics.head_statistics is not None:
                     found = row_records.heads_array(statistics.head_statistics)
                     arrays["head_statistics"][at, row, :, : found.shape[1]] = found
@@ -81,7 +105,7 @@ class StepPlan:
         for view, array in zip(publisher.views(place), arrays.values(), strict=True):
             view[...] = array
         # Head statistics are finished: no window is needed to read them.
-        publisher.publish(place, (), ())
+        publisher.publish(place, (), (), judged)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -99,7 +123,7 @@ def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -
             continue  # a middle chunk of a chunked prefill: no token comes out of it
         output_index = length - prompt_len
         if request_state.captures(output_index):
-            rows.append(RowPlan(row, req, request_state.options, request_state.stamp, length - 1))
+            rows.append(RowPlan(row, req, request_state, length - 1))
     if not rows:
         return None
     return StepPlan(rows, frozenset(layer for plan in rows for layer in plan.options.layers), extend)

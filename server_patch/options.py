@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from geomcli.server_patch import firewall_options
+from geomcli.server_patch.firewall_options import Guard
+
 Mode = Literal["raw", "sketch", "fingerprint"]
 MAX_TOP_K = 64
 SKETCH_HUBS = 32
@@ -19,11 +22,10 @@ SOURCES = ("auto", "tap", "probe")
 MIN_CHUNK, MAX_CHUNK = 256, 16384
 ASK = "return_attention_tokens"
 # Fields by which a request asks for something that is captured; the others only say how.
-ASKING = (ASK, "attention_firewall", "attention_auto_sampling", "return_moe_routing")
+ASKING = (ASK, firewall_options.FIELD, "attention_auto_sampling", "return_moe_routing")
 
 # Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
 UNAVAILABLE_FIELDS = {
-    "attention_firewall": "the firewall",
     "attention_auto_sampling": "zone-based sampling",
 }
 _BOOL_FIELDS = (
@@ -44,7 +46,7 @@ _INT_FIELDS = (
     "attention_tokens_window",
 )
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
-FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS)
+FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD)
 MAX_INT = 2**31 - 1
 # Flag -> its attribute of ServerOptions, the least and the greatest value.
 RANGES: dict[str, tuple[str, int, int]] = {
@@ -84,6 +86,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_concurrent: int = 0
     disable_in_production: bool = False
     sidecar_url: str = ""
+    guard: Guard | None = None  # watches every answer
 
     @property
     def default_mode(self) -> Mode:
@@ -167,6 +170,8 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: bool  # the first entry spells out the prompt
     derotate: bool = False  # content and position scores of each link
     moe_layers: tuple[int, ...] = ()  # layers whose experts each entry names; none: not asked for
+    guard: Guard | None = None  # what watches the answer
+    entries: bool = True  # whether anything of what is captured leaves the server
 
     @property
     def primary_layer(self) -> int:
@@ -176,6 +181,10 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the step of this output token (0-based) is captured (stride and limit)."""
         number, offset = divmod(output_index, self.stride)
         return offset == 0 and (self.limit == 0 or number < self.limit)
+
+    def watches(self, output_index: int) -> bool:
+        """Whether this token's step is captured for the firewall, which no limit of entries ends."""
+        return self.guard is not None and output_index % self.stride == 0
 
     def stops_at(self, output_index: int) -> bool:
         """Whether this token is the first one that would have been captured had the limit not been reached."""
@@ -208,12 +217,18 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     given = {name: body[name] for name in FIELDS if body.get(name) is not None}
     _refuse_unavailable(body)
     _check_types(given)
-    if not given.get(ASK, False):
+    guard = firewall_options.of_request(body, server.guard)
+    asked = given.get(ASK, False)
+    if not asked and (guard is None or firewall_options.FIELD not in given):
         if given.get("return_moe_routing"):
             raise ValueError(f"return_moe_routing: routing comes with attention entries, ask for {ASK} too")
         return None
     if not server.enabled:
-        raise ValueError(f"{ASK}: this server was started without --return-attention-tokens")
+        raise ValueError(
+            f"{ASK if asked else firewall_options.FIELD}: this server was started without --return-attention-tokens"
+        )
+    own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
+    firewall_options.seen_by(given, server.guard, own)
     mode = _mode(given, server)
     top_k = given.get("top_k_attention", server.top_k)
     _check_range("top_k_attention", top_k, 1, MAX_TOP_K)
@@ -244,7 +259,20 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         prompt_tokens=given.get("attention_prompt_tokens", False),
         derotate=derotate,
         moe_layers=_moe_layers(given, model),
+        guard=guard,
+        entries=asked,
     )
+
+
+def watched(server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
+    """What the server's own firewall captures of a request that did not ask for anything; None without one."""
+    if server.guard is None or not server.enabled:
+        return None
+    return CaptureOptions(
+        mode="fingerprint", top_k=0, layers=model.layers_captured, heads=None, heads_total=model.heads_total,
+        mask_prefix=0, stride=server.stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
+        head_stats=False, prompt_tokens=False, guard=server.guard, entries=False,
+    )  # fmt: skip
 
 
 def _moe_layers(given: Mapping[str, Any], model: ModelShape) -> tuple[int, ...]:

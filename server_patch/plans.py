@@ -7,6 +7,7 @@ from typing import Any
 
 from geomcli.kernels.reference import RowStatistics
 from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_state import RequestState
 
 
 @dataclass
@@ -15,8 +16,15 @@ class RowPlan:
 
     row: int
     request: Any
-    options: CaptureOptions
-    stamp: int
+    state: RequestState
     query_position: int
     statistics: dict[int, RowStatistics] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def options(self) -> CaptureOptions:
+        return self.state.options
+
+    @property
+    def stamp(self) -> int:
+        return self.state.stamp

@@ -128,8 +128,10 @@ class Publisher:
             start += part.n_bytes
         return views
 
-    def publish(self, at: Reservation, flags: tuple[str, ...], windows: tuple[int, ...]) -> None:
-        """The parts are in their place; flags, windows: see receiver.Step."""
+    def publish(
+        self, at: Reservation, flags: tuple[str, ...], windows: tuple[int, ...], judged: tuple[Any, ...] = ()
+    ) -> None:
+        """The parts are in their place; flags, windows, judged: see receiver.Step."""
         self._greet()
         if self._connection is None or at.reader != self._reader:
             return
@@ -138,7 +140,8 @@ class Publisher:
             faults.note("records are lost: the process that builds entries does not listen")
             return
         parts = tuple(tuple(part) for part in at.parts)
-        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, windows, parts)))
+        decisions = tuple(tuple(one) for one in judged)
+        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, windows, parts, decisions)))
         self._flush()
 
     def _greet(self) -> None:

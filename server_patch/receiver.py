@@ -37,6 +37,7 @@ class Step(NamedTuple):
     flags: tuple[str, ...]  # raised on every entry of the step
     windows: tuple[int, ...]  # sliding windows of the captured layers in this kind of step, -1: none
     parts: dict[str, NDArray[Any]]
+    judged: tuple[tuple[Any, ...], ...] = ()  # the fields of watching.Judged
 
 
 class Receiver:
@@ -86,9 +87,9 @@ class Receiver:
             elif kind == GONE:
                 yield Gone(*fields)
             else:
-                start, end, flags, windows, parts = fields
+                start, end, flags, windows, parts, judged = fields
                 try:
-                    yield Step(flags, windows, self._parts(start, parts))
+                    yield Step(flags, windows, self._parts(start, parts), judged)
                 finally:
                     self._ring.release(end)
 

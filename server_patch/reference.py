@@ -56,6 +56,9 @@ FLAGS = {
     "--attention-cors-origins": Described("https://example.com", "*, or origins with commas between them"),
     "--attention-max-concurrent-capture": Described("16"),
     "--attention-sidecar-url": Described("tcp://localhost:9001", "tcp://HOST:PORT or ipc://PATH"),
+    "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
+    "--attention-firewall-window": Described("16", "2..1024"),
+    "--attention-firewall-threshold": Described("0.4", "above 0 and below 1"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 
@@ -74,6 +77,13 @@ FIELDS = {
     "attention_head_stats": Field("bool", "false", _ANY, "true", "four scalars a head of each captured layer"),
     "attention_prompt_tokens": Field("bool", "false", _ANY, "true", "the first entry spells out the prompt"),
     "attention_derotate": Field("bool", "false", _ANY, "true", "scores of links by content and by position"),
+    "attention_firewall": Field(
+        "object or bool",
+        "the server's",
+        "action, detector, window_size, variance_threshold; never less strict",
+        '{"action": "log_only"}',
+        "watch the answer's drift, and end it: `matched_stop`",
+    ),
     "return_moe_routing": Field("bool", "false", "models with experts", "true", "experts and weights"),
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from geomcli.server_patch import faults
+from geomcli.server_patch import faults, watching
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.values import PARAMS_KEY, key_and_options
@@ -25,6 +25,8 @@ class _Population:
     headed = 0  # those that ask for head statistics
     derotated = 0  # those that ask for the de-rotated view
     routed = 0  # those that ask for the routing of experts
+    guarded = 0  # those whose answers a firewall watches
+    read = 0  # those of which anything leaves the server
 
 
 population = _Population()
@@ -39,13 +41,16 @@ class RequestState:
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
         self.stamp = 1 + next(_stamps) % (_STAMP_LIMIT - 1)
-        self.always = options.stride == 1 and options.limit == 0
+        self.always = options.stride == 1 and (options.limit == 0 or options.guard is not None)
+        self.watched = None if options.guard is None else watching.watch(options.guard)
         self._announced = False
         population.count += 1
         population.linked += options.top_k > 0
         population.headed += options.head_stats
         population.derotated += options.derotate
         population.routed += bool(options.moe_layers)
+        population.guarded += options.guard is not None
+        population.read += options.entries
 
     def __del__(self) -> None:
         population.count -= 1
@@ -53,19 +58,21 @@ class RequestState:
         population.headed -= self.options.head_stats
         population.derotated -= self.options.derotate
         population.routed -= bool(self.options.moe_layers)
+        population.guarded -= self.options.guard is not None
+        population.read -= self.options.entries
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)
 
     def announce(self, request: Any, key: str, options: str) -> None:
         """Tell whoever builds entries what the stamp stands for."""
-        if scheduler.publisher is None:
+        if scheduler.publisher is None or not self.options.entries:
             return
         scheduler.publisher.announce(self.stamp, (key, options, len(request.origin_input_ids)))
         self._announced = True
 
     def captures(self, output_index: int) -> bool:
         """Whether this output token's step is captured."""
-        return self.always or self.options.captures(output_index)
+        return self.always or self.options.captures(output_index) or self.options.watches(output_index)
 
 
 def state_of(request: Any) -> RequestState | None:

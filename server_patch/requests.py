@@ -16,12 +16,13 @@ import orjson
 
 from geomcli.server_patch import arrivals, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
-from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve
-from geomcli.server_patch.values import PARAMS_KEY, key_and_options, parameter_of
+from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve, watched
+from geomcli.server_patch.values import PARAMS_KEY, SILENT, key_and_options, parameter_of
 
 OPTIONS_ATTRIBUTE = "_geom_options"
 PENDING_ATTRIBUTE = "_geom_pending"
 ENTRIES_KEY = "attention_tokens"
+_GENERATES = "GenerateReqInput"  # SGLang's request for text; others want scores or embeddings
 _serials = itertools.count(1)
 
 
@@ -95,9 +96,24 @@ def around_generate_request(
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
     if options is None and request is not None and guards.path_of(request.scope) == "/generate":
         options = options_of_body(getattr(request, "_json", None), request.scope)
+    if options is None and state.main.options.guard is not None:
+        options = _watched(obj)
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
-    return outputs if options is None else _with_entries(outputs, manager, obj, request, options)
+    if options is None or not options.entries:
+        return outputs
+    return _with_entries(outputs, manager, obj, request, options)
+
+
+def _watched(obj: Any) -> CaptureOptions | None:
+    """What the server's firewall captures of a request that did not ask; None of what writes no text, and of beams."""
+    if type(obj).__name__ != _GENERATES:
+        return None
+    try:
+        _refuse_beams(getattr(obj, "sampling_params", None))
+    except ValueError:
+        return None
+    return watched(state.main.options, state.main.shape)
 
 
 def _collector(manager: Any, obj: Any) -> Collector:
@@ -169,7 +185,10 @@ def _entries_of(item: Any, position: int, collector: Collector, rids: set[str]) 
 def _set_params(obj: Any, options: CaptureOptions | None) -> None:
     """Put our options under our key, and take that key from any client that sent it itself."""
     params = getattr(obj, "sampling_params", None)
-    encoded = None if options is None else f"{next(_serials)}:{msgspec.json.encode(options).decode()}"
+    encoded = None
+    if options is not None:
+        serial = f"{next(_serials)}:" if options.entries else SILENT
+        encoded = serial + msgspec.json.encode(options).decode()
     if params is None and encoded is not None:
         params = obj.sampling_params = {}
     if encoded is not None:

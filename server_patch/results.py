@@ -4,20 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import faults, transport
+from geomcli.server_patch import faults, transport, watching
+from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
 
 
 def before_process(_processor: Any, _batch: Any, result: Any) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
-    if scheduler.publisher is None:
+    if scheduler.publisher is None and not population.guarded:
         return
     try:
         step = _step(transport.output_of(result))
-        if step is not None:
-            step.publish(scheduler.publisher)
+        if step is None:
+            return
+        judged = _judged(step)
+        if scheduler.publisher is not None:
+            step.publish(scheduler.publisher, judged)
     except Exception:
         faults.report("a step's records could not be sent; its tokens carry error entries")
+
+
+def _judged(step: Any) -> tuple[Any, ...]:
+    """What the firewalls decide; a fault lets the answers go on."""
+    if not population.guarded:
+        return ()
+    try:
+        return watching.judge(step.watched_rows(), step.watched_records())
+    except Exception:
+        faults.report("a step could not be judged by the firewall; its answers go on")
+        return ()
 
 
 def _step(output: Any) -> Any:

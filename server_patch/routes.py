@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
@@ -53,7 +54,7 @@ def capabilities() -> dict[str, Any]:
             "head_stats": more_than_fingerprints,
             "moe_routing": bool(main.shape.moe_layers) and more_than_fingerprints,
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
-            "firewall": False,
+            "firewall": options.enabled,
             "auto_sampling": False,
             "spectral_radix": False,
             "spectral_decode": False,
@@ -72,6 +73,7 @@ def capabilities() -> dict[str, Any]:
             "stride": options.stride,
             "window": options.window,
         },
+        "firewall": None if options.guard is None else msgspec.to_builtins(options.guard),
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),

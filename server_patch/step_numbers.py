@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,17 @@ from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.values import Token
+
+
+class Due(Protocol):
+    """A captured token, and what its request asked for."""
+
+    @property
+    def options(self) -> CaptureOptions: ...
+    @property
+    def token(self) -> Token: ...
+    @property
+    def derotated(self) -> NDArray[np.float32] | None: ...
 
 
 class CapturedToken(NamedTuple):
@@ -59,7 +70,7 @@ class StepNumbers:
         self.failed |= (~np.isfinite(sums) & self.wanted).any(axis=0)
 
 
-def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNumbers:
+def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
     """Of the records that were written for exactly these tokens; the others' have failed."""
     wanted = _wanted_by(due, layers)
     found = _words(due, len(layers))
@@ -82,7 +93,7 @@ def numbers_of(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> StepNum
     return made
 
 
-def _words(due: Sequence[CapturedToken], n_layers: int) -> NDArray[np.int32]:
+def _words(due: Sequence[Due], n_layers: int) -> NDArray[np.int32]:
     """Their records [L, n, words], those that were cut filled up."""
     every = [one.token.records for one in due]
     words = max((found.shape[-1] for found in every if found is not None), default=0)
@@ -95,7 +106,7 @@ def _words(due: Sequence[CapturedToken], n_layers: int) -> NDArray[np.int32]:
     return made
 
 
-def _wanted_by(due: Sequence[CapturedToken], layers: tuple[int, ...]) -> NDArray[np.bool_]:
+def _wanted_by(due: Sequence[Due], layers: tuple[int, ...]) -> NDArray[np.bool_]:
     """[L, n]; KeyError for a token that wants a layer that is not captured."""
     wanted = np.zeros((len(layers), len(due)), dtype=np.bool_)
     place = {layer: i for i, layer in enumerate(layers)}

@@ -10,16 +10,18 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+SILENT = "0:"  # begins the parameter of a request of which nothing leaves the server
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
 _NAME_LETTERS = 64
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
 
 
 def parameter_of(obj: Any) -> str | None:
-    """Our parameter on a request's object of the main process; None where it did not ask."""
+    """Our parameter on a request's object of the main process; None where it did not ask for entries."""
     params = getattr(obj, "sampling_params", None)
     custom = params.get("custom_params") if isinstance(params, dict) else None
-    return custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
+    found = custom.get(PARAMS_KEY) if isinstance(custom, dict) else None
+    return None if found is None or found.startswith(SILENT) else found
 
 
 def key_and_options(encoded: str, rid: str) -> tuple[str, str]:
@@ -51,6 +53,7 @@ class Token(NamedTuple):
     heads: NDArray[Any] | None = None  # float [wanted layers, 4, heads]: entropy, sink, prev, lookback
     derotated: NDArray[np.float32] | None = None  # [wanted layers, 2, top_k]: content and position of each link
     routing: NDArray[np.int32] | None = None  # [layers with experts, 2, k]: experts, bits of their float32 weights
+    judged: tuple[str, float | None, bool] | None = None  # a firewall's status, score and whether it halts here
 
     @property
     def query_position(self) -> int:

@@ -98,10 +98,11 @@ class Builder:
         ]
         if not mine:
             return
+        judged = {at: tuple(decision) for at, *decision in step.judged}
         kept = {name: array[:, [row for row, _, _ in mine]] for name, array in step.parts.items()}
         names = ("heads", "head_statistics", "derotated", "routing")
         heads, statistics, scores, routing = (kept.get(name) for name in names)
-        for at, (_, (of_layers, lengths_of), answer) in enumerate(mine):
+        for at, (row, (of_layers, lengths_of), answer) in enumerate(mine):
             length = max(n for stamp, n in zip(of_layers, lengths_of, strict=True) if stamp == answer.stamp)
             answer.add(
                 length,
@@ -113,6 +114,7 @@ class Builder:
                     None if statistics is None else statistics[:, at],
                     None if scores is None else scores[:, at],
                     None if routing is None else routing[:, at],
+                    judged.get(row),
                 ),
             )
 

@@ -22,7 +22,7 @@ from geomcli.cli.summary import print_summary
 from geomcli.client import Chunk, Client
 from geomcli.display import printable
 from geomcli.errors import ExitCode, GeomError, StoreError, UsageError
-from geomcli.request import attention_fields
+from geomcli.request import FIREWALL_ACTIONS, attention_fields
 from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.store import CHECK_SECONDS, Store, TraceWriter
 from geomcli.trace import Trace, TraceBuilder
@@ -48,6 +48,10 @@ def run(
     derotate: Annotated[
         bool, typer.Option("--derotate", help="With each raw link its scores by content and by position.")
     ] = False,
+    firewall: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="When the answer drifts: stop it, log it, or reroute (end it for a router)."),
+    ] = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
@@ -82,11 +86,14 @@ def run(
     )
     if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
+    if firewall is not None and firewall not in FIREWALL_ACTIONS:
+        raise UsageError(f"--firewall must be {', '.join(FIREWALL_ACTIONS)}, got {firewall!r}.")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
+    attention["firewall"] = firewall
 
     with contextlib.ExitStack() as stack:
         # Before the engine: a store that cannot be used is not worth the wait for one.

@@ -38,6 +38,10 @@ _OPTIONS = {
     "attention_sidecar_url": "sidecar_url",
     "attention_disable_in_production": "disable_in_production",
 }
+# Those of the firewall, which are one value together, with their defaults.
+_FIREWALL: dict[str, Any] = {
+    "attention_firewall": "off", "attention_firewall_window": 10, "attention_firewall_threshold": 0.5
+}  # fmt: skip
 
 
 def serve(
@@ -105,6 +109,16 @@ def serve(
     attention_sidecar_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Push fingerprints to a geom sidecar, as in tcp://localhost:9001.")
     ] = None,
+    attention_firewall: Annotated[
+        str | None,
+        typer.Option(metavar="WHAT", help="Watch every answer's drift: off, log_only, early_stop or re_route (off)."),
+    ] = None,
+    attention_firewall_window: Annotated[
+        int | None, typer.Option(metavar="N", help="Tokens that drift is taken over (10).")
+    ] = None,
+    attention_firewall_threshold: Annotated[
+        float | None, typer.Option(metavar="X", help="Drift at which to halt (0.5), not calibrated.")
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -142,6 +156,9 @@ def serve(
         "attention_cors_origins": attention_cors_origins,
         "attention_max_concurrent_capture": attention_max_concurrent_capture,
         "attention_sidecar_url": attention_sidecar_url,
+        "attention_firewall": attention_firewall,
+        "attention_firewall_window": attention_firewall_window,
+        "attention_firewall_threshold": attention_firewall_threshold,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
@@ -162,13 +179,22 @@ def serve(
 
 def check_attention(values: dict[str, Any]) -> None:
     """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
+    from geomcli.server_patch.firewall_options import of_flags
     from geomcli.server_patch.options import SOURCES, ServerOptions
 
     if (source := values["attention_capture_source"]) not in (None, *SOURCES):
         raise UsageError(f"--attention-capture-source must be one of {', '.join(SOURCES)}, got {source!r}.")
-    given = {_OPTIONS[name]: value for name, value in values.items() if value is not None}
+    given = {_OPTIONS[name]: value for name, value in values.items() if value is not None and name in _OPTIONS}
+    firewall = [values[name] for name in _FIREWALL]
     try:
         ServerOptions(**given).check()
+        guard = of_flags(
+            *(default if value is None else value for value, default in zip(firewall, _FIREWALL.values(), strict=True))
+        )
+        if guard is not None and not values["return_attention_tokens"]:
+            raise ValueError(
+                "--attention-firewall watches what is captured, and --no-return-attention-tokens captures nothing"
+            )
     except ValueError as error:
         raise UsageError(f"{error}.", "geom serve --help") from None
 

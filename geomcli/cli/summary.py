@@ -8,6 +8,7 @@ from geomcli.cli import output
 from geomcli.cli.manifold import line_of, reading_of
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.display import human_bytes, sparkline
+from geomcli.firewall import LOG_ONLY, RE_ROUTE
 from geomcli.links import layers_named
 from geomcli.measured import number
 from geomcli.schema import Record
@@ -31,6 +32,8 @@ def print_summary(trace: Trace, *, store: Path | None = None, manifold: Path | N
         console.print(f"  zones      {zone_line(m)}")
         console.print(f"  entropy    {_entropy(m)}")
         console.print(f"  drift      {_drift(trace)}")
+        if said := firewall_line(trace):
+            console.print(f"  firewall   {output.marked(said)}")
         if manifold is not None and (reading := reading_of(trace, manifold)) is not None:
             console.print(f"  manifold   {line_of(reading)}")
         console.print(f"  capture    {output.marked(_capture(trace))}")
@@ -80,6 +83,25 @@ def _drift(trace: Trace) -> str:
         f"{output.marked(trace.metrics.get('compass') or '-')} "
         f"[dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
     )
+
+
+def firewall_line(trace: Trace) -> str:
+    """What a firewall decided about the answer; "" where none watched it."""
+    judged = [(n, found) for n, step in enumerate(trace.steps) if isinstance(found := step.get("firewall"), dict)]
+    if not judged:
+        return ""
+    action = str(judged[-1][1].get("action"))
+    for n, found in judged:
+        if found.get("halted") is True:
+            score = number(found.get("score"))
+            drift = "" if score is None else f" at drift {score:.3f}"
+            ended = "" if action == LOG_ONLY else ", and ended the answer"
+            if action == RE_ROUTE:
+                ended += " for a router to act"
+            place = trace.steps[n].get("tokenIndex")
+            token = f"token {place + 1}" if isinstance(place, int) else "a token"
+            return f"HALT at {token}{drift}{ended} ({action}; uncalibrated)"
+    return f"no HALT, {judged[-1][1].get('status')} at the last token ({action}; uncalibrated)"
 
 
 def _capture(trace: Trace) -> str:

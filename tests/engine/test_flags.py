@@ -6,6 +6,7 @@ The servers are started by all three commands, from command lines and from --con
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import subprocess
@@ -39,6 +40,7 @@ attention-capture-layers: "0"
 attention-fingerprint-max-steps: {STEPS}
 context-length: 2048
 """
+WATCHED_WINDOW, WATCHED_THRESHOLD = 6, 0.01
 SINKS, CHUNK, CAPTURES, GUARDED_STRIDE = 8, 256, 2, 3
 # A rotation by three positions at once, as models of images have it; there is no way back from it.
 UNDONE = json.dumps(
@@ -79,6 +81,16 @@ def private(folder: Path) -> Iterator[Server]:
 @contextlib.contextmanager
 def pushing(folder: Path) -> Iterator[Server]:
     with served(folder, "--attention-sidecar-url", f"ipc://{folder}/nobody", "--", *SIZES) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def watching(folder: Path) -> Iterator[Server]:
+    arguments = (
+        "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
+        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--", *SIZES,
+    )  # fmt: skip
+    with served(folder, *arguments) as server:
         yield server
 
 
@@ -278,6 +290,29 @@ def pushes_fingerprints(server: Server) -> None:
     assert document(server)["sidecar"] == {"sent": 0, "dropped": 4}
 
 
+def watches_every_answer(server: Server) -> None:
+    found = server.chat("Tell a long story of the sea.", max_tokens=40, ignore_eos=True)
+    assert found["choices"][0]["matched_stop"] == "attention_drift"
+
+
+def takes_drift_over_so_many_tokens(server: Server) -> None:
+    """The first score comes with the window's last token; two of them halt."""
+    scores = [entry["firewall"]["score"] for entry in sampled(server, 40)]
+    assert [score is None for score in scores] == [True] * (WATCHED_WINDOW - 1) + [False] * (
+        len(scores) - WATCHED_WINDOW + 1
+    )
+
+
+def halts_at_the_threshold(server: Server) -> None:
+    entries_of = sampled(server, 40)
+    over = [(entry["firewall"]["score"] or 0) >= WATCHED_THRESHOLD for entry in entries_of]
+    assert over[-2:] == [True, True]
+    assert not any(pair == (True, True) for pair in itertools.pairwise(over[:-1]))
+    assert (
+        server.post("/generate", {"text": "Hi", "attention_firewall": {"variance_threshold": 0.9}}).status_code == 400
+    )
+
+
 def reads_keys_again(server: Server) -> None:
     """Left to itself, the backend's own logits are taken where they fit: they do here."""
     found = document(server)
@@ -310,6 +345,9 @@ CASES = {
     "--attention-fingerprint-only": Case(private, lets_only_fingerprints_out),
     "--attention-disable-in-production": Case(production, captures_nothing_in_production),
     "--attention-sidecar-url": Case(pushing, pushes_fingerprints),
+    "--attention-firewall": Case(watching, watches_every_answer),
+    "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
+    "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}

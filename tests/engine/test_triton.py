@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,11 +43,26 @@ def answers(server: Server) -> list[dict[str, Any]]:
         return list(pool.map(ask, REQUESTS))
 
 
+def halted(server: Server) -> list[dict[str, Any]]:
+    """Answers under a firewall that halts soon: with entries, without, and one that is only logged."""
+    low = {"window_size": 2, "variance_threshold": 1e-4}
+    made = []
+    for action, asking in (("early_stop", ASK), ("re_route", {}), ("log_only", ASK)):
+        body = {
+            "text": SHARED, "sampling_params": {"max_new_tokens": TOKENS, "temperature": 0, "ignore_eos": True},
+            "attention_firewall": {"action": action, **low}, **asking,
+        }  # fmt: skip
+        answer = server.post("/generate", body).json()
+        entries = [entry["firewall"] for entry in answer.get("attention_tokens", ())]
+        made.append({"text": answer["text"], "end": answer["meta_info"]["finish_reason"], "firewall": entries})
+    return made
+
+
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("native") / "e"
     with started_directly(folder, "--attention-capture-layers", "auto", "--", *COMMON) as server:
-        yield answers(server)
+        return [*answers(server), *halted(server)]
 
 
 def assert_same(found: Any, expected: Any, where: str) -> None:
@@ -81,14 +95,18 @@ def test_the_triton_backend_gives_the_same_entries(
         found = answers(server)
         document = server.get("/v1/attention/capabilities")
         log = server.log.read_text()
+        ended = halted(server)
     assert (document["backend"], document["source"]) == ("triton", source)
     assert document["features"]["derotation"] is True
     assert document["counters"]["errors"] == 0, log[-3000:]
     assert "geom:" not in log
-    for (prompt, fields), mine, reference in zip(REQUESTS, found, native, strict=True):
+    for (prompt, fields), mine, reference in zip(REQUESTS, found, native, strict=False):
         assert mine["text"] == reference["text"], prompt
         assert ("attention_tokens" in mine) is bool(fields)
         assert_same(mine.get("attention_tokens"), reference.get("attention_tokens"), prompt)
+    assert_same(ended, native[len(REQUESTS) :], "firewall")
+    assert [one["end"].get("matched") for one in ended] == ["attention_drift", "attention_reroute", None]
+    assert len(ended[0]["firewall"]) == 3 < len(ended[2]["firewall"]) == TOKENS
     assert "derotated" in found[0]["attention_tokens"][-1]["layers"]["0"]
     steps = [e["decode_step"] for e in found[5]["attention_tokens"]]
     assert steps == [1, 3, 5]
@@ -98,4 +116,4 @@ def test_the_same_text_without_the_plugin(tmp_path: Path, native: list[dict[str,
     arguments = ("--no-return-attention-tokens", "--", *COMMON, "--attention-backend", "triton")
     environment = {**INTERPRETED, "SGLANG_PLUGINS": "none"}
     with started_directly(tmp_path / "e", *arguments, environment=environment) as server:
-        assert [a["text"] for a in answers(server)] == [a["text"] for a in native]
+        assert [a["text"] for a in answers(server)] == [a["text"] for a in native[: len(REQUESTS)]]
