@@ -73,7 +73,7 @@ def watch(guard: Guard) -> Watched:
 
 def judge(rows: Sequence[Row], records: NDArray[np.int32]) -> tuple[Judged, ...]:
     """Of rows whose records [layers, rows, words] are of the token that SGLang is about to take in; ends answers."""
-    due = [(row, token) for row in rows if (token := _token_of(row, records)) is not None]
+    due = _tokens(rows, records)
     if not due:
         return ()
     asked = [_Due(_plain(row.state.options), token) for row, token in due]
@@ -96,18 +96,21 @@ def judge(rows: Sequence[Row], records: NDArray[np.int32]) -> tuple[Judged, ...]
     return tuple(made)
 
 
-def _token_of(row: Row, records: NDArray[np.int32]) -> Token | None:
-    """The token that comes out of this step for the row's request; None where its step was not captured."""
-    request, state = row.request, row.state
-    if request.finished() or getattr(request, "is_retracted", False) or row.at >= records.shape[1]:
-        return None
-    step, prompt = len(request.output_ids) + 1, len(request.origin_input_ids)
-    words = records[:, row.at]
-    wanted = [scheduler.layers.index(layer) for layer in state.options.layers]
-    fits = (words[wanted, layout.R_STAMP] == state.stamp) & (words[wanted, layout.R_LENGTH] == prompt + step - 1)
-    if not fits.all():
-        return None
-    return Token(step, 0, CAPTURED, state.stamp, prompt, (), words)
+def _tokens(rows: Sequence[Row], records: NDArray[np.int32]) -> list[tuple[Row, Token]]:
+    """The tokens that come out of this step for the rows' requests, of those whose step was captured."""
+    stamps, lengths = (records[..., word].T.tolist() for word in (layout.R_STAMP, layout.R_LENGTH))
+    made = []
+    for row in rows:
+        request, state, at = row.request, row.state, row.at
+        if at >= len(stamps) or request.finished() or getattr(request, "is_retracted", False):
+            continue
+        prompt = len(request.origin_input_ids)
+        length = prompt + len(request.output_ids)
+        places = [scheduler.layers.index(layer) for layer in state.options.layers]
+        if all(stamps[at][place] == state.stamp and lengths[at][place] == length for place in places):
+            token = Token(length - prompt + 1, 0, CAPTURED, state.stamp, prompt, (), records[:, at])
+            made.append((row, token))
+    return made
 
 
 def _plain(options: CaptureOptions) -> CaptureOptions:

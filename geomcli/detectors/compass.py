@@ -12,11 +12,26 @@ from geomcli.fingerprint import N_BINS
 
 
 class Window:
-    """The last histograms of an answer [window, 16], in a ring; how many came."""
+    """The last `size` histograms of an answer, and how many came.
+
+    In a ring that each is written to twice, so that those of a window lie one behind the other, the oldest first: a sum
+    in another order is another sum.
+    """
 
     def __init__(self, size: int) -> None:
-        self.ring = np.zeros((size, N_BINS))
-        self.count = 0
+        self.size, self.count = size, 0
+        self._ring = np.zeros((2 * size, N_BINS))
+
+    def take(self, histogram: Floats) -> None:
+        at = self.count % self.size
+        self._ring[at] = self._ring[at + self.size] = histogram
+        self.count += 1
+
+    @property
+    def newest(self) -> Floats:
+        """[size, 16]"""
+        at = self.count % self.size
+        return self._ring[at : at + self.size]
 
 
 class CompassDetector:
@@ -40,12 +55,10 @@ class CompassDetector:
         for row, (state, some) in enumerate(zip(states, np.nansum(histograms, axis=1) > 0, strict=True)):
             if not some:
                 continue
-            state.ring[state.count % self.window] = histograms[row]
-            state.count += 1
+            state.take(histograms[row])
             if state.count >= self.window:
                 full.append(row)
-                # Oldest first: a sum in another order is another sum.
-                windows.append(np.roll(state.ring, -(state.count % self.window), axis=0))
+                windows.append(state.newest)
         if full:
             made[full] = drifts(np.stack(windows))
         return made
