@@ -73,7 +73,7 @@ def watch(guard: Guard) -> Watched:
 
 def judge(rows: Sequence[Row], records: NDArray[np.int32]) -> tuple[Judged, ...]:
     """Of rows whose records [layers, rows, words] are of the token that SGLang is about to take in; ends answers."""
-    due = _tokens(rows, records)
+    due = _tokens(rows, records) if rows else []
     if not due:
         return ()
     asked = [_Due(_plain(row.state.options), token) for row, token in due]
@@ -128,9 +128,13 @@ def _act(row: Row, decision: Decision, step: int) -> None:
     _count(guard.action)
     if guard.action == LOG_ONLY or request.to_finish is not None:
         return
+    request.to_finish = _reason(STOPPED_BY[guard.action])
+
+
+def _reason(matched: str) -> Any:
     from sglang.srt.managers.schedule_batch import FINISH_MATCHED_STR
 
-    request.to_finish = FINISH_MATCHED_STR(matched=STOPPED_BY[guard.action])
+    return FINISH_MATCHED_STR(matched=matched)
 
 
 @functools.cache
