@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -73,10 +73,15 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
     grouping = service.grouping
     mode = "online" if grouping.is_online else "batch"
 
+    async def current(model: str | None) -> tuple[str | None, Grouped]:
+        if not grouping.is_online:
+            return _grouped(grouping.of(model))
+        return _grouped(await run_in_threadpool(grouping.current, model))  # it may wait for fingerprints that come
+
     @router.get("/centroids")
     async def centroids(model: _Model = None) -> d.Centroids:
         """The clusters of a model's live traffic, by default of the one of the newest fingerprints."""
-        name, now = _grouped(grouping.of(model))
+        name, now = await current(model)
         return d.Centroids(
             model=name, mode=mode, unit="radians" if grouping.is_online else "standard deviations", n=now.n,
             noise=now.noise, at=now.at, clusters=[_centroid(cluster) for cluster in now.clusters],
@@ -85,7 +90,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
     @router.post("/predict")
     async def predict(body: d.One) -> d.Prediction:
         """The live cluster of a fingerprint, with its traits and the sampling that its zone suggests."""
-        name, now = _grouped(grouping.of(body.model))
+        name, now = await current(body.model)
         cluster, distance, radius = now.assign(np.array(body.vector))
         zone = classify(np.array(body.vector)).zone if cluster is None else cluster.zone
         return d.Prediction(
@@ -104,7 +109,7 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
         """Group the newest fingerprints of a model now."""
         try:
             name, now = _grouped(grouping.recluster(model))
-        except (GeomError, BrokenProcessPool) as error:
+        except GeomError as error:
             raise HTTPException(503, f"the fingerprints could not be grouped: {error}") from None
         return d.Regrouped(model=name, clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
 

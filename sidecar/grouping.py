@@ -1,6 +1,7 @@
 """The clusters of live traffic: HDBSCAN over the newest fingerprints every interval, or online as they come.
 
-HDBSCAN runs in a process of its own, since it keeps Python's lock for longer than an answer may take.
+HDBSCAN runs in a process of its own, since it keeps Python's lock for longer than an answer may take. The process ends
+itself when its sidecar is gone, or a grouping takes too long.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from geomcli import clusters
 from geomcli.clusters import Clusters
+from geomcli.errors import GeomError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.sidecar.messages import Message
 from geomcli.sidecar.online import THRESHOLD, OnlineClusters
@@ -26,7 +28,10 @@ from geomcli.sidecar.traffic import Floats, Traffic
 BUFFER = 20_000  # newest fingerprints of a model
 MOST_MODELS = 8
 SAMPLE = 5_000  # HDBSCAN's time grows with their square
-ONLINE_SECONDS = 0.5  # how old online clusters may be
+ONLINE_SECONDS = 0.5  # between looks at online clusters that nobody asks for: metrics count them
+LONGEST_SECONDS = 300  # of a grouping
+_START_SECONDS = 60  # of the process that groups
+_END_SECONDS = 5
 _DROPPED = 8
 
 
@@ -36,7 +41,7 @@ class UnknownModel(LookupError):
 
 class Grouping:
     """Takes messages, and groups those of each model by themselves; models beyond `most_models` push out the one that
-    was not seen for longest.
+    was not seen for longest. `longest`: seconds of a grouping, and more is an error.
     """
 
     def __init__(
@@ -47,9 +52,10 @@ class Grouping:
         interval: float = 60.0,
         buffer: int = BUFFER,
         most_models: int = MOST_MODELS,
+        longest: float = LONGEST_SECONDS,
     ) -> None:
         self.is_online = online
-        self.most_models = most_models
+        self.most_models, self.longest = most_models, longest
         self.models_dropped = 0
         self.last_dropped: deque[str] = deque(maxlen=_DROPPED)  # their names
         self.runs = 0
@@ -59,7 +65,7 @@ class Grouping:
         self._traffic: dict[str, Traffic] = {}  # the one of the newest fingerprints last
         self._lock = threading.Lock()
         self._running = threading.Lock()
-        self._pool: Executor | None = None
+        self._pool: ProcessPoolExecutor | None = None
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="grouping", daemon=True)
         self._thread.start()
@@ -89,6 +95,13 @@ class Grouping:
         kept = ", ".join(traffic.model for traffic in every) or "no model at all"
         raise UnknownModel(f"no fingerprints of the model {model} are kept, but of {kept}.")
 
+    def current(self, model: str | None = None) -> Traffic | None:
+        """`of`, and online its clusters are of all that came before."""
+        traffic = self.of(model)
+        if traffic is not None and self.is_online:
+            self._refresh(traffic)
+        return traffic
+
     def put(self, messages: Sequence[Message]) -> None:
         of_model: dict[str, list[bytes]] = {}
         for m in messages:
@@ -102,14 +115,15 @@ class Grouping:
         """Group what is there of a model; one at a time. UnknownModel as `of`."""
         traffic = self.of(model)
         if traffic is not None:
-            self._group(traffic)
+            with self._running:
+                self._group(traffic)
         return traffic
 
     def close(self) -> None:
+        """A grouping that runs is given up."""
         self._closing.set()
-        self._thread.join(5)
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+        _kill(self._pool)
+        self._thread.join(_END_SECONDS)
 
     def _newest(self, model: str) -> Traffic:
         with self._lock:
@@ -126,28 +140,54 @@ class Grouping:
             return found
 
     def _group(self, traffic: Traffic) -> None:
+        before = traffic.now
+        self.runs += traffic.group(self._find) is not before
+
+    def _refresh(self, traffic: Traffic) -> None:
+        """Group it where fingerprints came since. Its error says why that failed, whatever they are."""
         with self._running:
-            before = traffic.now
-            self.runs += traffic.group(self._find) is not before
+            try:
+                if traffic.is_stale:
+                    self._group(traffic)
+            except Exception as error:
+                traffic.error = f"{type(error).__name__}: {error}"
 
     def _run(self) -> None:
         while not self._closing.wait(self._interval):
             for traffic in self.traffic:
-                try:
-                    if traffic.is_stale:
-                        self._group(traffic)
-                except Exception as error:  # the thread has to live on, whatever one set of fingerprints does
-                    traffic.error = f"{type(error).__name__}: {error}"
+                if not self._closing.is_set():
+                    self._refresh(traffic)
 
     def _find(self, values: Floats) -> Clusters:
+        if self._closing.is_set():
+            raise GeomError("the sidecar ends.")
         if self._pool is None:
             # No fork: threads are running.
             self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_bound_to_parent)
         try:
-            return self._pool.submit(clusters.find, values, sample=SAMPLE).result()
-        except BrokenProcessPool:
+            return self._pool.submit(_found, values, self.longest).result(_START_SECONDS + self.longest)
+        except (BrokenProcessPool, CancelledError, TimeoutError) as error:
+            _kill(self._pool)
             self._pool = None  # the next one gets a process of its own
-            raise
+            raise GeomError(f"the process that groups was ended, or took longer than {self.longest:g} s.") from error
+
+
+def _kill(pool: ProcessPoolExecutor | None) -> None:
+    """What Python 3.14 calls kill_workers; of a pool that only shuts down, Python waits for the work before it ends."""
+    if pool is None:
+        return
+    for process in [*(pool._processes or {}).values()]:
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _found(values: Floats, longest: float) -> Clusters:
+    # The signal ends the process whatever holds Python's lock.
+    signal.setitimer(signal.ITIMER_REAL, longest)
+    try:
+        return clusters.find(values, sample=SAMPLE)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _bound_to_parent() -> None:

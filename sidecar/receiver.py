@@ -22,6 +22,7 @@ HIGH_WATER = 100_000  # messages that wait in the socket before senders have to
 _BATCH = 500
 _POLL_MS = 100
 _LAST_SECONDS = 1.0  # of senders that go on while it ends
+_END_SECONDS = 10  # of its thread; longer, and whoever takes messages hangs
 _REASONS = 20
 
 
@@ -50,11 +51,14 @@ class Receiver:
         self._thread = threading.Thread(target=self._run, name="receiver", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Take no new senders, read what has arrived for at most a second, then stop."""
+    def close(self) -> bool:
+        """Take no new senders, read what has arrived for at most a second, then stop; whether it did."""
         self._closing.set()
-        self._thread.join()
+        self._thread.join(_END_SECONDS)
+        if self._thread.is_alive():  # the context would wait for its socket without end
+            return False
         self._context.term()
+        return True
 
     @property
     def alive(self) -> bool:
@@ -83,8 +87,8 @@ class Receiver:
                     break
                 self._decoded(frames, batch)
             if batch:
-                self._counters.received += len(batch)
                 self._take(batch)
+                self._counters.received += len(batch)
 
     def _decoded(self, frames: Sequence[bytes], batch: list[Message]) -> None:
         try:

@@ -36,7 +36,8 @@ class Service:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.counters = Counters()
-        self._closed, self.lost = False, 0
+        self._closed = False
+        self._failed: list[str] = []
         self.storage = Storage(options.db, self.counters)
         self.grouping = Grouping(
             online=options.online, threshold=options.threshold, interval=options.interval, buffer=options.buffer
@@ -63,13 +64,15 @@ class Service:
             found.append(f"grouping failed: {self.grouping.error}.")
         return found
 
-    def close(self) -> int:
-        """What has arrived is stored first; how many messages could not be. Closed twice, it stays closed."""
+    def close(self) -> list[str]:
+        """What has arrived is stored first; what failed, a sentence each. Closed twice, it stays closed."""
         if not self._closed:
             self._closed = True
-            self.receiver.close()
-            self.lost = self._close_rest()
-        return self.lost
+            if not self.receiver.close():
+                self._failed.append("the receiver did not end: messages may be lost.")
+            if lost := self._close_rest():
+                self._failed.append(f"{lost} messages were not stored: {self.storage.error}")
+        return self._failed
 
     def _close_rest(self) -> int:
         self.discoveries.close()

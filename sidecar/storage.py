@@ -27,6 +27,7 @@ BATCH = 2000
 MOST_WAITING = 200_000
 MOST_WAITING_BYTES = 256 << 20  # in memory
 LAST_SECONDS = 20.0
+_END_SECONDS = 40.0  # of the thread: LAST_SECONDS, and a write that waits for another writer
 SLOW_SECONDS = 1.5  # that a write may wait before it is a problem
 _NOTICES = 5
 _INSERT = (
@@ -98,7 +99,7 @@ class Storage:
         self._due = threading.Condition(self._lock)
         self._asked = 0  # flushes that were asked for, and made
         self._made = 0
-        self._closing = False
+        self._closing, self._ends = False, 0.0
         self._thread = threading.Thread(target=self._run, name="storage", daemon=True)
         self._thread.start()
 
@@ -148,18 +149,23 @@ class Storage:
                 raise StoreError(self.error or f"the trace store {self.path} is busy for {seconds:.0f} s.")
 
     def close(self) -> int:
-        """Write what is left, again and again for LAST_SECONDS; how many messages could not be."""
+        """Write what is left, again and again for LAST_SECONDS; how many messages could not be.
+
+        A write that does not come back, as of a file system that has gone, is left to itself.
+        """
         with self._due:
-            self._closing = True
+            self._closing, self._ends = True, time.monotonic() + LAST_SECONDS
             self._due.notify_all()
-        self._thread.join()
+        self._thread.join(_END_SECONDS)
+        if self._thread.is_alive():
+            self.error = f"a write to the trace store {self.path} has not come back for {_END_SECONDS:.0f} s."
+            return len(self)
         if self._file is not None:
             self._file.close()
         self._held.release()
         return len(self._waiting)
 
     def _run(self) -> None:
-        ends = 0.0
         while True:
             with self._due:
                 self._due.wait_for(
@@ -173,8 +179,7 @@ class Storage:
                     self._bytes -= sum(row.size for row in batch)
                 self._made = asked
                 self._due.notify_all()
-            ends = ends or (time.monotonic() + LAST_SECONDS if closing else 0.0)
-            if closing and (not self._waiting or time.monotonic() > ends):
+            if closing and (not self._waiting or time.monotonic() > self._ends):
                 return
             if not written:
                 time.sleep(COMMIT_SECONDS)

@@ -98,8 +98,8 @@ def sidecar(
     # uvicorn passes the signal on that ended it; ending is what was asked for.
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(settings).run(sockets=[listening])
-    if lost := service.close():
-        raise StoreError(f"{lost} messages were not stored: {service.storage.error}")
+    if failed := service.close():
+        raise StoreError(" ".join(failed))
 
 
 def _checked_seconds(flag: str, seconds: float) -> None:

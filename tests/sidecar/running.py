@@ -68,9 +68,26 @@ class Sidecar:
         with Store(self.db) as store:
             return store.rows(sql)
 
+    def children(self, what: str = "multiprocessing") -> list[int]:
+        """Processes that it started for its groupings, those with `what` in their arguments."""
+        command = ["ps", "-ww", "--ppid", str(self.process.pid), "-o", "pid=", "-o", "args="]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS).stdout
+        return [int(line.split()[0]) for line in shown.splitlines() if what in line]
+
     def end(self, sign: int = signal.SIGTERM) -> int:
+        """Its exit code; where it does not end, what its threads do."""
         self.process.send_signal(sign)
-        return self.process.wait(SECONDS)
+        try:
+            return self.process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            threads = [
+                f"{(task / 'comm').read_text().strip()}: {(task / 'wchan').read_text()}"
+                for task in Path(f"/proc/{self.process.pid}/task").glob("*")
+            ]
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes Python's stacks into the log
+            self.process.wait(SECONDS)
+            log = self.db.with_name("sidecar.log").read_text()
+            raise AssertionError(f"the sidecar did not end within {SECONDS} s: {threads}\n{log}") from None
 
 
 @contextmanager
@@ -79,8 +96,9 @@ def sidecar(folder: Path, *flags: str, **environment: str) -> Iterator[Sidecar]:
     db = folder / "sidecar.db"
     command = [GEOM, "sidecar", "--db", str(db), "--zmq-bind", "tcp://127.0.0.1:*", "--port", "0", *flags]
     log = folder / "sidecar.log"
+    settings = {**os.environ, "PYTHONFAULTHANDLER": "1", **environment}
     with log.open("w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env={**os.environ, **environment})
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, text=True, env=settings)
     try:
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline and process.poll() is None:
@@ -116,10 +134,11 @@ def messages(fingerprints: NDArray[Any], *, tokens: int = 10, model: str = "m", 
 
 @contextmanager
 def sender(url: str) -> Iterator[zmq.Socket[bytes]]:
-    """A PUSH socket that waits when the other side cannot take more."""
+    """A PUSH socket that waits when the other side cannot take more; zmq.Again after SECONDS."""
     context = zmq.Context()
     socket = context.socket(zmq.PUSH)
     socket.set(zmq.LINGER, SECONDS * 1000)
+    socket.set(zmq.SNDTIMEO, SECONDS * 1000)
     socket.connect(url)
     try:
         yield socket

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import os
 import signal
-import subprocess
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +18,12 @@ from sklearn.metrics import adjusted_rand_score
 from geomcli.discovery import artifacts
 from geomcli.discovery.pipeline import Parameters, discover
 from geomcli.discovery.traits import traits_of
+from geomcli.errors import GeomError
 from geomcli.fingerprint import pack, unpack
+from geomcli.sidecar.grouping import Grouping
 from geomcli.sidecar.online import OnlineClusters
 from tests.discovery.made_points import planted, points
-from tests.sidecar.running import Sidecar, messages, send, sidecar
+from tests.sidecar.running import SECONDS, Sidecar, messages, send, sidecar
 
 QUIET = ("--recluster-interval", "3600")
 
@@ -89,7 +94,7 @@ def test_artifacts_of_another_model_are_refused(tmp_path: Path) -> None:
         assert "another" in said["detail"]
 
 
-def test_online_answers_are_those_of_the_micro_clusters_a_second_later(tmp_path: Path) -> None:
+def test_online_answers_are_those_of_the_micro_clusters_when_asked(tmp_path: Path) -> None:
     fingerprints = as_sent(planted(300)[0])
     ours = OnlineClusters()
     with sidecar(tmp_path, "--online", *QUIET) as running:
@@ -98,9 +103,8 @@ def test_online_answers_are_those_of_the_micro_clusters_a_second_later(tmp_path:
             ours.add(some)
             send(running.zmq_url, messages(some, start=start))
             running.received(min(start + 800, len(fingerprints)))
-            time.sleep(1)
             found = running.get("/centroids")
-            assert found["n"] == pytest.approx(min(start + 800, len(fingerprints)), rel=0.05)
+            assert found["n"] == round(float(ours.snapshot().weights.sum()))
             expected, angles = ours.snapshot().nearest(fingerprints[:200])
             said = [running.post("/predict", {"vector": row.tolist()}) for row in fingerprints[:200]]
             given = np.array([-1 if one["cluster"] is None else one["cluster"] for one in said])
@@ -141,12 +145,6 @@ def test_an_online_cluster_keeps_its_number_when_another_outgrows_it() -> None:
     assert ours.labels(probes).tolist() == [0, 1, 2]
 
 
-def children(running: Sidecar) -> list[int]:
-    command = ["ps", "-ww", "--ppid", str(running.process.pid), "-o", "pid=", "-o", "args="]
-    shown = subprocess.run(command, capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in shown.splitlines() if "multiprocessing" in line]
-
-
 def is_running(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -154,19 +152,69 @@ def is_running(process: int) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def grouping(running: Sidecar) -> Iterator[list[int]]:
+    """The processes of a sidecar that is at work for two seconds on what it is asked to group."""
+    fingerprints, _ = planted(1000)
+    send(running.zmq_url, messages(fingerprints))
+    running.received(len(fingerprints))
+    assert running.post("/recluster")["clusters"] == 5
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            running.post("/recluster")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.5)
+    processes = running.children()
+    assert processes
+    assert thread.is_alive()
+    try:
+        yield processes
+    finally:
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+        for process in filter(is_running, processes):
+            os.kill(process, signal.SIGKILL)
+
+
+def ended(processes: list[int], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(is_running, processes))
+
+
 def test_no_process_outlives_a_killed_sidecar(tmp_path: Path) -> None:
     with sidecar(tmp_path, *QUIET) as running:
         send(running.zmq_url, messages(planted(60)[0]))
         running.received(330)
         assert running.post("/recluster")["clusters"] == 5
-        left = children(running)
+        left = running.children()
         assert left
-        try:
-            running.end(signal.SIGKILL)
-            deadline = time.monotonic() + 15
-            while any(map(is_running, left)):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        finally:
-            for process in filter(is_running, left):
-                os.kill(process, signal.SIGKILL)
+        running.end(signal.SIGKILL)
+        assert ended(left, 15)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
+def test_a_grouping_ends_with_its_sidecar(tmp_path: Path, sign: int) -> None:
+    with sidecar(tmp_path, *QUIET) as running, grouping(running) as processes:
+        assert running.end(sign) == (0 if sign == signal.SIGTERM else -sign)
+        assert ended(processes, 15)
+        assert "Traceback" not in (tmp_path / "sidecar.log").read_text()
+
+
+def test_a_grouping_that_takes_too_long_is_an_error_and_the_next_one_is_not() -> None:
+    some = messages(planted(1000)[0])
+    grouping = Grouping(interval=3600, longest=0.2)
+    try:
+        grouping.put(some)
+        with pytest.raises(GeomError, match=r"took longer than 0\.2 s"):
+            grouping.recluster()
+        grouping.longest = 60
+        found = grouping.recluster()
+        assert found is not None
+        assert len(found.now.clusters) == 5
+    finally:
+        grouping.close()

@@ -26,7 +26,7 @@ from geomcli.discovery.pipeline import Parameters, discover
 from geomcli.sidecar.messages import encode
 from tests.conftest import GEOM
 from tests.discovery.made_points import planted, points
-from tests.sidecar.running import HEALTHY, messages, send, sender, sidecar
+from tests.sidecar.running import HEALTHY, SECONDS, messages, send, sender, sidecar
 
 QUIET = ("--recluster-interval", "3600")
 
@@ -229,7 +229,8 @@ def test_it_ends_soon_while_messages_go_on_coming(tmp_path: Path) -> None:
             assert time.monotonic() - began < 15
         finally:
             stop.set()
-            thread.join()
+            thread.join(SECONDS)
+            assert not thread.is_alive()
         assert "Traceback" not in (tmp_path / "sidecar.log").read_text()
 
 
@@ -270,12 +271,7 @@ def test_a_grouping_process_that_was_killed_is_replaced(tmp_path: Path) -> None:
         send(running.zmq_url, messages(planted(60)[0]))
         running.received(330)
         assert running.post("/recluster")["clusters"] == 5
-        shown = subprocess.run(
-            ["ps", "-ww", "--ppid", str(running.process.pid), "-o", "pid=", "-o", "args="],
-            capture_output=True,
-            text=True,
-        )
-        (worker,) = [int(line.split()[0]) for line in shown.stdout.splitlines() if "spawn_main" in line]
+        (worker,) = running.children("spawn_main")
         os.kill(worker, signal.SIGKILL)
         time.sleep(0.5)
         status, said = running.ask("POST", "/recluster")
@@ -290,6 +286,6 @@ def test_bodies_that_no_answer_could_repeat(tmp_path: Path, body: bytes) -> None
         for path in ("/predict", "/classify"):
             request = urllib.request.Request(running.url + path, body, {"Content-Type": "application/json"})
             with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(request)
+                urllib.request.urlopen(request, timeout=SECONDS)
             assert refused.value.code in (400, 409, 422)
             assert b"Traceback" not in refused.value.read()

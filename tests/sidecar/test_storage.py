@@ -82,7 +82,9 @@ def test_a_second_sidecar_is_refused_until_the_first_has_gone(tmp_path: Path) ->
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
             assert done.returncode == 2, done.stderr
             assert str(name) in done.stderr.replace("\n", "")
-            assert "another sidecar" in " ".join(done.stderr.split())
+            said = " ".join(done.stderr.split())
+            assert "another sidecar" in said
+            assert "--db FILE of a store of its own" in said
         running.end(signal.SIGKILL)
     with sidecar(tmp_path, *QUIET) as again:
         assert again.end() == 0
@@ -172,6 +174,28 @@ def test_a_store_that_cannot_be_made_anew_is_a_problem_until_it_can(tmp_path: Pa
             time.sleep(0.1)
         assert running.ask("GET", "/health")[0] == 200
         assert count(running.db) == len(some)
+
+
+def test_health_answers_within_a_second_while_the_store_is_locked(tmp_path: Path) -> None:
+    """Locked before it starts, and for longer than one try to write waits."""
+    some = messages(planted(20, noise=0)[0])
+    db = tmp_path / "sidecar.db"
+    filled(db, planted(5)[0])
+    with sqlite3.connect(db, isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with sidecar(tmp_path, *QUIET) as running:
+            send(running.zmq_url, some)
+            running.received(len(some))
+            sent = time.monotonic()
+            while (asked := time.monotonic()) < sent + 7:
+                status, said = running.ask("GET", "/health")
+                assert time.monotonic() - asked < 1
+                assert status == 503 or asked < sent + 2, said
+                time.sleep(0.05)
+            assert str(db) in said["problems"][0]
+            other.execute("ROLLBACK")
+            assert running.post("/storage/flush")["waiting"] == 0
+            assert running.ask("GET", "/health")[0] == 200
 
 
 def test_a_locked_store_is_a_problem_within_two_seconds(tmp_path: Path) -> None:
