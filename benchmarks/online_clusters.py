@@ -38,6 +38,7 @@ BINS = ((0, 1), (3, 5), (6, 7), (9, 10), (12, 14))
 EVEN = (0.2,) * 5
 SHARES = {"even": EVEN, "uneven": (0.5, 0.25, 0.15, 0.07, 0.03), "moving": EVEN, "wide": EVEN}
 BATCH = 100
+NARROW = 0.35  # radians
 NOISE_SHARE, LAST, TUNING_SEEDS = 0.1, 1000, (101, 102)
 
 Floats = NDArray[np.float64]
@@ -169,8 +170,9 @@ def main() -> None:
     import river
 
     chosen = [tuned(methods, options.points) for methods in grid().values()]
-    name = "ours, the sidecar's threshold"
-    chosen.append(Method(name, {"threshold": THRESHOLD}, ours()))
+    for threshold in (NARROW, THRESHOLD):
+        name = f"ours, {threshold}"
+        chosen.append(Method(name, {"threshold": threshold}, ours(threshold=threshold)))
     chosen.append(Method(f"{name}, one at a time", {"threshold": THRESHOLD}, ours(1)))
     scores: dict[tuple[str, str], list[Score]] = {}
     for kind, seed in itertools.product(SHARES, range(options.seeds)):

@@ -23,7 +23,7 @@ from geomcli.fingerprint import FINGERPRINT_SIZE, N_BINS
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-THRESHOLD = 0.35  # radians
+THRESHOLD = 0.55  # radians
 HALF_LIFE = 20_000
 _MOST = 512  # micro-clusters
 _FORGOTTEN = 0.5  # weight

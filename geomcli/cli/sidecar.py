@@ -43,7 +43,7 @@ def sidecar(
     online: Annotated[bool, typer.Option("--online", help="Group fingerprints as they come, without HDBSCAN.")] = False,
     online_threshold: Annotated[
         float | None,
-        typer.Option(help="Angle in radians within which a micro-cluster takes one; 0.35.", min=0.01, max=1.57),
+        typer.Option(help="Angle in radians within which a micro-cluster takes one; 0.55.", min=0.01, max=1.57),
     ] = None,
     buffer: Annotated[
         int, typer.Option(help="Newest fingerprints of each model that HDBSCAN groups.", min=100, max=_MOST_BUFFERED)
@@ -55,7 +55,7 @@ def sidecar(
     Examples:
       geom sidecar
       geom sidecar --db ./attention_data.db --discovery-dir ./discovery_artifacts --auto-reload-interval 300
-      geom sidecar --zmq-bind 'tcp://*:9001' --online --online-threshold 0.35
+      geom sidecar --zmq-bind 'tcp://*:9001' --online --online-threshold 0.45
     """
     from geomcli import config
 
@@ -65,7 +65,7 @@ def sidecar(
     _checked_seconds("--recluster-interval", recluster_interval)
     _checked_seconds("--auto-reload-interval", auto_reload_interval)
     if online_threshold is not None and math.isnan(online_threshold):
-        raise UsageError("--online-threshold nan is no angle.", "--online-threshold 0.35")
+        raise UsageError("--online-threshold nan is no angle.", "--online-threshold 0.55")
     host = host.removeprefix("[").removesuffix("]")
     if not _is_loopback(host) and not key:
         raise UsageError(f"--host {host} is beyond this machine: it needs a key.", f"--api-key KEY, or {KEY_VARIABLE}")
