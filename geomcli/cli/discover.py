@@ -152,7 +152,7 @@ def _print(discovery: Discovery) -> None:
         )
         table.add_row(
             cluster_name(found.cluster), f"{found.share:.0%}", str(found.size),
-            f"[{style}]{glyph}[/] {found.zone.zone} {found.zone.share:.0%}", traits or "-", found.peak,
+            f"[{style}]{glyph}[/] {output.marked(found.zone.zone)} {found.zone.share:.0%}", traits or "-", found.peak,
             f"{found.radius:.2f}",
         )  # fmt: skip
     noise = noise_of(discovery)

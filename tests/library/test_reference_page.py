@@ -25,10 +25,22 @@ def test_every_flag_and_field_is_described() -> None:
     assert all(action.help for action in reference.actions().values())
 
 
+# What a flag says something about: alone it would change nothing, or be refused.
+CAPTURING = ("--return-attention-tokens",)
+BESIDE = {
+    "--attention-firewall": CAPTURING,
+    "--attention-firewall-window": (*CAPTURING, "--attention-firewall", "log_only"),
+    "--attention-firewall-threshold": (*CAPTURING, "--attention-firewall", "log_only"),
+}
+
+
 @pytest.mark.parametrize("flag", reference.FLAGS)
 def test_examples_of_flags_are_accepted_and_change_something(flag: str) -> None:
     words = [flag, reference.FLAGS[flag].example] if reference.FLAGS[flag].example else [flag]
-    assert flags.options_from(reference.parser().parse_args(words)) != ServerOptions()
+    beside = BESIDE.get(flag, ())
+    parser = reference.parser()
+    without = flags.options_from(parser.parse_args(beside))
+    assert flags.options_from(parser.parse_args([*beside, *words])) != without
 
 
 @pytest.mark.parametrize("field", reference.FIELDS)
