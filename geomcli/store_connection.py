@@ -12,6 +12,7 @@ import fcntl
 import os
 import shlex
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,8 @@ from geomcli.errors import StoreError
 from geomcli.migrations import STEPS, migrations
 
 BUSY_MS = 10_000
+_FOLDER_SECONDS = 60.0  # a large store's schema takes longer than a write
+_AGAIN_SECONDS = 0.01
 _OTHER = "geom … --db FILE, or GEOM_DB"
 
 
@@ -160,10 +163,21 @@ def _applied(connection: sqlite3.Connection, path: Path) -> set[str]:
 
 @contextlib.contextmanager
 def folder_locked(folder: Path) -> Iterator[None]:
-    """One process at a time: SQLite's busy timeout covers neither the switch to WAL nor a schema in several steps."""
+    """One process at a time: SQLite's busy timeout covers neither the switch to WAL nor a schema in several steps.
+
+    StoreError where another one does not let go of it for a minute.
+    """
     handle = os.open(folder, os.O_RDONLY)
+    ends = time.monotonic() + _FOLDER_SECONDS
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > ends:
+                    raise StoreError(f"another process has locked the folder {folder}.", f"fuser {folder}") from None
+                time.sleep(_AGAIN_SECONDS)
         yield
     finally:
         os.close(handle)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import numpy as np
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +21,7 @@ from geomcli.sidecar import documents as d
 from geomcli.sidecar import metrics
 from geomcli.sidecar.grouping import UnknownModel
 from geomcli.sidecar.guard import Guard
+from geomcli.sidecar.regrouping import Regrouping
 from geomcli.sidecar.service import Service
 from geomcli.sidecar.traffic import Cluster, Grouped, Traffic
 from geomcli.zones import ZONES_V1, classify
@@ -27,6 +29,8 @@ from geomcli.zones import ZONES_V1, classify
 _bearer = HTTPBearer(auto_error=False)  # for /openapi.json: Guard asks for the key
 _Model = Annotated[d.Model | None, Query()]
 _RULES = {rule.zone: rule for rule in ZONES_V1.rules}
+_PROBLEMS = 10  # of a body, that are named
+_FLUSHES = 8  # that wait at once; each takes a thread
 _REFUSALS: dict[int | str, dict[str, Any]] = {status: {"model": d.Refusal} for status in (400, 401, 404, 409, 413, 503)}
 
 
@@ -46,7 +50,11 @@ def application(service: Service, *, key: str = "") -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def refused(_request: Request, error: RequestValidationError) -> JSONResponse:
         """Where and why, without what was sent: that may be long, and no JSON."""
-        said = [{name: problem[name] for name in ("type", "loc", "msg")} for problem in error.errors()]
+        problems = error.errors()
+        said = [{"type": p["type"], "loc": _place(p["loc"]), "msg": p["msg"]} for p in problems[:_PROBLEMS]]
+        if len(problems) > _PROBLEMS:
+            left = len(problems) - _PROBLEMS
+            said.append({"type": "more", "loc": ["body"], "msg": f"{left} more of the kind"})
         return JSONResponse({"detail": said}, 422)
 
     @app.exception_handler(UnknownModel)
@@ -104,20 +112,23 @@ def _add_traffic(router: APIRouter, service: Service) -> None:
             hint=_hint(zone),
         )
 
+    regrouping = Regrouping(grouping)
+    flushing = CapacityLimiter(_FLUSHES)
+
     @router.post("/recluster")
-    def recluster(model: _Model = None) -> d.Regrouped:
-        """Group the newest fingerprints of a model now."""
+    async def recluster(model: _Model = None) -> d.Regrouped:
+        """Group the newest fingerprints of a model now. Those who ask while one waits are answered by that one."""
         try:
-            name, now = _grouped(grouping.recluster(model))
+            name, now = _grouped(await regrouping.of(model))
         except GeomError as error:
             raise HTTPException(503, f"the fingerprints could not be grouped: {error}") from None
         return d.Regrouped(model=name, clusters=len(now.clusters), n=now.n, noise=now.noise, seconds=now.seconds)
 
     @router.post("/storage/flush")
-    def flush() -> d.Flushed:
+    async def flush() -> d.Flushed:
         """Return when everything that was received is in the store."""
         try:
-            service.storage.flush()
+            await to_thread.run_sync(service.storage.flush, limiter=flushing)
         except StoreError as error:
             raise HTTPException(503, str(error)) from None
         return d.Flushed(stored=service.counters.stored, waiting=len(service.storage))
@@ -177,13 +188,11 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
         return d.Reloaded(reloaded=discoveries.reload(), status=status())
 
     @router.post("/classify")
-    async def classify_(body: d.One | d.Several) -> d.Classifications:
+    async def classify_(body: d.OneOrSeveral) -> d.Classifications:
         """Fingerprints against the discovery: nearest medoid inside its radius, and how sure that is."""
         classifier = discoveries.classifier
         if classifier is None:
-            raise HTTPException(
-                409, f"no discovery is loaded: {discoveries.error} Try: geom discover, then POST /discovery/reload"
-            )
+            raise HTTPException(409, f"no discovery is loaded: {discoveries.error}, then POST /discovery/reload")
         learned = classifier.artifacts.manifest
         if body.model not in (None, learned.model):
             raise HTTPException(
@@ -196,6 +205,11 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
             model=learned.model,
             results=classifier.classify(np.array(vectors)),
         )
+
+
+def _place(where: Sequence[Any]) -> list[Any]:
+    """Without the name of the form that a body was read as, which is nothing in the body."""
+    return [part for at, part in enumerate(where) if not (at == 1 and part in (d.ONE, d.SEVERAL))]
 
 
 def _grouped(traffic: Traffic | None) -> tuple[str | None, Grouped]:

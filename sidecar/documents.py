@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from geomcli.discovery.classification import Classification
 from geomcli.fingerprint import FINGERPRINT_SIZE
@@ -31,6 +31,17 @@ class Several(Document):
 
     vectors: Annotated[list[Vector], Field(min_length=1, max_length=MOST_VECTORS)]
     model: Model | None = None
+
+
+ONE, SEVERAL = "One", "Several"
+
+
+def _form(body: object) -> str:
+    return SEVERAL if isinstance(body, dict) and "vectors" in body else ONE
+
+
+# Read as one of them, so that what is wrong with it is said once.
+OneOrSeveral = Annotated[Annotated[One, Tag(ONE)] | Annotated[Several, Tag(SEVERAL)], Discriminator(_form)]
 
 
 class Evidence(BaseModel):

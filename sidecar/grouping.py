@@ -15,12 +15,9 @@ from concurrent.futures import CancelledError, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 
-import numpy as np
-
 from geomcli import clusters
 from geomcli.clusters import Clusters
 from geomcli.errors import GeomError
-from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.sidecar.messages import Message
 from geomcli.sidecar.online import THRESHOLD, OnlineClusters
 from geomcli.sidecar.traffic import Floats, Traffic
@@ -40,8 +37,8 @@ class UnknownModel(LookupError):
 
 
 class Grouping:
-    """Takes messages, and groups those of each model by themselves; models beyond `most_models` push out the one that
-    was not seen for longest. `longest`: seconds of a grouping, and more is an error.
+    """Takes messages, and groups those of each model by themselves; a model beyond `most_models` pushes out the one of
+    the fewest fingerprints. `longest`: seconds of a grouping, and more is an error.
     """
 
     def __init__(
@@ -103,13 +100,12 @@ class Grouping:
         return traffic
 
     def put(self, messages: Sequence[Message]) -> None:
-        of_model: dict[str, list[bytes]] = {}
+        of_model: dict[str, list[Message]] = {}
         for m in messages:
-            of_model.setdefault(m.model, []).append(m.fingerprint)
+            of_model.setdefault(m.model, []).append(m)
         newest = messages[-1].model
         for model in sorted(of_model, key=lambda name: name == newest):
-            values = np.frombuffer(b"".join(of_model[model]), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
-            self._newest(model).put(values)
+            self._newest(model).put(of_model[model])
 
     def recluster(self, model: str | None = None) -> Traffic | None:
         """Group what is there of a model; one at a time. UnknownModel as `of`."""
@@ -119,10 +115,13 @@ class Grouping:
                 self._group(traffic)
         return traffic
 
-    def close(self) -> None:
-        """A grouping that runs is given up."""
+    def give_up(self) -> None:
+        """A grouping that runs or waits is an error, and so are all later ones."""
         self._closing.set()
         _kill(self._pool)
+
+    def close(self) -> None:
+        self.give_up()
         self._thread.join(_END_SECONDS)
 
     def _newest(self, model: str) -> Traffic:
@@ -132,10 +131,10 @@ class Grouping:
                 online = OnlineClusters(self._threshold) if self.is_online else None
                 found = Traffic(model, self._buffer, online)
                 if len(self._traffic) >= self.most_models:
-                    oldest = next(iter(self._traffic))
-                    del self._traffic[oldest]
+                    least = min(self._traffic.values(), key=lambda traffic: traffic.seen).model  # the first of several
+                    del self._traffic[least]
                     self.models_dropped += 1
-                    self.last_dropped.append(oldest)
+                    self.last_dropped.append(least)
             self._traffic[model] = found
             return found
 
@@ -169,6 +168,8 @@ class Grouping:
         except (BrokenProcessPool, CancelledError, TimeoutError) as error:
             _kill(self._pool)
             self._pool = None  # the next one gets a process of its own
+            if self._closing.is_set():
+                raise GeomError("the sidecar ends.") from error
             raise GeomError(f"the process that groups was ended, or took longer than {self.longest:g} s.") from error
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from geomcli.discovery.artifacts import LATEST, load
+from geomcli.discovery.artifacts import load
 from geomcli.discovery.classification import Classifier
+from geomcli.discovery.stamps import stamp_of
 from geomcli.errors import GeomError
 
 
@@ -21,6 +22,7 @@ class Discoveries:
         self.classifier: Classifier | None = None
         self.error = "" if root is not None else "no --discovery-dir was given."
         self.loads = 0
+        self._stamp: object = None  # of the run in use
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._interval = interval
@@ -36,11 +38,12 @@ class Discoveries:
             return False
         with self._lock:
             try:
-                newest = (self.root / LATEST).resolve() if (self.root / LATEST).exists() else self.root.resolve()
-                if self.classifier is not None and self.classifier.artifacts.path == newest:
+                stamp = stamp_of(self.root)
+                if self.classifier is not None and self._stamp == stamp:
                     self.error = ""
                     return False
                 self.classifier = Classifier(load(self.root))
+                self._stamp = stamp
             except GeomError as error:
                 self.error = str(error)
                 return False

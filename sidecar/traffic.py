@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from geomcli.clusters import NOISE, Clusters
 from geomcli.compass import directions_of
 from geomcli.discovery.traits import Trait, ZoneOf, name_of, traits_of
 from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.sidecar.messages import Message
 from geomcli.sidecar.online import OnlineClusters, Snapshot
 from geomcli.zones import classify
 
@@ -77,6 +79,8 @@ class Traffic:
         self.seen = 0
         self.error = ""
         self._values = np.zeros((buffer if online is None else 0, FINGERPRINT_SIZE), dtype=np.float32)
+        self._newest: dict[tuple[str, int], None] = {}  # request and step of the newest `buffer`, the oldest first
+        self._buffer = buffer
         self._grouped = 0  # of those that were seen
         self._lock = threading.Lock()
 
@@ -85,15 +89,28 @@ class Traffic:
         """Whether fingerprints came since it was grouped."""
         return self.seen != self._grouped
 
-    def put(self, fingerprints: NDArray[np.float32]) -> None:
-        """Fingerprints [m, 20] in their order."""
+    def put(self, messages: Sequence[Message]) -> None:
+        """In their order; what came before, of the newest `buffer`, is not taken again."""
         with self._lock:
+            fresh = self._fresh(messages)
+            fingerprints = np.frombuffer(b"".join(fresh), dtype="<f4").reshape(-1, FINGERPRINT_SIZE)
             if self.online is not None:
                 self.online.add(fingerprints)
             else:
                 rows = fingerprints[-len(self._values) :]
                 self._values[(self.seen + np.arange(len(rows))) % len(self._values)] = rows
             self.seen += len(fingerprints)
+
+    def _fresh(self, messages: Sequence[Message]) -> list[bytes]:
+        made = []
+        for m in messages:
+            key = (m.request_id, m.decode_step)
+            if key not in self._newest:
+                self._newest[key] = None
+                made.append(m.fingerprint)
+        for key in list(islice(self._newest, max(0, len(self._newest) - self._buffer))):
+            del self._newest[key]
+        return made
 
     def group(self, find: Callable[[Floats], Clusters]) -> Grouped:
         """Group what is there, with `find` where it is not online."""

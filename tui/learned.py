@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from geomcli.clusters import NOISE
 from geomcli.compass import DRIFT_WINDOW
+from geomcli.discovery.stamps import stamp_of
 from geomcli.display import printable, zone_label
 from geomcli.errors import GeomError
 from geomcli.tui.turn import Token, Turn
@@ -31,7 +32,6 @@ Labels = NDArray[np.int64]
 
 MOST_DOTS = 3000  # of a map: more are no plainer, and every new point is measured against each
 _WAITS = 64  # newest tokens whose numbers may still come
-_FILES = ("manifest.json", "model.npz", "embeddings.parquet")
 _NO_READER = "the learned map needs pyarrow. Try: pip install 'geomcli[discover]'"
 
 
@@ -206,19 +206,8 @@ def words(name: str) -> str:
 
 def _look(root: Path, before: object) -> tuple[object, Found | None]:
     """(what tells this discovery from another, what it is); None for it when that is `before`."""
-    stamp = _stamp_of(root)
+    stamp = stamp_of(root)
     return stamp, (None if stamp == before else _read(root))
-
-
-def _stamp_of(root: Path) -> object:
-    try:
-        folder = (root / "latest" if (root / "latest").exists() else root).resolve()
-        if not folder.exists():
-            return None
-        states = ((name, (folder / name).stat()) for name in _FILES if (folder / name).exists())
-        return folder, [(name, state.st_mtime_ns, state.st_size) for name, state in states]
-    except OSError as error:
-        return str(error)
 
 
 def _read(root: Path) -> Found:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from geomcli.cli import opening, output
-from geomcli.errors import GeomError
+from geomcli.errors import GeomError, UsageError
+from geomcli.fingerprint import FINGERPRINT_SIZE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,7 +64,7 @@ def discover(
     """
     from geomcli import config
     from geomcli.discovery import artifacts, points, record
-    from geomcli.discovery.pipeline import Parameters
+    from geomcli.discovery.pipeline import Parameters, refuse_too_few
     from geomcli.discovery.pipeline import discover as learn
     from geomcli.store import Store
 
@@ -71,6 +73,14 @@ def discover(
     console = output.narrator()
     failed: list[GeomError] = []
 
+    if most < min_samples:
+        raise UsageError(
+            f"--max-points {most} are fewer than --min-samples {min_samples}.", f"--max-points {min_samples}"
+        )
+    if not path.exists():
+        raise GeomError(
+            f"there is no trace store {path}.", "geom discover --db FILE, or geom run and geom sidecar first"
+        )
     with Store(path, create=False) as store:
         found = points.stored(store, model, origin=origin, unit=per, most=most)
         console.print(
@@ -78,14 +88,25 @@ def discover(
                 f"{len(found)} {per}s of {found.model}, from {found.origin}; {found.stored} fingerprints stored"
             )
         )
+        if found.unsound:
+            console.print(
+                f"{found.unsound} left out: they are not {FINGERPRINT_SIZE} numbers in [0, 1]", style="yellow"
+            )
+        refuse_too_few(found, min_samples)
+        artifacts.prepare(root)
         parameters = Parameters(min_samples, min_cluster_size, umap, seed=seed)
         with _Stages(console) as stages:
             discovery = learn(found, parameters, stages)
         for reason in discovery.reasons:
             console.print(output.marked(reason), style="yellow")
-        run = artifacts.save(discovery, root)
-        made = artifacts.load(run)
         # What was learned is shown, whatever else cannot be done with it.
+        try:
+            run = artifacts.save(discovery, root)
+        except GeomError:
+            if not as_json:
+                _print(discovery)
+            raise
+        made = artifacts.load(run)
         try:
             artifacts.point_to(run)
         except GeomError as error:
@@ -97,7 +118,9 @@ def discover(
                 GeomError(
                     f"the run is written, but its rows in discovery_runs and clusters of {path} are missing: "
                     f"{error.message}",
-                    "the same command, when nothing else writes to the store",
+                    "the same command, when nothing else writes to the store"
+                    if os.access(path, os.W_OK)
+                    else "--db FILE of a store that may be written",
                 )
             )
     if as_json:
@@ -161,9 +184,10 @@ def _print(discovery: Discovery) -> None:
     console.print(table)
     c = discovery.calibration
     if c.held_out:
+        judged = "not known: too few requests" if c.error is None else f"{c.error:.3f}"
         console.print(
             f"Held out, by request: {c.accuracy:.1%} of {c.held_out} given to the cluster of the clustering; expected "
-            f"calibration error {c.error:.3f}.",
+            f"calibration error {judged}.",
             style="dim",
         )
     elif discovery.found:

@@ -16,7 +16,6 @@ from geomcli.cli import opening, output
 from geomcli.errors import StoreError, UsageError
 
 KEY_VARIABLE = "GEOM_SIDECAR_KEY"
-_GRACE_SECONDS = 3  # for answers that are under way
 _YEAR = 365 * 24 * 3600.0
 _MOST_BUFFERED = 200_000
 
@@ -59,21 +58,25 @@ def sidecar(
     """
     from geomcli import config
 
-    key = (api_key or os.environ.get(KEY_VARIABLE, "")).strip()
+    given = api_key or os.environ.get(KEY_VARIABLE, "")
+    key = given.strip()
+    if given and not key:
+        raise UsageError("the key is nothing but spaces.", f"--api-key KEY, or no {KEY_VARIABLE}")
     if not key.isascii():
         raise UsageError("the key has letters that a header cannot carry.", "--api-key with printable ASCII")
     _checked_seconds("--recluster-interval", recluster_interval)
     _checked_seconds("--auto-reload-interval", auto_reload_interval)
     if online_threshold is not None and math.isnan(online_threshold):
         raise UsageError("--online-threshold nan is no angle.", "--online-threshold 0.55")
+    if online_threshold is not None and not online:
+        raise UsageError("--online-threshold is of online clusters alone.", "--online --online-threshold 0.55")
     host = host.removeprefix("[").removesuffix("]")
     if not _is_loopback(host) and not key:
         raise UsageError(f"--host {host} is beyond this machine: it needs a key.", f"--api-key KEY, or {KEY_VARIABLE}")
     path = config.store_path(db=None if db is None else str(db))
     try:
-        import uvicorn
-
         from geomcli.sidecar.app import application
+        from geomcli.sidecar.http_server import HttpServer
         from geomcli.sidecar.service import Options, Service
     except ImportError as error:
         raise UsageError(f"the sidecar needs {error.name}.", "pip install 'geomcli[sidecar]'") from None
@@ -93,11 +96,10 @@ def sidecar(
     console.print(output.marked(f"HTTP: {address}, grouping {'online' if online else 'with HDBSCAN'}"))
     if service.discoveries.error:
         console.print(output.marked(f"no /classify yet: {service.discoveries.error}"))
-    app = application(service, key=key)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=_GRACE_SECONDS)
+    server = HttpServer(application(service, key=key), service)
     # uvicorn passes the signal on that ended it; ending is what was asked for.
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(settings).run(sockets=[listening])
+        server.run(sockets=[listening])
     if failed := service.close():
         raise StoreError(" ".join(failed))
 

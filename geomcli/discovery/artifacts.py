@@ -28,13 +28,13 @@ from geomcli import __version__
 from geomcli.clusters import NOISE, distances
 from geomcli.discovery.calibration import Curve, assigned_to
 from geomcli.discovery.pipeline import Discovery, Found, noise_of
+from geomcli.discovery.stamps import LATEST
 from geomcli.discovery.version import commit
 from geomcli.errors import GeomError
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.zones import ZONES_V1
 
 FORMAT, VERSION = "geom-discovery", 1
-LATEST = "latest"
 _MANIFEST, _MODEL = "manifest.json", "model.npz"
 _PROTOTYPES = 10  # of each cluster
 _UNFINISHED = re.compile(rf"\.\d{{8}}-\d{{6}}-[0-9a-f]{{6}}\.(tmp|{LATEST})")
@@ -46,8 +46,9 @@ Floats = NDArray[np.float64]
 
 class Manifest(msgspec.Struct, frozen=True):
     """format, version: of the folder; run_id; created: epoch ms; n: fingerprints it was learned from, of `stored`;
-    calibration: `held_out` fingerprints and, where there are any, the share that was right (`accuracy`) and the
-    expected calibration `error`; implementations: what computed a stage; git: the commit of geom, where it is known.
+    calibration: `held_out` fingerprints, where there are any the share that was right (`accuracy`), and where it could
+    be judged the expected calibration `error`; implementations: what computed a stage; git: the commit of geom, where
+    it is known.
     """
 
     format: str
@@ -116,6 +117,15 @@ def save(discovery: Discovery, root: Path) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return final
+
+
+def prepare(root: Path) -> None:
+    """Make the folder that runs are written to; GeomError where none could be, known before anything is learned."""
+    with _said(root):
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".{secrets.token_hex(6)}"
+        probe.mkdir()
+        probe.rmdir()
 
 
 def point_to(run: Path) -> None:
@@ -197,6 +207,16 @@ def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Art
             raise ValueError(f"{name} has a value that is no number")
         if name in ("scale", "radii", "angles") and (arrays[name] <= 0).any():
             raise ValueError(f"{name} has a value that is not above 0")
+    if (np.abs(arrays["medoids"] - 0.5) > 0.501).any():
+        raise ValueError("medoids has a value outside [0, 1]")
+    for place, cluster in enumerate(manifest.clusters):
+        if cluster.cluster != place:
+            raise ValueError(f"clusters[{place}] of the manifest is cluster {cluster.cluster}")
+        said, there = (cluster.radius, cluster.angle), (arrays["radii"][place], arrays["angles"][place])
+        if not np.allclose(said, there, rtol=1e-6):
+            raise ValueError(
+                f"{_MODEL} is of another run than {_MANIFEST}: cluster {place} has another radius or angle"
+            )
     curves = []
     for side in ("inside", "outside"):
         x, y = arrays[f"{side}_x"], arrays[f"{side}_y"]
@@ -244,7 +264,7 @@ def _fill(folder: Path, discovery: Discovery, run_id: str) -> None:
         geom=__version__,
         model=points.model,
         origin=points.origin,
-        unit="request" if len(points) and points.steps[0] < 0 else "token",
+        unit="request" if points.of_requests else "token",
         n=len(points),
         stored=points.stored,
         requests=len(set(points.requests)),
@@ -260,7 +280,8 @@ def _fill(folder: Path, discovery: Discovery, run_id: str) -> None:
         seconds={name: round(seconds, 3) for name, seconds in discovery.seconds.items()},
         calibration={
             "held_out": calibration.held_out,
-            **({"accuracy": calibration.accuracy, "error": calibration.error} if calibration.held_out else {}),
+            **({"accuracy": calibration.accuracy} if calibration.held_out else {}),
+            **({} if calibration.error is None else {"error": calibration.error}),
         },
         clusters=discovery.found,
         implementations=discovery.implementations,

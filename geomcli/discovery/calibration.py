@@ -19,6 +19,7 @@ from geomcli.clusters import NOISE, distances, medoid_of, parts
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
 _BINS = 10
+_FEWEST = 2  # members that a radius is measured by
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +39,14 @@ class Curve:
 class Calibration:
     """`inside`, `outside`: of what lies within a radius, and of what lies in none; `held_out`: how many fingerprints
     they rest on; `accuracy`: share of these that the medoids gave to the group of the clustering; `error`: expected
-    calibration error on the half that a curve was not fitted on, in [0, 1].
+    calibration error, in [0, 1], where a curve was fitted on other requests; None where there are no others.
     """
 
     inside: Curve
     outside: Curve
     held_out: int
     accuracy: float
-    error: float
+    error: float | None
 
 
 def assigned(apart: Floats, radii: Floats) -> tuple[Labels, Floats]:
@@ -83,41 +84,57 @@ def assigned_to(z: Floats, medoids: Floats, radii: Floats) -> tuple[Labels, Floa
 def calibrate(z: Floats, labels: Labels, requests: Sequence[str], coverage: float) -> Calibration:
     """Of standardised fingerprints [n, 20] with the clustering's labels [n], in two halves by request.
 
-    Medoids and radii of one half assign the other, so nothing is judged by what it was fitted on.
+    Medoids and radii of one half assign the other, so nothing is judged by what it was fitted on. A cluster with fewer
+    than two members in one half is not looked for in the other, and its members there are not judged.
     """
-    half = np.array([zlib.crc32(request.encode()) & 1 for request in requests], dtype=np.int64)
-    k = int(labels.max(initial=NOISE)) + 1
-    margins, right, found, sides = [], [], [], []
+    hashes = np.array([zlib.crc32(request.encode()) for request in requests], dtype=np.int64)
+    half, quarter = hashes & 1, hashes >> 1 & 1
+    margins, right, found, folds = [], [], [], []
     for side in (0, 1):
-        groups = [np.flatnonzero((labels == label) & (half != side)) for label in range(k)]
-        held = np.flatnonzero(half == side)
-        if not k or not len(held) or any(len(group) < 2 for group in groups):
+        sizes = np.bincount(labels[(labels != NOISE) & (half != side)])
+        known = np.flatnonzero(sizes >= _FEWEST)
+        held = np.flatnonzero((half == side) & ((labels == NOISE) | np.isin(labels, known)))
+        if not len(known) or not len(held):
             continue
-        centres = np.array([z[group][medoid_of(z[group])] for group in groups])
-        radii = np.array([
-            max(float(np.quantile(distances(z[group], centre[None])[:, 0], coverage)), 1e-9)
-            for group, centre in zip(groups, centres, strict=True)
-        ])  # fmt: skip
-        given, margin = assigned_to(z[held], centres, radii)
+        given, margin = _assigned_by_half(z, labels, half != side, known, held, coverage)
         margins.append(margin)
         found.append(given)
         right.append((given == labels[held]).astype(np.float64))
-        sides.append(np.full(len(held), side))
+        folds.append(held)
     if not margins:
-        return Calibration(Curve(np.zeros(0), np.zeros(0)), Curve(np.zeros(0), np.zeros(0)), 0, 0.0, 0.0)
-    margin, given, correct, side_of = (np.concatenate(part) for part in (margins, found, right, sides))
+        return Calibration(Curve(np.zeros(0), np.zeros(0)), Curve(np.zeros(0), np.zeros(0)), 0, 0.0, None)
+    margin, given, correct, held = (np.concatenate(part) for part in (margins, found, right, folds))
     inside = given != NOISE
-    # A curve of one half, judged on the other.
+    return Calibration(
+        _curve(margin[inside], correct[inside]), _curve(margin[~inside], correct[~inside]), len(margin),
+        float(correct.mean()), _error(margin, correct, inside, half[held] if len(folds) == 2 else quarter[held]),
+    )  # fmt: skip
+
+
+def _assigned_by_half(
+    z: Floats, labels: Labels, fitted: NDArray[np.bool_], known: Labels, held: Labels, coverage: float
+) -> tuple[Labels, Floats]:
+    """(label, margin) of the fingerprints `held`, by the medoids that the clusters `known` have among the `fitted`."""
+    groups = [z[(labels == label) & fitted] for label in known]
+    centres = np.array([group[medoid_of(group)] for group in groups])
+    radii = np.array([
+        max(float(np.quantile(distances(group, centre[None])[:, 0], coverage)), 1e-9)
+        for group, centre in zip(groups, centres, strict=True)
+    ])  # fmt: skip
+    places, margin = assigned_to(z[held], centres, radii)
+    return np.where(places == NOISE, NOISE, known[places]), margin
+
+
+def _error(margin: Floats, correct: Floats, inside: NDArray[np.bool_], fold: Labels) -> float | None:
+    """Expected calibration error of curves that are fitted on one fold (0 or 1) and judged on the other."""
     said = np.full(len(margin), np.nan)
     for part in (inside, ~inside):
         for side in (0, 1):
-            said[part & (side_of == side)] = _curve(
-                margin[part & (side_of != side)], correct[part & (side_of != side)]
-            )(margin[part & (side_of == side)])
-    return Calibration(
-        _curve(margin[inside], correct[inside]), _curve(margin[~inside], correct[~inside]), len(margin),
-        float(correct.mean()), expected_error(said, correct),
-    )  # fmt: skip
+            other = part & (fold != side)
+            if other.any():
+                said[part & (fold == side)] = _curve(margin[other], correct[other])(margin[part & (fold == side)])
+    judged = np.isfinite(said)
+    return expected_error(said[judged], correct[judged]) if judged.any() else None
 
 
 def expected_error(said: Floats, correct: Floats) -> float:

@@ -82,14 +82,22 @@ class Discovery:
 Progress = Callable[[str, float | None], None]  # a stage, and its seconds when it is over
 
 
+def refuse_too_few(points: Points, least: int) -> None:
+    """GeomError for fewer than `least` points."""
+    if len(points) >= least:
+        return
+    unit = "requests" if points.of_requests else "fingerprints"
+    left_out = f" ({points.unsound} stored fingerprints are not sound)" if points.unsound else ""
+    raise GeomError(
+        f"{len(points)} {unit} of {points.model or 'no model'}{left_out} are fewer than the {least} that a manifold is "
+        "learned from.",
+        "more answers with fingerprints, or a lower --min-samples",
+    )
+
+
 def discover(points: Points, parameters: Parameters, progress: Progress = lambda _stage, _seconds: None) -> Discovery:
-    """Learn the manifold of points; GeomError for fewer than `min_samples` of them."""
-    if len(points) < parameters.min_samples:
-        raise GeomError(
-            f"{len(points)} fingerprints of {points.model or 'no model'} are fewer than the {parameters.min_samples} "
-            "that a manifold is learned from.",
-            "more answers with fingerprints, or a lower --min-samples",
-        )
+    """Learn the manifold of points; GeomError as `refuse_too_few`."""
+    refuse_too_few(points, parameters.min_samples)
     seconds: dict[str, float] = {}
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -22,6 +23,7 @@ Floats = NDArray[np.float64]
 
 _FETCHED = 500  # rows by their ids in one statement
 _WINDOWS = 2000
+_ROUNDING = 1e-3
 
 
 class _Table(NamedTuple):
@@ -63,7 +65,8 @@ class Points:
 
     fingerprints [n, 20]; requests, zones: of each; steps [n]: token of its request, -1 where the point is a request's
     mean; ripples [n]: nan where there is none. origin: table they are from; stored: how many there were to choose from;
-    windows [w, DRIFT_WINDOW, 20]: consecutive tokens of one request each, as the compass looks at them.
+    unsound: rows that were read and left out, as they are no fingerprints; windows [w, DRIFT_WINDOW, 20]: consecutive
+    tokens of one request each, as the compass looks at them.
     """
 
     model: str
@@ -74,10 +77,16 @@ class Points:
     ripples: Floats
     origin: str
     stored: int
+    unsound: int = 0
     windows: Floats = field(default_factory=lambda: np.zeros((0, DRIFT_WINDOW, FINGERPRINT_SIZE)))
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    @property
+    def of_requests(self) -> bool:
+        """Whether each is the mean of a request."""
+        return bool(len(self)) and bool(self.steps[0] < 0)
 
 
 def models_of(store: Store, origin: Origin = "auto") -> list[tuple[str, int]]:
@@ -102,14 +111,7 @@ def stored(
     if model is None:
         model = known[0][0] if known else ""
     if model not in dict(known):
-        names = ", ".join(name for name, _ in known)
-        what = f"no fingerprint of {model!r}; there are some of: {names}" if known else "no fingerprints"
-        mend = (
-            f"--model {known[0][0]}"
-            if known
-            else "geom serve --attention-sidecar-url tcp://127.0.0.1:9001, or geom run"
-        )
-        raise GeomError(f"{store.path} holds {what}.", mend)
+        raise _nothing(store, model, chosen, known)
     table, total = _TABLES[chosen], dict(known)[model]
     if unit == "request":
         points = _means(store, table, model, most)
@@ -117,6 +119,20 @@ def stored(
         points = _sound(_rows(store, table, _ids(store, table, model, total, most)))
     windows = _windows(store, table, model, _ids(store, table, model, total, _WINDOWS))
     return replace(points, model=model, origin=chosen, stored=total, windows=windows)
+
+
+def _nothing(store: Store, model: str, origin: str, known: Sequence[tuple[str, int]]) -> GeomError:
+    """What there is instead of the fingerprints of a model."""
+    if known:
+        names = ", ".join(name for name, _ in known)
+        what, mend = f"no fingerprint of {model!r}; there are some of: {names}", f"--model {shlex.quote(known[0][0])}"
+    elif others := models_of(store, "traffic" if origin == "traces" else "traces"):
+        other = "traffic" if origin == "traces" else "traces"
+        what = f"no fingerprints of {origin}, but {sum(n for _, n in others)} of {other}"
+        mend = f"--from {other}"
+    else:
+        what, mend = "no fingerprints", "geom serve --attention-sidecar-url tcp://127.0.0.1:9001, or geom run"
+    return GeomError(f"{store.path} holds {what}.", mend)
 
 
 def _chosen(store: Store, origin: Origin) -> str:
@@ -171,28 +187,44 @@ def _requests(store: Store, table: _Table, model: str, most: int) -> Iterator[Po
 
 
 def _sound(rows: Iterable[dict[str, Any]]) -> Points:
-    """Those of the rows whose fingerprints are numbers, and not empty."""
-    whole = [row for row in rows if len(row["fingerprint"]) == FINGERPRINT_BYTES]
+    """Those of the rows whose fingerprints are numbers in [0, 1], and not empty."""
+    every = list(rows)
+    whole = [
+        row
+        for row in every
+        if isinstance(row["fingerprint"], bytes)
+        and len(row["fingerprint"]) == FINGERPRINT_BYTES
+        and isinstance(row["request"], str)
+        and isinstance(row["step"], int)
+    ]
     values = np.frombuffer(b"".join(row["fingerprint"] for row in whole), dtype="<f4").astype(np.float64)
     values = values.reshape(-1, FINGERPRINT_SIZE)
-    there = np.isfinite(values).all(axis=1) & (values != 0).any(axis=1)
+    # Compared so that what is no number is none of them.
+    there = (np.abs(values - 0.5) <= 0.5 + _ROUNDING).all(axis=1) & (values != 0).any(axis=1)
     kept = [row for row, good in zip(whole, there.tolist(), strict=True) if good]
     return Points(
         "",
         values[there],
         [row["request"] for row in kept],
         np.array([row["step"] for row in kept], dtype=np.int64),
-        [row["zone"] or UNKNOWN for row in kept],
-        np.array([np.nan if row["ripple"] is None else row["ripple"] for row in kept], dtype=np.float64),
+        [row["zone"] if isinstance(row["zone"], str) and row["zone"] else UNKNOWN for row in kept],
+        np.array([_share(row["ripple"]) for row in kept], dtype=np.float64),
         "",
         len(kept),
+        len(every) - len(kept),
     )
+
+
+def _share(value: object) -> float:
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 + _ROUNDING else np.nan
 
 
 def _means(store: Store, table: _Table, model: str, most: int) -> Points:
     """One point a request: the mean of its fingerprints, the zone that most of them are in."""
     means, requests, zones, ripples = [], [], [], []
+    unsound = 0
     for one in _requests(store, table, model, most):
+        unsound += one.unsound
         if not len(one):
             continue
         means.append(one.fingerprints.mean(axis=0))
@@ -209,6 +241,7 @@ def _means(store: Store, table: _Table, model: str, most: int) -> Points:
         np.array(ripples, dtype=np.float64),
         "",
         len(requests),
+        unsound,
     )
 
 
@@ -216,6 +249,8 @@ def _windows(store: Store, table: _Table, model: str, ids: Sequence[int]) -> Flo
     """[w, DRIFT_WINDOW, 20]: the tokens up to each of these fingerprints, where its request has as many before it."""
     made = []
     for last in _rows(store, table, ids):
+        if not isinstance(last["step"], int):
+            continue
         # The first layer of a token, as readings of traces take it; some more, as some may not be sound.
         rows = store.rows(
             f"SELECT {table.fields}, min(id) FROM {table.name} WHERE {table.own} AND {table.step} <= :step "

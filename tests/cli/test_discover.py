@@ -74,8 +74,50 @@ def test_too_few_fingerprints(tmp_path: Path) -> None:
 def test_no_store_at_all(tmp_path: Path) -> None:
     done = geom("--db", tmp_path / "none.db")
     assert done.returncode == 1
-    assert "holds no fingerprints" in done.stderr
+    assert "there is no trace store" in done.stderr
+    assert "none.db" in done.stderr
     assert not (tmp_path / "none.db").exists()
+
+
+def test_the_other_kind_of_fingerprints_is_named(db: Path) -> None:
+    done = geom("--db", db, "--from", "traces")
+    assert done.returncode == 1
+    said = " ".join(done.stderr.split())
+    assert "holds no fingerprints of traces, but 330 of traffic. try: --from traffic" in said
+
+
+def test_too_few_requests_are_called_requests(db: Path) -> None:
+    done = geom("--db", db, "--per", "request")
+    assert done.returncode == 1
+    assert "33 requests of made are fewer than the 100" in done.stderr
+
+
+def test_fewer_points_than_samples_is_a_contradiction(db: Path) -> None:
+    done = geom("--db", db, "--max-points", 50)
+    assert done.returncode == 2
+    assert "--max-points 50 are fewer than --min-samples 100" in done.stderr
+
+
+def test_rows_that_are_no_fingerprints_are_left_out_and_counted(db: Path) -> None:
+    with contextlib.closing(sqlite3.connect(db)) as connection:
+        for row, value in enumerate(["text" * 20, 7, b"\x00\x00\xc0\x7f" * 20, b"\x00\x00\x20\x41" * 20], 1):
+            connection.execute("UPDATE fingerprints SET fingerprint = ? WHERE id = ?", (value, row))
+        connection.execute("UPDATE fingerprints SET ripple = 'abc' WHERE id = 9")
+        connection.commit()
+    done = geom("--db", db, "--no-umap")
+    assert done.returncode == 0, done.stderr
+    assert "4 left out: they are not 20 numbers in [0, 1]" in done.stderr
+    few = geom("--db", db, "--min-samples", 330, "--no-umap")
+    assert few.returncode == 1
+    assert "326 fingerprints of made (4 stored fingerprints are not sound)" in " ".join(few.stderr.split())
+
+
+def test_a_folder_that_cannot_be_written_is_known_at_once(db: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = geom("--db", db, "--output-dir", tmp_path / "file")
+    assert done.returncode == 1
+    assert "the artifacts cannot be written" in done.stderr
+    assert "principal components" not in done.stderr
 
 
 def test_one_request_is_said_to_calibrate_nothing(tmp_path: Path) -> None:

@@ -143,6 +143,28 @@ def test_damage_and_other_versions_are_named(run: Path, tmp_path: Path) -> None:
     fails("damaged: .*allow_pickle")
 
 
+def test_parts_of_two_runs_are_no_run(run: Path, tmp_path: Path) -> None:
+    other = artifacts.write(discover(points(100, seed=3)[0], Parameters(umap=False)), tmp_path / "other")
+    shutil.copy(other / "model.npz", run)
+    with pytest.raises(GeomError, match=r"model\.npz is of another run than manifest\.json"):
+        artifacts.load(run)
+
+
+def test_numbers_that_no_run_has(run: Path) -> None:
+    clusters = json.loads((run / "manifest.json").read_text())["clusters"]
+    clusters[1]["cluster"] = 7
+    changed(run, clusters=clusters)
+    with pytest.raises(GeomError, match=r"clusters\[1\] of the manifest is cluster 7"):
+        artifacts.load(run)
+    with np.load(run / "model.npz") as stored:
+        arrays = dict(stored)
+    for value in (-1.0, 1e300):
+        arrays["medoids"][2, 3] = value
+        np.savez(run / "model.npz", **arrays)
+        with pytest.raises(GeomError, match=r"medoids has a value outside \[0, 1\]"):
+            artifacts.load(run)
+
+
 def test_a_folder_that_cannot_be_written(learnt: Discovery, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(GeomError, match=r"the artifacts cannot be written: .*file"):

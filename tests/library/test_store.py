@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import threading
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlite_utils import Database
 
-from geomcli import store
+from geomcli import store, store_connection
 from geomcli.client import Chunk
 from geomcli.errors import StoreError
 from geomcli.fingerprint import round_significant
@@ -224,3 +226,15 @@ def test_metrics_count_what_was_seen() -> None:
     assert metrics["error"] == "broke off"
     segments = [(r["type"], r["start"], r["end"]) for r in records if r["record_type"] == "segment"]
     assert segments == [("assistant_think", 0, 1), ("assistant_main", 1, 7)]  # two of seven tokens without an entry
+
+
+def test_a_folder_that_somebody_keeps_locked_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_connection, "_FOLDER_SECONDS", 0.2)
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(StoreError, match="another process has locked the folder"):
+            Store(tmp_path / "t.db")
+    finally:
+        os.close(handle)
+    Store(tmp_path / "t.db").close()

@@ -9,7 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,17 +70,49 @@ def test_each_model_is_grouped_by_itself(tmp_path: Path, flags: tuple[str, ...])
         assert f'geom_sidecar_clusters{{model="three"}} {3.0}' in running.get("/metrics")
 
 
-def test_the_newest_models_are_kept_and_the_others_counted(tmp_path: Path) -> None:
-    some = planted(10, noise=0)[0]
+def test_models_of_the_fewest_fingerprints_make_room_and_are_counted(tmp_path: Path) -> None:
+    """A server with a long name for a model is not pushed out by eight that nobody serves."""
+    some, more = planted(10, noise=0)[0], planted(20, noise=0)[0]
     with sidecar(tmp_path, *QUIET) as running:
-        for number in range(10):
+        send(running.zmq_url, messages(more, model="served"))
+        running.received(len(more))
+        for number in range(9):
             send(running.zmq_url, messages(some, model=f"m{number}"))
-            running.received(len(some) * (number + 1))
+            running.received(len(more) + len(some) * (number + 1))
         stats = running.get("/stats")
-        assert [one["model"] for one in stats["models"]] == [f"m{number}" for number in range(9, 1, -1)]
+        kept = [*(f"m{number}" for number in range(8, 1, -1)), "served"]
+        assert [one["model"] for one in stats["models"]] == kept
         assert (stats["most_models"], stats["models_dropped"], stats["last_models_dropped"]) == (8, 2, ["m0", "m1"])
-        assert {one["seen"] for one in stats["models"]} == {len(some)}
-        assert running.post("/storage/flush")["stored"] == 10 * len(some)  # all of them are in the store
+        assert stats["models"][-1]["seen"] == len(more)
+        # All of them are in the store.
+        assert running.post("/storage/flush")["stored"] == len(more) + 9 * len(some)
+
+
+def test_many_who_ask_for_a_grouping_get_one_and_hold_nobody_up(tmp_path: Path) -> None:
+    fingerprints = planted(900)[0]
+    with sidecar(tmp_path, *QUIET) as running:
+        send(running.zmq_url, messages(fingerprints))
+        running.received(len(fingerprints))
+        with ThreadPoolExecutor(60) as askers:
+            asked = [askers.submit(running.post, "/recluster") for _ in range(60)]
+            time.sleep(0.5)
+            began = time.monotonic()
+            assert running.post("/storage/flush")["stored"] == len(fingerprints)
+            assert time.monotonic() - began < 5
+            assert {one.result()["n"] for one in asked} == {len(fingerprints)}
+        metrics = running.get("/metrics")
+        (groupings,) = (line for line in metrics.splitlines() if line.startswith("geom_sidecar_groupings_total"))
+        assert float(groupings.split()[1]) <= 3
+
+
+def test_whoever_waits_for_a_grouping_is_told_that_the_sidecar_ends(tmp_path: Path) -> None:
+    with sidecar(tmp_path, *QUIET) as running:
+        answers: list[tuple[int, Any]] = []
+        with grouping(running, answers):
+            assert running.end(signal.SIGTERM) == 0
+        assert [status for status, _ in answers] == [503]
+        assert "ends" in answers[0][1]["detail"]
+        assert "Traceback" not in (tmp_path / "sidecar.log").read_text()
 
 
 def test_artifacts_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -153,7 +187,7 @@ def is_running(process: int) -> bool:
 
 
 @contextlib.contextmanager
-def grouping(running: Sidecar) -> Iterator[list[int]]:
+def grouping(running: Sidecar, answers: list[tuple[int, Any]] | None = None) -> Iterator[list[int]]:
     """The processes of a sidecar that is at work for two seconds on what it is asked to group."""
     fingerprints, _ = planted(1000)
     send(running.zmq_url, messages(fingerprints))
@@ -162,7 +196,9 @@ def grouping(running: Sidecar) -> Iterator[list[int]]:
 
     def ask() -> None:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            running.post("/recluster")
+            found = running.ask("POST", "/recluster")
+            if answers is not None:
+                answers.append(found)
 
     thread = threading.Thread(target=ask)
     thread.start()

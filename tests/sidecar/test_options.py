@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from geomcli.sidecar.counters import Counters
+from geomcli.sidecar.receiver import Receiver
 from tests.conftest import GEOM
 from tests.sidecar.running import sidecar
 
@@ -67,6 +69,37 @@ def test_a_host_that_is_none(tmp_path: Path, host: str) -> None:
 )
 def test_an_address_that_zmq_cannot_have(tmp_path: Path, url: str) -> None:
     assert f"--zmq-bind {url}".strip() in refused(tmp_path, "--zmq-bind", url)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-1"])
+def test_a_port_that_none_is(tmp_path: Path, port: str) -> None:
+    assert "0..65535" in refused(tmp_path, "--zmq-bind", f"tcp://127.0.0.1:{port}")
+
+
+def test_a_file_is_not_taken_for_a_socket(tmp_path: Path) -> None:
+    file = tmp_path / "letters.txt"
+    file.write_text("kept")
+    assert "no socket" in refused(tmp_path, "--zmq-bind", f"ipc://{file}")
+    assert file.read_text() == "kept"
+
+
+def test_nobody_s_socket_is_taken_from_him(tmp_path: Path) -> None:
+    path = tmp_path / "in.sock"
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert "somebody listens there" in refused(tmp_path, "--zmq-bind", f"ipc://{path}")
+    # Closed, it is what a process that was killed has left.
+    receiver = Receiver(f"ipc://{path}", Counters(), lambda _messages: None)
+    assert receiver.close()
+
+
+def test_a_key_of_spaces_is_none(tmp_path: Path) -> None:
+    assert "nothing but spaces" in refused(tmp_path, "--api-key", "  ")
+
+
+def test_a_threshold_is_of_online_clusters(tmp_path: Path) -> None:
+    assert "--online" in refused(tmp_path, "--online-threshold", "0.4")
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")

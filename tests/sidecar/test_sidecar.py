@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -23,7 +24,10 @@ from sklearn.metrics import adjusted_rand_score
 
 from geomcli.discovery import artifacts
 from geomcli.discovery.pipeline import Parameters, discover
-from geomcli.sidecar.messages import encode
+from geomcli.sidecar.counters import Counters
+from geomcli.sidecar.memory import resident
+from geomcli.sidecar.messages import Message, encode
+from geomcli.sidecar.receiver import Receiver
 from tests.conftest import GEOM
 from tests.discovery.made_points import planted, points
 from tests.sidecar.running import HEALTHY, SECONDS, messages, send, sender, sidecar
@@ -110,14 +114,47 @@ def test_hostile_frames_are_counted_and_dropped(tmp_path: Path) -> None:
         assert running.post("/storage/flush")["stored"] == 2 * len(good)
 
 
-def test_the_same_message_again_is_no_second_row(tmp_path: Path) -> None:
+def test_frames_without_an_end_cost_their_sender_the_connection(tmp_path: Path) -> None:
+    """ZMQ keeps every frame of a message until the last one is there."""
+    taken: list[Message] = []
+    counters = Counters()
+    receiver = Receiver("tcp://127.0.0.1:*", counters, taken.extend, most_memory=128 << 20)
     some = messages(planted(10, noise=0)[0])
+    before = resident()
+    try:
+        with sender(receiver.url) as good, sender(receiver.url) as evil:
+            evil.set(zmq.LINGER, 0)
+            deadline, most = time.monotonic() + SECONDS, 0
+            while not counters.oversized and time.monotonic() < deadline:
+                with contextlib.suppress(zmq.Again):
+                    evil.send(b"x" * (1 << 19), zmq.SNDMORE | zmq.NOBLOCK)
+                most = max(most, resident() - before)
+                if len(taken) < len(some):
+                    good.send(encode(some[len(taken)]))
+            assert counters.oversized == 1
+            assert most < 600 << 20
+            assert "without an end" in receiver.reasons[-1]
+            assert receiver.alive
+            sent = len(taken)
+            for m in some:  # the honest sender connects again by itself
+                good.send(encode(m))
+            while len(taken) < sent + len(some) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert len(taken) >= sent + len(some)
+    finally:
+        assert receiver.close()
+
+
+def test_the_same_message_again_is_no_second_row(tmp_path: Path) -> None:
+    some = messages(planted(60, noise=0)[0])
     with sidecar(tmp_path, *QUIET) as running:
         send(running.zmq_url, [*some, *some])
         running.received(2 * len(some))
         assert running.post("/storage/flush")["stored"] == len(some)
         assert running.get("/stats")["counters"]["duplicates"] == len(some)
         assert sum(row["fingerprints"] for row in running.rows("SELECT * FROM sessions")) == len(some)
+        assert running.post("/recluster")["n"] == len(some)
+        assert running.get("/stats")["models"][0]["seen"] == len(some)
 
 
 def test_what_has_arrived_is_stored_at_the_end(tmp_path: Path) -> None:
@@ -179,6 +216,38 @@ def test_classify_reloads_and_keeps_what_is_sound(tmp_path: Path) -> None:
         assert running.post("/classify", vector)["results"]
         for body in ({}, {**vector, "vectors": [vector["vector"]]}, {"vector": [0.5] * 19}, {"vector": [2.0] * 20}):
             assert running.ask("POST", "/classify", body)[0] == 422
+
+
+def test_artifacts_that_are_replaced_where_they_lie_are_taken(tmp_path: Path) -> None:
+    """As a volume of a container is: one folder, whose files become those of another run."""
+    root = tmp_path / "discovery"
+    first, second = (
+        artifacts.save(discover(points(100, seed=seed)[0], Parameters(umap=False)), tmp_path / "runs")
+        for seed in (0, 1)
+    )
+    shutil.copytree(first, root)
+    with sidecar(tmp_path, *QUIET, "--discovery-dir", str(root)) as running:
+        assert running.get("/discovery/status")["run_id"] == first.name
+        assert not running.post("/discovery/reload")["reloaded"]
+        shutil.copytree(second, root, dirs_exist_ok=True)
+        assert running.post("/discovery/reload") == {
+            "reloaded": True, "status": {**running.get("/discovery/status"), "run_id": second.name},
+        }  # fmt: skip
+
+
+def test_what_is_wrong_with_a_body_is_said_once_and_briefly(tmp_path: Path) -> None:
+    with sidecar(tmp_path, *QUIET) as running:
+        status, said = running.ask("POST", "/classify", {"vector": [0.5] * 19})
+        assert status == 422
+        assert [problem["loc"] for problem in said["detail"]] == [["body", "vector"]]
+        status, said = running.ask("POST", "/classify", {"vectors": [[2.0] * 20] * 1000})
+        assert status == 422
+        assert len(said["detail"]) == 11
+        assert said["detail"][0]["loc"] == ["body", "vectors", 0, 0]
+        assert said["detail"][-1]["msg"] == "19990 more of the kind"
+        status, said = running.ask("POST", "/classify", {"vector": [0.5] * 20})
+        assert status == 409
+        assert said["detail"].count("Try:") == 1
 
 
 def test_the_key_and_where_it_is_needed(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ async def test_confidences_that_rest_on_nothing_are_called_so(
     make_app: MakeApp, settings: config.Settings, demo: list[list[Record]]
 ) -> None:
     nothing = Curve(np.zeros(0), np.zeros(0))
-    made_one = replace(discovery(), calibration=Calibration(nothing, nothing, 0, 0.0, 0.0))
+    made_one = replace(discovery(), calibration=Calibration(nothing, nothing, 0, 0.0, None))
     artifacts.write(made_one, config.discovery_path(settings.db_path))
     app = make_app(demo, mode="manifold")
     async with app.run_test(size=WIDE) as pilot:
@@ -460,7 +460,7 @@ def test_a_root_that_may_not_be_read_is_a_sentence(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "exists", refused)
     assert "Permission denied" in module._read(tmp_path / "discovery").problem
-    assert "Permission denied" in cast(str, module._stamp_of(tmp_path / "discovery"))
+    assert "Permission denied" in cast(str, module.stamp_of(tmp_path / "discovery"))
 
 
 def test_a_turn_s_tokens_are_counted_once_and_late_numbers_too(settings: config.Settings) -> None:
