@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.errors import ServerUnreachable
+from geomcli.errors import ServerUnreachable, UsageError
 from geomcli.firewall import EARLY_STOP, LOG_ONLY, RE_ROUTE
 
 # As `geom run --firewall` names them.
 FIREWALL_ACTIONS = {"stop": EARLY_STOP, "log": LOG_ONLY, "reroute": RE_ROUTE}
+
+
+def check_firewall(given: str | None) -> None:
+    """UsageError where a user asks for an action that there is not."""
+    if given is not None and given not in FIREWALL_ACTIONS:
+        raise UsageError(f"--firewall must be {', '.join(FIREWALL_ACTIONS)}, got {given!r}.", "--firewall log")
 
 
 def attention_fields(

@@ -92,6 +92,9 @@ ACTIONS: tuple[Action, ...] = (
     Action("think.fold", "z", "thinking", "Fold or unfold thinking", ("chat",)),
     Action("run.stop", "ctrl+x", "stop", "End the answer that is being written, keep what is there", ("chat",), True),
     Action("chat.new", "ctrl+n", "new chat", "Begin a new chat", ("chat",), True),
+    Action(
+        "firewall.next", "w", "firewall", "Watch the next answers: no firewall, log, stop, reroute", ("chat", "router")
+    ),
     Action("engine.start", "E", "start engine", "Start the built-in engine with the default model", ("chat",)),
     Action("demo.play", "D", "play demo", "Play the recording that comes with geom", ("chat",)),
     Action("point.left", "left,h", "left", "To the nearest point on the left", ("manifold",)),

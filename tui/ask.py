@@ -10,7 +10,9 @@ from geomcli.recommendation import Advice
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling and capture of the next request. None: as the server likes it. `capture`: raw, sketch, fingerprint."""
+    """Sampling, capture and firewall of the next request. None: as the server likes it. `capture`: raw, sketch,
+    fingerprint; `firewall`: one of geomcli.request.FIREWALL_ACTIONS.
+    """
 
     temperature: float = 0.0
     top_p: float | None = None
@@ -18,6 +20,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     capture: str | None = None
     top_k: int | None = None
     layers: tuple[int, ...] | None = None
+    firewall: str | None = None
     system: str = ""
 
     @property
@@ -42,4 +45,5 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         parts = [f"temp {self.temperature:g}"]
         parts += [f"top_p {self.top_p:g}"] if self.top_p is not None else []
         parts += [self.capture] if self.capture else []
+        parts += [f"firewall {self.firewall}"] if self.firewall else []
         return "  ".join(parts)

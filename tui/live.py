@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from geomcli import config, preferences
+from geomcli.decisions import first_halt
 from geomcli.errors import GeomError, ServerUnreachable
 from geomcli.recommendation import changes
 from geomcli.request import attention_fields
@@ -187,6 +188,7 @@ class Live:
             top_k=ask.top_k,
             layers=None if ask.layers is None else list(ask.layers),
             derotate=self.session.derotated and self._derotates(ask.capture),
+            firewall=ask.firewall,
         )
 
     async def _answer(self, messages: list[Message], fields: dict[str, Any], router: dict[str, Any] | None) -> None:
@@ -222,6 +224,12 @@ class Live:
 
     def _take(self, turn: Turn, records: list[Record]) -> None:
         self.session.feed(turn, records)
+        if (halt := first_halt(record for record in records if record["record_type"] == "step")) is not None:
+            place, found = halt
+            score = "" if found.score is None else f", {found.detector} {found.score:.2f}"
+            self._notify(
+                f"The firewall halts at token {place + 1}{score}: {found.consequence}. Uncalibrated.", "warning"
+            )
         if self.save:
             self.keeper.take(turn, records)
 

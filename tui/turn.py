@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from geomcli.decisions import Judged, judged
 from geomcli.fingerprint import BIN_ENTROPY, FINGERPRINT_SIZE, N_BINS
 from geomcli.links import Link, links_of
 from geomcli.schema import Record
@@ -62,6 +63,11 @@ class Token:
         return str(self.step.get("compass") or "OK")
 
     @property
+    def judged(self) -> Judged | None:
+        """What a firewall decided; None where none watched."""
+        return judged(self.step)
+
+    @property
     def fingerprint(self) -> NDArray[np.float64] | None:
         """[20]: local, mid, long, bin entropy, 16 bins; None where the token has no numbers."""
         if not self.captured:
@@ -104,6 +110,7 @@ class Turn:
         self.flags: Counter[str] = Counter()
         self.bytes = 0  # of attention, as they left the engine
         self.captured = 0  # tokens with an entry
+        self.halt: tuple[int, Judged] | None = None  # where a firewall halted, of what is shown
         self.times_ms: dict[int, int] = {}  # token -> epoch ms of its arrival, of what came live
         self._continued: dict[str, bool] = {}
         self._held: list[Record] = []
@@ -196,6 +203,8 @@ class Turn:
         if not 0 <= index < len(self.tokens):
             return
         self.tokens[index].step = record
+        if self.halt is None and (found := judged(record)) is not None and found.halted:
+            self.halt = index, found
         if self.prompt_length is None and isinstance(record.get("prompt_len"), int):
             self.prompt_length = record["prompt_len"]
         if record.get("prompt_tokens"):

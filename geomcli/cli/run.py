@@ -22,7 +22,7 @@ from geomcli.cli.summary import print_summary
 from geomcli.client import Chunk, Client
 from geomcli.display import printable
 from geomcli.errors import ExitCode, GeomError, StoreError, UsageError
-from geomcli.request import FIREWALL_ACTIONS, attention_fields
+from geomcli.request import attention_fields, check_firewall
 from geomcli.schema import CAPTURE_MODES, Message, Record
 from geomcli.store import CHECK_SECONDS, Store, TraceWriter
 from geomcli.trace import Trace, TraceBuilder
@@ -86,8 +86,7 @@ def run(
     )
     if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
-    if firewall is not None and firewall not in FIREWALL_ACTIONS:
-        raise UsageError(f"--firewall must be {', '.join(FIREWALL_ACTIONS)}, got {firewall!r}.")
+    check_firewall(firewall)
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}

@@ -7,8 +7,8 @@ from pathlib import Path
 from geomcli.cli import output
 from geomcli.cli.manifold import line_of, reading_of
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
+from geomcli.decisions import first_halt, judged
 from geomcli.display import human_bytes, sparkline
-from geomcli.firewall import LOG_ONLY, RE_ROUTE
 from geomcli.links import layers_named
 from geomcli.measured import number
 from geomcli.schema import Record
@@ -87,21 +87,14 @@ def _drift(trace: Trace) -> str:
 
 def firewall_line(trace: Trace) -> str:
     """What a firewall decided about the answer; "" where none watched it."""
-    judged = [(n, found) for n, step in enumerate(trace.steps) if isinstance(found := step.get("firewall"), dict)]
-    if not judged:
+    last = next((found for step in reversed(trace.steps) if (found := judged(step)) is not None), None)
+    if last is None:
         return ""
-    action = str(judged[-1][1].get("action"))
-    for n, found in judged:
-        if found.get("halted") is True:
-            score = number(found.get("score"))
-            drift = "" if score is None else f" at drift {score:.3f}"
-            ended = "" if action == LOG_ONLY else ", and ended the answer"
-            if action == RE_ROUTE:
-                ended += " for a router to act"
-            place = trace.steps[n].get("tokenIndex")
-            token = f"token {place + 1}" if isinstance(place, int) else "a token"
-            return f"HALT at {token}{drift}{ended} ({action}; uncalibrated)"
-    return f"no HALT, {judged[-1][1].get('status')} at the last token ({action}; uncalibrated)"
+    if (halt := first_halt(trace.steps)) is None:
+        return f"no HALT, {last.status or 'not judged'} at the last token ({last.action}; uncalibrated)"
+    place, found = halt
+    score = "" if found.score is None else f" at {found.detector} {found.score:.3f}"
+    return f"HALT at token {place + 1}{score}, {found.consequence} ({found.action}; uncalibrated)"
 
 
 def _capture(trace: Trace) -> str:

@@ -14,6 +14,7 @@ import typer
 from geomcli import config
 from geomcli.cli.opening import names_file
 from geomcli.errors import StoreError, UsageError
+from geomcli.request import check_firewall
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,6 +30,9 @@ def tui(
     demo: Annotated[bool, typer.Option("--demo", help="Play the recording that comes with geom.")] = False,
     pane: Annotated[str | None, typer.Option(help="Pane to begin with: chat, inspect, router …")] = None,
     theme: Annotated[str | None, typer.Option(help="geom, geom-light, geom-colour-blind, geom-ansi …")] = None,
+    firewall: Annotated[
+        str | None, typer.Option(help="Watch answers for drift, uncalibrated: stop, log or reroute.")
+    ] = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep answers in the store.")] = True,
     web: Annotated[bool, typer.Option("--web", help="Serve the app to a browser on this machine.")] = False,
     port: Annotated[int, typer.Option(help="Port of --web.", min=1, max=65535)] = 8000,
@@ -60,13 +64,15 @@ def tui(
     offered = [mode for _, mode in panes.offered()]
     if pane is not None and pane not in offered:
         raise UsageError(f"there is no pane {pane!r}.", f"geom tui --pane NAME, one of {', '.join(offered)}")
+    check_firewall(firewall)
     settings = config.load(
         base_url=base_url, api_key=api_key, attention_key=attention_key, db=None if db is None else str(db)
     )
     opened = [_opened(name, settings) for name in names]
     app = GeomApp(settings, opened=opened, demo=demo, mode=pane or "", theme=theme or "", save=save)
+    app.session.ask = app.session.ask.changed(firewall=firewall)
     if web:
-        options = {"--pane": pane, "--theme": theme, "--base-url": base_url, "--db": db}
+        options = {"--firewall": firewall, "--pane": pane, "--theme": theme, "--base-url": base_url, "--db": db}
         words = [f"{name}={value}" for name, value in options.items() if value is not None]
         words += [*(["--demo"] if demo else []), *([] if save else ["--no-save"])]
         words += _keys(GEOM_API_KEY=("--api-key", api_key), GEOM_ATTENTION_KEY=("--attention-key", attention_key))

@@ -8,7 +8,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-CAPABILITIES = {"supported": True, "modes": ["raw", "fingerprint"], "features": {"prompt_tokens": True}}
+CAPABILITIES = {
+    "supported": True,
+    "modes": ["raw", "fingerprint"],
+    "features": {"prompt_tokens": True, "firewall": True},
+}
 FINGERPRINT = [0.5, 0.5, 0.0, 0.25, 0.5, 0, 0, 0.5, *[0] * 12]
 CUT = object()  # the connection ends here
 

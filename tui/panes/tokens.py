@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from geomcli.errors import TraceError, UsageError
 from geomcli.links import layers_of
+from geomcli.request import FIREWALL_ACTIONS
 from geomcli.tui import clipboard, search
 from geomcli.tui.panes.base import Pane
-from geomcli.tui.session import Place
+from geomcli.tui.session import Changed, Place
 from geomcli.tui.widgets.find import FindBar
 from geomcli.tui.widgets.lens import Lens
 
@@ -87,6 +88,14 @@ class TokenPane(Pane):
         shown = own if self.session.layer is None else self.session.layer
         place = layers.index(shown) if shown in layers else len(layers) - 1
         self.session.set_layer(layers[(place + delta) % len(layers)])
+
+    def action_firewall_next(self) -> None:
+        offered = (None, *FIREWALL_ACTIONS)
+        wanted = offered[(offered.index(self.session.ask.firewall) + 1) % len(offered)]
+        self.session.ask = self.session.ask.changed(firewall=wanted)
+        self.session.touch(Changed.STATE)
+        said = f"{wanted}, when attention drifts; not calibrated" if wanted else "none but the server's own"
+        self.notify(f"Firewall of the next answers: {said}.", timeout=3)
 
     def action_find_open(self) -> None:
         self.query_one(FindBar).open()

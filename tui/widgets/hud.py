@@ -93,6 +93,8 @@ class Hud(LineText):
         seen, total = heads.get("seen"), heads.get("total")
         if "capture_stopped" in turn.flags:
             items.append(("capture stopped at its limit", True))
+        if turn.halt is not None:
+            items.append((f"firewall: HALT at {turn.halt[0] + 1}", True))
         if lost := turn.flags["error"]:
             items.append((f"failed {lost}", True))
         if seen is not None and total is not None and seen < total:

@@ -17,6 +17,7 @@ from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.histogram import histogram
 from geomcli.tui.widgets.learned_words import off_line
 from geomcli.tui.widgets.meter import meter
+from geomcli.tui.widgets.router_lines import firewall_rows
 from geomcli.zones import UNKNOWN
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def signal_lines(token: Token, turn: Turn, paint: Paint, width: int, off: OffMan
         )
     lines += [Text(""), Text("mass by distance (tokens back)", muted)]
     lines += histogram([float(v) for v in f[4:]], paint, width=width)
-    lines += [Text(""), *_compass(token, turn, paint, width)]
+    lines += [Text(""), *_compass(token, turn, paint, width), *firewall_rows(token, turn, paint, width)]
     if off is not None:
         lines.append(off_line(off, paint))
     if (sink := token.step.get("sink_mass")) is not None:

@@ -183,6 +183,23 @@ def compass_rows(token: Token, turn: Turn, paint: Paint, width: int, *, compact:
     return rows + wrapped("Uncalibrated: a meter for a change of regime, not for wrong answers.", width, muted)
 
 
+def firewall_rows(token: Token, turn: Turn, paint: Paint, width: int) -> list[Text]:
+    """What a firewall said of the token, and where it halted; [] where none watched."""
+    found = token.judged
+    if found is None:
+        return []
+    mark = {"OK": "✓", "WARN": "!", "HALT": "‼"}.get(found.status, "?")
+    head = said("FIREWALL ", paint.fore("primary", bold=True))
+    head.append(f"{mark} {found.status or 'not judged'}", paint.status(found.status or "WARN"))
+    if found.score is not None:
+        head.append(f"  {found.detector} {short(found.score)}", paint.fore("foreground", bold=True))
+    head.append(f"  {found.action}", paint.fore("muted"))
+    if turn.halt is None:
+        return [head]
+    place, halt = turn.halt
+    return [head, *wrapped(f"HALT at token {place + 1}: {halt.consequence}.", width, paint.fore("error"))]
+
+
 def change_words(changes: Sequence[Change]) -> str:
     """Changes of a request on one line, like "temp 0 → 0.6  top_p – → 0.95"."""
 

@@ -109,14 +109,15 @@ class RouterEvidence(_RouterText):
             return [self.heading("RULES").append(f"  {ZONES_V1.name}", self.paint.fore("muted")),
                     *parts.rule_rows(self.paint)]  # fmt: skip
         rows = parts.evidence_rows(found, self.paint, width)
-        compass = parts.compass_rows(token, turn, self.paint, width, compact=self.narrow)
+        firewall = parts.firewall_rows(token, turn, self.paint, width)
+        compass = [*parts.compass_rows(token, turn, self.paint, width, compact=self.narrow), *firewall]
         learned = self._learned(turn, token, width)
         if self.narrow:
             return [*rows, *compass, *learned]
         head = self.heading("EVIDENCE").append(f"  mean of {found.settled.of} steps", self.paint.fore("muted"))
         shown = [head, *rows, Text(""), *compass, *([Text("")] if learned else []), *learned]
         if learned and len(shown) > self.size.height:
-            compass = parts.compass_rows(token, turn, self.paint, width, compact=True)
+            compass = [*parts.compass_rows(token, turn, self.paint, width, compact=True), *firewall]
             shown = [head, *rows, Text(""), *compass, Text(""), *learned]
         return shown
 
