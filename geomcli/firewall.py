@@ -27,6 +27,19 @@ STOPPED_BY = {EARLY_STOP: "attention_drift", RE_ROUTE: "attention_reroute"}
 WARN_SHARE = WARN_THRESHOLD / HALT_THRESHOLD
 
 
+def most_drift(window: int) -> float:
+    """The largest drift that so many tokens can have: all patterns apart from each other."""
+    return 1 - 1 / window
+
+
+def check_threshold(threshold: float, window: int, name: str) -> None:
+    """ValueError where the drift of a window never gets there."""
+    if threshold > most_drift(window):
+        raise ValueError(
+            f"{name} {threshold} can never halt: the drift of {window} tokens is at most {most_drift(window):.6g}"
+        )
+
+
 class Decision(NamedTuple):
     """Of one token: status OK, WARN or HALT; score, None while the detector has none; halted: it is this token that
     the status rose to HALT with.
@@ -85,7 +98,9 @@ class ManifoldFirewall:
         if not 0 < variance_threshold < 1:
             raise ValueError(f"variance_threshold must be above 0 and below 1, got {variance_threshold}")
         self.action = action
-        self._firewall = Firewall(CompassDetector(window_size), WARN_SHARE * variance_threshold, variance_threshold)
+        detector = CompassDetector(window_size)
+        check_threshold(variance_threshold, window_size, "variance_threshold")
+        self._firewall = Firewall(detector, WARN_SHARE * variance_threshold, variance_threshold)
         self._answer = self._firewall.watch()
         self.drift: float | None = None
 

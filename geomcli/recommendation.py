@@ -96,12 +96,17 @@ class Hysteresis:
         self.zone = UNKNOWN
         self._window: deque[tuple[str, float]] = deque(maxlen=WINDOW)
 
-    def update(self, step: Record) -> Settled:
-        """Take a step that has numbers."""
-        self._window.append((step.get("zone") or UNKNOWN, step.get("zone_confidence") or 0.0))
+    def vote(self, zone: str, confidence: float) -> str:
+        """Take the zone of one more step: the settled zone."""
+        self._window.append((zone, confidence))
         leader, votes = Counter(name for name, _ in self._window).most_common(1)[0]
         if votes >= MAJORITY:
             self.zone = leader
+        return self.zone
+
+    def update(self, step: Record) -> Settled:
+        """Take a step that has numbers."""
+        self.vote(step.get("zone") or UNKNOWN, step.get("zone_confidence") or 0.0)
         own = [confidence for name, confidence in self._window if name == self.zone]
         confidence = sum(own) / len(own) if own else 0.0
         return Settled(step["tokenIndex"], self.zone, len(own), len(self._window), confidence)

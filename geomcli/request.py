@@ -24,11 +24,14 @@ def attention_fields(
     top_k: int | None,
     layers: list[int] | None,
     derotate: bool = False,
+    statistics: bool = False,
     firewall: str | None = None,
+    auto_sampling: bool = False,
 ) -> dict[str, Any]:
     """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing.
 
-    firewall: one of FIREWALL_ACTIONS, None for what the server does by itself.
+    statistics: of heads and logits; firewall: one of FIREWALL_ACTIONS, None for what the server does by itself;
+    auto_sampling: by zone.
     """
     if not capabilities.get("supported"):
         guardrails = capabilities.get("guardrails")
@@ -58,8 +61,17 @@ def attention_fields(
         fields["attention_capture_layer_ids"] = layers
     if derotate:
         fields["attention_derotate"] = True
+    if statistics:
+        missing = [name for name in ("head_stats", "logit_stats") if not (capabilities.get("features") or {}).get(name)]
+        if missing:
+            raise ServerUnreachable(f"this server has no {' and no '.join(missing)}.", "geom serve of this release")
+        fields |= {"attention_head_stats": True, "attention_logit_stats": True}
     if firewall is not None:
         if not (capabilities.get("features") or {}).get("firewall"):
             raise ServerUnreachable("this server has no firewall.", "geom serve of this release")
         fields["attention_firewall"] = {"action": FIREWALL_ACTIONS[firewall]}
+    if auto_sampling:
+        if not (capabilities.get("features") or {}).get("auto_sampling"):
+            raise ServerUnreachable("this server has no zone-based sampling.", "geom serve of this release")
+        fields["attention_auto_sampling"] = True
     return fields

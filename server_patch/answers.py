@@ -27,7 +27,9 @@ class Found(NamedTuple):
     head_statistics: NDArray[np.float32] | None  # [layers, 4, heads]
     derotated: NDArray[np.float32] | None  # [layers, 2, KEEP]: content and position of each link
     routing: NDArray[np.int32] | None  # [layers with experts, 2, k]: experts, bits of their float32 weights
-    judged: tuple[str, float | None, bool] | None = None  # see values.Token
+    logits: NDArray[np.float32] | None = None  # see values.Token, as the rest
+    judged: tuple[str, float | None, bool] | None = None
+    sampled: tuple[str, float, float] | None = None
 
 
 class Answer:
@@ -73,7 +75,9 @@ class Answer:
                 heads = self._heads(found, length, layers) if self.options.head_stats else None
                 routing = found.routing if self.options.moe_layers else None
                 scores = self._derotated(found, layers)
-                made.append(Token(*about, found.flags, found.records, heads, scores, routing, found.judged))
+                logits = found.logits if self.options.logit_stats else None
+                token = Token(*about, found.flags, found.records, heads, scores, routing, logits)
+                made.append(token._replace(judged=found.judged, sampled=found.sampled))
             else:
                 made.append(Token(*about))
         self._tokens = first + len(ids)

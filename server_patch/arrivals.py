@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple
 
-from geomcli.server_patch import faults, state
+from geomcli.server_patch import endings, faults, state
 from geomcli.server_patch.values import Value, key_and_options, parameter_of
 from geomcli.server_patch.worker import Built, Order
 
@@ -129,6 +129,7 @@ def around_handle_batch_output(
     original: Callable[..., Awaitable[Any]], manager: Any, batch: Any, *args: Any, **kwargs: Any
 ) -> Awaitable[Any]:
     ordered = None
+    endings.named(getattr(batch, "finished_reasons", None) or ())
     if state.main.counters.requests:
         try:
             ordered = _ordered(manager, batch)

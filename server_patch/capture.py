@@ -13,15 +13,17 @@ from importlib.metadata import version
 from typing import Any
 
 from geomcli.kernels import layout
-from geomcli.server_patch import faults, flags, hooks, moe, native, transport
+from geomcli.server_patch import faults, flags, hooks, moe, native, transport, zone_sampling
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.deviations import deviations
+from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.ropes import NotUndone, embeddings_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
+from geomcli.server_patch.values import LOGIT_STATISTICS
 
 logger = logging.getLogger("geom")
 
@@ -106,6 +108,7 @@ def _prepare(runner: Any, server_args: Any) -> None:
         words *= len(scheduler.layers)
         if scheduler.routing is not None:
             words += scheduler.routing.words
+        words += len(LOGIT_STATISTICS)
         scheduler.publisher = Publisher(scheduler.layers, 4 * rows * words)
         if scheduler.device is not None:
             scheduler.device.pin(scheduler.publisher.ring)
@@ -168,6 +171,15 @@ def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: An
         return
     try:
         step = _plan(forward_batch, batch)
+        if step is not None and population.logits:
+            rows = [row for row, _, state in _asking(batch.reqs) if state.options.logits]
+            step.logits = Logits(rows) if rows else None
+        if population.steered:
+            asking = _asking(batch.reqs)
+            steered = [(row, state.steered) for row, _, state in asking if state.steered is not None]
+            sampled = zone_sampling.apply(forward_batch, batch.reqs, steered)
+            if step is not None:
+                step.sampled = sampled
     except Exception:
         faults.report("a step could not be planned; its tokens carry error entries")
         return
@@ -185,7 +197,8 @@ def _plan(forward_batch: Any, batch: Any) -> Any:
         return None
     if scheduler.device is None:
         return native.plan_step(forward_batch, _asking(batch.reqs))
-    named = scheduler.device.group is not None or population.derotated or population.guarded
+    named = scheduler.device.group is not None or population.derotated or population.observed
+    named = named or population.logits > 0
     return scheduler.device.plan_decode(tuple(_asking(batch.reqs)) if named else ())
 
 
@@ -222,6 +235,16 @@ def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any
             scheduler.device.join()
 
 
+def before_sample(_runner: Any, logits_output: Any, forward_batch: Any, *_: Any, **__: Any) -> None:
+    step = getattr(forward_batch, STEP_ATTRIBUTE, None)
+    if step is None or step.logits is None:
+        return
+    try:
+        step.logits.read(logits_output.next_token_logits)
+    except Exception:
+        faults.report("the logits of a step could not be read; its entries say null")
+
+
 def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: Any) -> None:
     step = getattr(forward_batch, STEP_ATTRIBUTE, None)
     try:
@@ -231,6 +254,8 @@ def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: A
         if scheduler.device is not None:
             scheduler.device.collect(step, forward_batch, tokens.shape[0])
         moe.collect(scheduler.routing, step, forward_batch, tokens.shape[0])
+        if step.logits is not None:
+            step.logits.finish(tokens)
         transport.attach(logits_output, step)
     except Exception:
         faults.report("a step's statistics could not be sent along; its tokens carry error entries")

@@ -167,7 +167,7 @@ class DeviceCapture:
         row[layout.C_PROMPT_LEN], row[layout.C_MASK_PREFIX] = prompt_len, options.mask_prefix
         row[layout.C_WINDOW], row[layout.C_SINK_TOKENS] = options.window, options.sink_tokens
         row[layout.C_TOP_K], row[layout.C_STRIDE] = options.top_k, options.stride
-        row[layout.C_LIMIT] = options.limit if options.guard is None else 0
+        row[layout.C_LIMIT] = 0 if options.observed else options.limit
         row[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(heads, n)
         return row
 
@@ -201,7 +201,7 @@ class DeviceCapture:
             pool = forward_batch.req_pool_indices[rows]
             ranks.merge_links(self.buffers, step.records, rows, pool, width, group, prefill=step.prefill)
         ranks.merge_sums(step.records, healthy=step.error is None, group=group)
-        if any(state.options.guard is not None for _, _, state in step.asking):
+        if any(state.options.observed for _, _, state in step.asking):
             ranks.share_records(step.records, group=group)
         if step.heads is not None:
             step.heads = ranks.gather_heads(step.heads, group)

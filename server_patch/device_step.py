@@ -11,10 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from geomcli.server_patch import faults
+from geomcli.server_patch.logit_statistics import Logits
+from geomcli.server_patch.observed import Row
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
-from geomcli.server_patch.watching import Row
+from geomcli.server_patch.zone_sampling import Sampled
 
 
 @dataclass
@@ -31,6 +33,7 @@ class HostStep:
     source: tuple[Any, ...] = ()
     watched: tuple[Row, ...] = ()
     words: Any = None  # records [layers, rows, words], where a row is watched
+    sampled: tuple[Sampled, ...] = ()
 
     def watched_rows(self) -> tuple[Row, ...]:
         return self.watched
@@ -49,7 +52,7 @@ class HostStep:
         if self.copied is not None:
             self.copied.synchronize()
         self.source = ()
-        publisher.publish(self.at, self.flags, self.windows, judged)
+        publisher.publish(self.at, self.flags, self.windows, judged, self.sampled)
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""
@@ -72,7 +75,9 @@ class DeviceStep:
     heads: Any = None
     derotated: Any = None
     routing: Any = None
+    logits: Logits | None = None
     prefill: bool = False
+    sampled: tuple[Sampled, ...] = ()  # what rows whose zone chooses are sampled with
     error: str | None = None
 
     @property
@@ -90,7 +95,7 @@ class DeviceStep:
     def _copied(self) -> HostStep:
         if self.records is None or self.error is not None:
             return HostStep()
-        watched = tuple(Row(*one) for one in self.asking if one[2].options.guard is not None)
+        watched = tuple(Row(*one) for one in self.asking if one[2].options.observed)
         at, words = None, None
         parts: list[Any] = []
         silent = bool(watched) and not population.read
@@ -105,11 +110,13 @@ class DeviceStep:
         if parts and self.records.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        return HostStep(at, self.flags, self.windows, copied, tuple(parts), watched, words if watched else None)
+        words = words if watched else None
+        return HostStep(at, self.flags, self.windows, copied, tuple(parts), watched, words, self.sampled)
 
     def _published(self, publisher: Publisher) -> tuple[Reservation | None, Any, list[Any]]:
         """Start the copies into the shared memory: where, the records' place there, and what is being copied."""
-        arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated)]
+        logits = None if self.logits is None else self.logits.found
+        arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated), ("logits", logits)]
         if self.routing is not None:
             arrays.append(("routing", self.routing.transpose(0, 1).contiguous()))
         parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]

@@ -27,10 +27,11 @@ class Features(_Document):
     head_filtering: Annotated[bool, Field(description="attention_capture_head_ids")]
     prompt_tokens: Annotated[bool, Field(description="attention_prompt_tokens")]
     head_stats: Annotated[bool, Field(description="attention_head_stats")]
+    logit_stats: Annotated[bool, Field(description="attention_logit_stats")]
     moe_routing: Annotated[bool, Field(description="return_moe_routing")]
     derotation: Annotated[bool, Field(description="attention_derotate")]
     firewall: Annotated[bool, Field(description="attention_firewall")]
-    auto_sampling: bool
+    auto_sampling: Annotated[bool, Field(description="attention_auto_sampling")]
     spectral_radix: bool
     spectral_decode: bool
     logit_lens: bool
@@ -103,6 +104,7 @@ class Capabilities(_Document):
     features: Features
     guardrails: Guardrails
     firewall: Annotated[Firewall | None, Field(description="what watches every answer; null without one")]
+    auto_sampling: Annotated[bool, Field(description="whether zones choose for requests that set neither value")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters

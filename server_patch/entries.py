@@ -12,12 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.fingerprint import FINGERPRINT_BYTES, fingerprints_from_histograms, mean_histogram, rounded
+from geomcli.fingerprint import (
+    FINGERPRINT_BYTES,
+    fingerprints_from_histograms,
+    mean_histogram,
+    round_significant,
+    rounded,
+)
 from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.schema import SCHEMA_VERSION
 from geomcli.server_patch.answers import trackers
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.step_numbers import CapturedToken, StepNumbers
+from geomcli.server_patch.values import LOGIT_STATISTICS
 from geomcli.zones import ZONES_V1, classify_many
 
 _TINY = 1e-37  # log of a probability that underflowed
@@ -33,8 +40,7 @@ def build_entries(
     sound = np.flatnonzero(~numbers.failed).tolist()
     weights = numbers.heads * numbers.wanted
     histogram, fingerprint, published = published_fingerprints(numbers)
-    layers = np.maximum(numbers.wanted.sum(axis=0), 1)
-    profile = np.where(numbers.wanted[..., None], numbers.profile, 0).sum(axis=0) / layers[:, None]
+    profile = numbers.mean_profiles()
     sink = np.where(numbers.wanted, numbers.sink_mass * weights, 0).sum(axis=0) / np.maximum(weights.sum(axis=0), 1)
     drift, ripple = np.full(len(due), np.nan), np.full(len(due), np.nan)
     drift[sound], ripple[sound] = trackers.update(
@@ -69,6 +75,10 @@ def build_entries(
         }
         if options.guard is not None:
             entry["firewall"] = _firewall(one)
+        if options.auto_sampling:
+            entry["sampling"] = _sampling(one)
+        if options.logit_stats:
+            entry["logit_stats"] = _logits(one)
         of_layers.add_to(entry, i, one)
         if options.moe_layers:
             entry["moe"] = _routing(one)
@@ -170,6 +180,8 @@ class _Layers:
         if options.head_stats:
             entry["head_stats"] = _head_statistics(due)
             size += sum(16 * int(self._numbers.heads[at, row]) for at in wanted)
+        if due.token.logits is not None:
+            size += due.token.logits.nbytes
         entry["bytes"] = size
 
     def _raw(self, at: int, row: int) -> dict[str, Any]:
@@ -208,8 +220,24 @@ def _firewall(due: CapturedToken) -> dict[str, Any] | None:
     if judged is None or guard is None:
         return None
     status, score, halted = judged
-    shown = None if score is None else float(f"{score:.6g}")
+    shown = None if score is None else round_significant(score)
     return {"detector": guard.detector, "action": guard.action, "status": status, "score": shown, "halted": halted}
+
+
+def _logits(due: CapturedToken) -> dict[str, float] | None:
+    """How sure the model was; None where that is not known."""
+    found = due.token.logits
+    if found is None or not np.isfinite(found).all():
+        return None
+    return dict(zip(LOGIT_STATISTICS, np.round(found.astype(np.float64), 6).tolist(), strict=True))
+
+
+def _sampling(due: CapturedToken) -> dict[str, Any] | None:
+    """What the token was sampled with; None where that is not known."""
+    if due.token.sampled is None:
+        return None
+    zone, temperature, top_p = due.token.sampled
+    return {"zone": zone, "temperature": round_significant(temperature), "top_p": round_significant(top_p)}
 
 
 def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from geomcli.compass import DRIFT_WINDOW, HALT_THRESHOLD
-from geomcli.firewall import ACTIONS, EARLY_STOP, LOG_ONLY, Action
+from geomcli.firewall import ACTIONS, EARLY_STOP, LOG_ONLY, Action, check_threshold
 
 FIELD = "attention_firewall"
 FLAG, WINDOW_FLAG, THRESHOLD_FLAG = (
@@ -48,6 +48,8 @@ def of_flags(action: str, window: int, threshold: float) -> Guard | None:
         raise ValueError(f"{WINDOW_FLAG} must be {MIN_WINDOW}..{MAX_WINDOW}, got {window}")
     if not 0 < threshold < 1:
         raise ValueError(f"{THRESHOLD_FLAG} must be above 0 and below 1, got {threshold}")
+    if action != OFF:
+        check_threshold(threshold, window, THRESHOLD_FLAG)
     return None if action == OFF else Guard(action, window, threshold)  # type: ignore[arg-type]
 
 
@@ -98,6 +100,7 @@ def _guard(given: Mapping[str, Any], server: Guard | None) -> Guard:
     number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
     if not number or not 0 < threshold < 1:
         raise ValueError(f"{FIELD}.variance_threshold must be a number above 0 and below 1, got {threshold!r:.40}")
+    check_threshold(threshold, window, f"{FIELD}.variance_threshold")
     return Guard(action, window, float(threshold), detector)
 
 

@@ -93,6 +93,10 @@ def add_flags(parser: ArgumentParser) -> None:
         firewall_options.THRESHOLD_FLAG, type=float, default=HALT_THRESHOLD, metavar="X",
         help="drift at which to halt; not calibrated",
     )  # fmt: skip
+    switch(
+        "--attention-auto-sampling",
+        "the zone of an answer's last tokens chooses its temperature and top_p, unless the request sets one of them",
+    )
     group.add_argument(
         "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
         help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
@@ -124,17 +128,19 @@ def options_from(args: Namespace) -> ServerOptions:
         max_concurrent=args.attention_max_concurrent_capture,
         disable_in_production=in_production,
         sidecar_url=args.attention_sidecar_url,
+        auto_sampling=args.attention_auto_sampling,
         guard=firewall_options.of_flags(
             args.attention_firewall, args.attention_firewall_window, args.attention_firewall_threshold
         ),
     )
-    if options.guard is not None and not options.enabled:
+    if options.observes and not options.enabled:
         reason = "is off without --return-attention-tokens"
         if in_production:
             reason = f"is off under --attention-disable-in-production without {DEBUG_VARIABLE}=1"
-        raise ValueError(
-            f"{firewall_options.FLAG} {options.guard.action} watches what is captured, and capture {reason}"
-        )
+        flag = "--attention-auto-sampling"
+        if options.guard is not None:
+            flag = f"{firewall_options.FLAG} {options.guard.action}"
+        raise ValueError(f"{flag} watches what is captured, and capture {reason}")
     options.check()
     return options
 

@@ -81,6 +81,8 @@ HOOKS = (
     Hook(SCHEDULER, f"{_NATIVE}.forward_extend", AFTER, "native:after_attention",
          ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
          "computes the statistics of the prompt's last row: the first token's attention"),
+    Hook(SCHEDULER, f"{_RUNNER}.sample", BEFORE, "capture:before_sample", ("logits_output", "forward_batch"),
+         "reads the logits of those who ask, before they are sampled from and changed"),
     Hook(SCHEDULER, f"{_RUNNER}.sample", AFTER, "capture:after_sample", ("logits_output", "forward_batch"),
          "sends the step's statistics along with its logits"),
     Hook(SCHEDULER, transport.COPY_TARGET, BEFORE, "transport:before_copy_to_cpu", (),
@@ -96,6 +98,7 @@ HOOKS = (
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
     "sglang.srt.managers.schedule_batch.FINISH_MATCHED_STR",
+    "sglang.srt.managers.schedule_batch.Req.update_finish_state",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
     "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",

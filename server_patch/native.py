@@ -19,12 +19,14 @@ from geomcli.kernels.derotation import link_scores
 from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
 from geomcli.server_patch import faults
+from geomcli.server_patch.logit_statistics import Logits
+from geomcli.server_patch.observed import Row
 from geomcli.server_patch.plans import RowPlan
 from geomcli.server_patch.publisher import Part, Publisher
 from geomcli.server_patch.request_state import RequestState
 from geomcli.server_patch.ropes import rope_of
 from geomcli.server_patch.scheduler_state import scheduler
-from geomcli.server_patch.watching import Row
+from geomcli.server_patch.zone_sampling import Sampled
 
 
 @dataclass
@@ -34,6 +36,8 @@ class StepPlan:
     rows: list[RowPlan]
     layers: frozenset[int]
     extend: bool
+    sampled: tuple[Sampled, ...] = ()  # what rows whose zone chooses are sampled with
+    logits: Logits | None = None
     routing: Any = None  # of moe.Routing.rows
     copied: Any = None  # event behind the routing's copy, where there is a device
 
@@ -51,9 +55,7 @@ class StepPlan:
         return self
 
     def watched_rows(self) -> list[Row]:
-        return [
-            Row(at, plan.request, plan.state) for at, plan in enumerate(self.whole) if plan.options.guard is not None
-        ]
+        return [Row(at, plan.request, plan.state) for at, plan in enumerate(self.whole) if plan.options.observed]
 
     def watched_records(self) -> NDArray[np.int32]:
         return self.records
@@ -99,13 +101,17 @@ class StepPlan:
             if self.copied is not None:
                 self.copied.synchronize()
             arrays["routing"] = self.routing[[plan.row for plan in whole]].transpose(0, 1).contiguous().numpy()
+        if self.logits is not None and self.logits.found is not None:
+            arrays["logits"] = self.logits.found[:, [plan.row for plan in whole]].cpu().numpy()
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
         if place is None:
             return
         for view, array in zip(publisher.views(place), arrays.values(), strict=True):
             view[...] = array
         # Head statistics are finished: no window is needed to read them.
-        publisher.publish(place, (), (), judged)
+        of_row = {one.row: one for one in self.sampled}
+        sampled = [of_row[plan.row]._replace(row=at) for at, plan in enumerate(whole) if plan.row in of_row]
+        publisher.publish(place, (), (), judged, tuple(sampled))
 
     def consume(self, _batch: Any, _commits: Any) -> None:
         """Records are sent before the tokens are committed (results.py); nothing is left to do afterwards."""

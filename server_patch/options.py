@@ -22,20 +22,20 @@ SOURCES = ("auto", "tap", "probe")
 MIN_CHUNK, MAX_CHUNK = 256, 16384
 ASK = "return_attention_tokens"
 # Fields by which a request asks for something that is captured; the others only say how.
-ASKING = (ASK, firewall_options.FIELD, "attention_auto_sampling", "return_moe_routing")
-
-# Fields of the wire format that this release knows but cannot serve: refused by name instead of ignored.
-UNAVAILABLE_FIELDS = {
-    "attention_auto_sampling": "zone-based sampling",
-}
+AUTO_SAMPLING = "attention_auto_sampling"
+ASKING = (ASK, firewall_options.FIELD, AUTO_SAMPLING, "return_moe_routing")
+# What a client sets itself stays, unless it asks for the zone's values.
+SAMPLING_FIELDS = ("temperature", "top_p")
 _BOOL_FIELDS = (
     ASK,
     "attention_fingerprint_mode",
     "attention_fingerprint_only",
     "attention_sketch_mode",
     "attention_head_stats",
+    "attention_logit_stats",
     "attention_prompt_tokens",
     "attention_derotate",
+    AUTO_SAMPLING,
     "return_moe_routing",
 )
 _INT_FIELDS = (
@@ -87,6 +87,12 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     disable_in_production: bool = False
     sidecar_url: str = ""
     guard: Guard | None = None  # watches every answer
+    auto_sampling: bool = False  # of requests that set neither temperature nor top_p
+
+    @property
+    def observes(self) -> bool:
+        """Whether answers are captured that nobody asked to be."""
+        return self.guard is not None or self.auto_sampling
 
     @property
     def default_mode(self) -> Mode:
@@ -171,7 +177,19 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     derotate: bool = False  # content and position scores of each link
     moe_layers: tuple[int, ...] = ()  # layers whose experts each entry names; none: not asked for
     guard: Guard | None = None  # what watches the answer
+    auto_sampling: bool = False  # the zone chooses temperature and top_p
+    logit_stats: bool = False  # how sure the model was of each token
     entries: bool = True  # whether anything of what is captured leaves the server
+
+    @property
+    def observed(self) -> bool:
+        """Whether the scheduler itself looks at what is captured, which no limit of entries ends."""
+        return self.guard is not None or self.auto_sampling
+
+    @property
+    def logits(self) -> bool:
+        """Whether logits are looked at."""
+        return self.logit_stats
 
     @property
     def primary_layer(self) -> int:
@@ -183,8 +201,8 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
         return offset == 0 and (self.limit == 0 or number < self.limit)
 
     def watches(self, output_index: int) -> bool:
-        """Whether this token's step is captured for the firewall, which no limit of entries ends."""
-        return self.guard is not None and output_index % self.stride == 0
+        """Whether this token's step is captured for the scheduler to look at."""
+        return self.observed and output_index % self.stride == 0
 
     def stops_at(self, output_index: int) -> bool:
         """Whether this token is the first one that would have been captured had the limit not been reached."""
@@ -215,18 +233,17 @@ class ModelShape(msgspec.Struct, frozen=True):
 def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
     """The capture a request body asks for; None if it does not ask. ValueError names the field that is wrong."""
     given = {name: body[name] for name in FIELDS if body.get(name) is not None}
-    _refuse_unavailable(body)
     _check_types(given)
     guard = firewall_options.of_request(body, server.guard)
-    asked = given.get(ASK, False)
-    if not asked and (guard is None or firewall_options.FIELD not in given):
+    asked, steered = given.get(ASK, False), of_sampling(body, server)
+    asks_to_be_watched = guard is not None and firewall_options.FIELD in given
+    if not asked and not asks_to_be_watched and not given.get(AUTO_SAMPLING):
         if given.get("return_moe_routing"):
             raise ValueError(f"return_moe_routing: routing comes with attention entries, ask for {ASK} too")
         return None
     if not server.enabled:
-        raise ValueError(
-            f"{ASK if asked else firewall_options.FIELD}: this server was started without --return-attention-tokens"
-        )
+        field = ASK if asked else firewall_options.FIELD if asks_to_be_watched else AUTO_SAMPLING
+        raise ValueError(f"{field}: this server was started without --return-attention-tokens")
     own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
     firewall_options.seen_by(given, server.guard, own)
     mode = _mode(given, server)
@@ -260,18 +277,32 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         derotate=derotate,
         moe_layers=_moe_layers(given, model),
         guard=guard,
+        auto_sampling=steered,
+        logit_stats=given.get("attention_logit_stats", False),
         entries=asked,
     )
 
 
-def watched(server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
-    """What the server's own firewall captures of a request that did not ask for anything; None without one."""
-    if server.guard is None or not server.enabled:
+def of_sampling(body: Mapping[str, Any], server: ServerOptions) -> bool:
+    """Whether the zone chooses what a request is sampled with."""
+    asked = body.get(AUTO_SAMPLING)
+    if asked is not None:
+        return bool(asked)
+    params = body.get("sampling_params")
+    every = [body, *(params if isinstance(params, list) else [params])]
+    own = any(isinstance(one, Mapping) and one.get(name) is not None for one in every for name in SAMPLING_FIELDS)
+    return server.auto_sampling and not own
+
+
+def unasked(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
+    """What the server itself captures of a request that did not ask for anything: for its firewall, for sampling."""
+    steered = of_sampling(body, server)
+    if not server.enabled or (server.guard is None and not steered):
         return None
     return CaptureOptions(
         mode="fingerprint", top_k=0, layers=model.layers_captured, heads=None, heads_total=model.heads_total,
         mask_prefix=0, stride=server.stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
-        head_stats=False, prompt_tokens=False, guard=server.guard, entries=False,
+        head_stats=False, prompt_tokens=False, guard=server.guard, auto_sampling=steered, entries=False,
     )  # fmt: skip
 
 
@@ -281,12 +312,6 @@ def _moe_layers(given: Mapping[str, Any], model: ModelShape) -> tuple[int, ...]:
     if not model.moe_layers:
         raise ValueError(f"return_moe_routing: {model.moe_missing}")
     return model.moe_layers
-
-
-def _refuse_unavailable(body: Mapping[str, Any]) -> None:
-    for name, what in UNAVAILABLE_FIELDS.items():
-        if body.get(name) is not None and body[name] is not False:
-            raise ValueError(f"{name}: {what} is not available on this server (see /v1/attention/capabilities)")
 
 
 def _check_types(given: Mapping[str, Any]) -> None:
@@ -316,6 +341,7 @@ def _mode(given: Mapping[str, Any], server: ServerOptions) -> Mode:
             ("attention_sketch_mode", sketch),
             ("top_k_attention", "top_k_attention" in given),
             ("attention_head_stats", given.get("attention_head_stats")),
+            ("attention_logit_stats", given.get("attention_logit_stats")),
             ("attention_prompt_tokens", given.get("attention_prompt_tokens")),
             ("attention_derotate", given.get("attention_derotate")),
             ("return_moe_routing", given.get("return_moe_routing")),

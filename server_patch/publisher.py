@@ -129,9 +129,14 @@ class Publisher:
         return views
 
     def publish(
-        self, at: Reservation, flags: tuple[str, ...], windows: tuple[int, ...], judged: tuple[Any, ...] = ()
+        self,
+        at: Reservation,
+        flags: tuple[str, ...],
+        windows: tuple[int, ...],
+        judged: tuple[Any, ...] = (),
+        sampled: tuple[Any, ...] = (),
     ) -> None:
-        """The parts are in their place; flags, windows, judged: see receiver.Step."""
+        """The parts are in their place; flags, windows, judged, sampled: see receiver.Step."""
         self._greet()
         if self._connection is None or at.reader != self._reader:
             return
@@ -140,8 +145,8 @@ class Publisher:
             faults.note("records are lost: the process that builds entries does not listen")
             return
         parts = tuple(tuple(part) for part in at.parts)
-        decisions = tuple(tuple(one) for one in judged)
-        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, windows, parts, decisions)))
+        said = (tuple(tuple(one) for one in judged), tuple(tuple(one) for one in sampled))
+        self._outbox.append(pickle.dumps((STEP, at.start, at.end, flags, windows, parts, *said)))
         self._flush()
 
     def _greet(self) -> None:

@@ -38,6 +38,7 @@ class Step(NamedTuple):
     windows: tuple[int, ...]  # sliding windows of the captured layers in this kind of step, -1: none
     parts: dict[str, NDArray[Any]]
     judged: tuple[tuple[Any, ...], ...] = ()  # the fields of watching.Judged
+    sampled: tuple[tuple[Any, ...], ...] = ()  # the fields of zone_sampling.Sampled
 
 
 class Receiver:
@@ -87,9 +88,9 @@ class Receiver:
             elif kind == GONE:
                 yield Gone(*fields)
             else:
-                start, end, flags, windows, parts, judged = fields
+                start, end, flags, windows, parts, judged, sampled = fields
                 try:
-                    yield Step(flags, windows, self._parts(start, parts), judged)
+                    yield Step(flags, windows, self._parts(start, parts), judged, sampled)
                 finally:
                     self._ring.release(end)
 

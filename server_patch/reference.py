@@ -9,7 +9,7 @@ import argparse
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import MAX_INT, MAX_TOP_K, RANGES, UNAVAILABLE_FIELDS
+from geomcli.server_patch.options import MAX_INT, MAX_TOP_K, RANGES
 
 _ANY = "any"
 _CEILING = "1..the server's; 0 = all, where the server's is 0"
@@ -56,6 +56,7 @@ FLAGS = {
     "--attention-cors-origins": Described("https://example.com", "*, or origins with commas between them"),
     "--attention-max-concurrent-capture": Described("16"),
     "--attention-sidecar-url": Described("tcp://localhost:9001", "tcp://HOST:PORT or ipc://PATH"),
+    "--attention-auto-sampling": Described("", "switch"),
     "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
     "--attention-firewall-window": Described("16", "2..1024"),
     "--attention-firewall-threshold": Described("0.4", "above 0 and below 1"),
@@ -75,6 +76,9 @@ FIELDS = {
     "attention_tokens_max": Field("int", "the server's", _CEILING, "2", "entries"),
     "attention_tokens_window": Field("int", "the server's", _CEILING, "8", "the last N keys"),
     "attention_head_stats": Field("bool", "false", _ANY, "true", "four scalars a head of each captured layer"),
+    "attention_logit_stats": Field(
+        "bool", "false", _ANY, "true", "how sure the model was of each token, before sampling"
+    ),
     "attention_prompt_tokens": Field("bool", "false", _ANY, "true", "the first entry spells out the prompt"),
     "attention_derotate": Field("bool", "false", _ANY, "true", "scores of links by content and by position"),
     "attention_firewall": Field(
@@ -83,6 +87,9 @@ FIELDS = {
         "action, detector, window_size, variance_threshold; never less strict",
         '{"action": "log_only"}',
         "watch the answer's drift, and end it: `matched_stop`",
+    ),
+    "attention_auto_sampling": Field(
+        "bool", "the server's", _ANY, "true", "the zone chooses temperature and top_p; `sampling` in entries"
     ),
     "return_moe_routing": Field("bool", "false", "models with experts", "true", "experts and weights"),
 }
@@ -150,8 +157,6 @@ def markdown() -> str:
     for name, field in FIELDS.items():
         example = field.example.replace("{layer}", "35")
         lines.append(f"| `{name}` | {field.kind} | {field.default} | {field.range} | `{example}` | {field.meaning} |")
-    for name, what in UNAVAILABLE_FIELDS.items():
-        lines.append(f"| `{name}` | | | | | refused: {what} is not in this version |")
     lines += ["", "## Endpoints", "", "| endpoint | request | answer | example |", "|---|---|---|---|"]
     for path, endpoint in ENDPOINTS.items():
         method, where = path.split()

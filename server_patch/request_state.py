@@ -11,6 +11,7 @@ from geomcli.server_patch import faults, watching
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.values import PARAMS_KEY, key_and_options
+from geomcli.server_patch.zone_sampling import Steered
 
 _ATTRIBUTE = "_geom_state"
 _STAMP_LIMIT = 1 << 31
@@ -25,7 +26,9 @@ class _Population:
     headed = 0  # those that ask for head statistics
     derotated = 0  # those that ask for the de-rotated view
     routed = 0  # those that ask for the routing of experts
-    guarded = 0  # those whose answers a firewall watches
+    observed = 0  # those whose numbers this process looks at itself
+    logits = 0  # those of which logit statistics are taken
+    steered = 0  # those whose zone chooses what they are sampled with
     read = 0  # those of which anything leaves the server
 
 
@@ -41,15 +44,18 @@ class RequestState:
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
         self.stamp = 1 + next(_stamps) % (_STAMP_LIMIT - 1)
-        self.always = options.stride == 1 and (options.limit == 0 or options.guard is not None)
+        self.always = options.stride == 1 and (options.limit == 0 or options.observed)
         self.watched = None if options.guard is None else watching.watch(options.guard)
+        self.steered = Steered() if options.auto_sampling else None
         self._announced = False
         population.count += 1
         population.linked += options.top_k > 0
         population.headed += options.head_stats
         population.derotated += options.derotate
         population.routed += bool(options.moe_layers)
-        population.guarded += options.guard is not None
+        population.observed += options.observed
+        population.steered += options.auto_sampling
+        population.logits += options.logits
         population.read += options.entries
 
     def __del__(self) -> None:
@@ -58,7 +64,9 @@ class RequestState:
         population.headed -= self.options.head_stats
         population.derotated -= self.options.derotate
         population.routed -= bool(self.options.moe_layers)
-        population.guarded -= self.options.guard is not None
+        population.observed -= self.options.observed
+        population.steered -= self.options.auto_sampling
+        population.logits -= self.options.logits
         population.read -= self.options.entries
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)

@@ -16,7 +16,7 @@ import orjson
 
 from geomcli.server_patch import arrivals, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
-from geomcli.server_patch.options import ASK, FIELDS, UNAVAILABLE_FIELDS, CaptureOptions, resolve, watched
+from geomcli.server_patch.options import ASK, FIELDS, CaptureOptions, resolve, unasked
 from geomcli.server_patch.values import PARAMS_KEY, SILENT, key_and_options, parameter_of
 
 OPTIONS_ATTRIBUTE = "_geom_options"
@@ -58,7 +58,7 @@ def options_of_body(body: Any, scope: guards.Scope) -> CaptureOptions | None:
 
     Refused, or ValueError for a bad field.
     """
-    if not isinstance(body, dict) or not any(name in body for name in (*FIELDS, *UNAVAILABLE_FIELDS)):
+    if not isinstance(body, dict) or not any(name in body for name in FIELDS):
         return None
     with _counted():
         if guards.asks(body):
@@ -96,8 +96,8 @@ def around_generate_request(
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
     if options is None and request is not None and guards.path_of(request.scope) == "/generate":
         options = options_of_body(getattr(request, "_json", None), request.scope)
-    if options is None and state.main.options.guard is not None:
-        options = _watched(obj)
+    if options is None and state.main.options.observes:
+        options = _unasked(obj, getattr(request, "_json", None))
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
     if options is None or not options.entries:
@@ -105,15 +105,16 @@ def around_generate_request(
     return _with_entries(outputs, manager, obj, request, options)
 
 
-def _watched(obj: Any) -> CaptureOptions | None:
-    """What the server's firewall captures of a request that did not ask; None of what writes no text, and of beams."""
+def _unasked(obj: Any, body: Any) -> CaptureOptions | None:
+    """What the server captures of a request that did not ask; None of what writes no text, and of beams."""
     if type(obj).__name__ != _GENERATES:
         return None
     try:
         _refuse_beams(getattr(obj, "sampling_params", None))
     except ValueError:
         return None
-    return watched(state.main.options, state.main.shape)
+    given = body if isinstance(body, dict) else {"sampling_params": getattr(obj, "sampling_params", None)}
+    return unasked(given, state.main.options, state.main.shape)
 
 
 def _collector(manager: Any, obj: Any) -> Collector:

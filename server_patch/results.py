@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import faults, transport, watching
+from geomcli.server_patch import faults, transport, watching, zone_sampling
+from geomcli.server_patch.observed import Observed
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
 
 
 def before_process(_processor: Any, _batch: Any, result: Any) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
-    if scheduler.publisher is None and not population.guarded:
+    if scheduler.publisher is None and not population.observed:
         return
     try:
         step = _step(transport.output_of(result))
@@ -25,13 +26,15 @@ def before_process(_processor: Any, _batch: Any, result: Any) -> None:
 
 
 def _judged(step: Any) -> tuple[Any, ...]:
-    """What the firewalls decide; a fault lets the answers go on."""
-    if not population.guarded:
+    """What the firewalls decide, and the zones for the next tokens; a fault lets the answers go on."""
+    if not population.observed:
         return ()
     try:
-        return watching.judge(step.watched_rows(), step.watched_records())
+        observed = Observed(step.watched_rows(), step.watched_records())
+        zone_sampling.take(observed)
+        return watching.judge(observed)
     except Exception:
-        faults.report("a step could not be judged by the firewall; its answers go on")
+        faults.report("a step could not be looked at by the firewall or for its zones; its answers go on")
         return ()
 
 

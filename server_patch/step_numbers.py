@@ -64,6 +64,12 @@ class StepNumbers:
     probabilities: NDArray[np.float64]  # [L, n, K]
     profile: NDArray[np.float32]  # [L, n, 256]
 
+    def mean_profiles(self) -> NDArray[np.float32]:
+        """[n, 256]: means over the layers that a request wants."""
+        layers = np.maximum(self.wanted.sum(axis=0), 1)
+        made: NDArray[np.float32] = np.where(self.wanted[..., None], self.profile, 0).sum(axis=0) / layers[:, None]
+        return made
+
     def check(self) -> None:
         """Mark tokens with a number that is not finite as failed."""
         sums = self.lse + self.entropy_bits + self.sink_mass + self.histogram.sum(axis=-1)

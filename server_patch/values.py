@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 SILENT = "0:"  # begins the parameter of a request of which nothing leaves the server
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
 _NAME_LETTERS = 64
+LOGIT_STATISTICS = ("logprob", "entropy_bits", "margin")
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)
 
 
@@ -53,7 +54,9 @@ class Token(NamedTuple):
     heads: NDArray[Any] | None = None  # float [wanted layers, 4, heads]: entropy, sink, prev, lookback
     derotated: NDArray[np.float32] | None = None  # [wanted layers, 2, top_k]: content and position of each link
     routing: NDArray[np.int32] | None = None  # [layers with experts, 2, k]: experts, bits of their float32 weights
+    logits: NDArray[np.float32] | None = None  # [3] of LOGIT_STATISTICS, nan where they are not known
     judged: tuple[str, float | None, bool] | None = None  # a firewall's status, score and whether it halts here
+    sampled: tuple[str, float, float] | None = None  # by which zone, with which temperature and top_p
 
     @property
     def query_position(self) -> int:

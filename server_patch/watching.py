@@ -8,34 +8,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from geomcli.detectors.compass import CompassDetector
 from geomcli.detectors.observations import Observations
 from geomcli.firewall import LOG_ONLY, STOPPED_BY, WARN_SHARE, Decision, Firewall, Watched
-from geomcli.kernels import layout
-from geomcli.server_patch import faults
-from geomcli.server_patch.entries import published_fingerprints
+from geomcli.server_patch import endings, faults
 from geomcli.server_patch.firewall_options import Guard
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.observed import Observed, Row
 from geomcli.server_patch.scheduler_state import scheduler
-from geomcli.server_patch.step_numbers import numbers_of
-from geomcli.server_patch.values import CAPTURED, Token
 
 logger = logging.getLogger("geom")
-
-
-class Row(NamedTuple):
-    """One row of a step whose answer is watched: its place in the records, its request, that one's state."""
-
-    at: int
-    request: Any
-    state: Any
 
 
 class Judged(NamedTuple):
@@ -45,14 +28,6 @@ class Judged(NamedTuple):
     status: str
     score: float | None
     halted: bool
-
-
-class _Due(NamedTuple):
-    """A step_numbers.Due."""
-
-    options: CaptureOptions
-    token: Token
-    derotated: NDArray[np.float32] | None = None
 
 
 _firewalls: dict[tuple[str, int, float], Firewall] = {}
@@ -71,51 +46,24 @@ def watch(guard: Guard) -> Watched:
     return firewall_of(guard).watch()
 
 
-def judge(rows: Sequence[Row], records: NDArray[np.int32]) -> tuple[Judged, ...]:
-    """Of rows whose records [layers, rows, words] are of the token that SGLang is about to take in; ends answers."""
-    due = _tokens(rows, records) if rows else []
-    if not due:
-        return ()
-    asked = [_Due(_plain(row.state.options), token) for row, token in due]
-    numbers = numbers_of(asked, scheduler.layers)
-    fingerprints = np.array(published_fingerprints(numbers)[2])
+def judge(observed: Observed) -> tuple[Judged, ...]:
+    """Of the tokens that SGLang is about to take in, those of watched answers; ends answers."""
     groups: dict[int, list[int]] = {}
-    for n, (row, _) in enumerate(due):
-        if not numbers.failed[n]:
-            groups.setdefault(id(firewall_of(row.state.options.guard)), []).append(n)
+    for n in observed.sound:
+        guard = observed.rows[n].state.options.guard
+        if guard is not None:
+            groups.setdefault(id(firewall_of(guard)), []).append(n)
     made = []
     for places in groups.values():
-        firewall = firewall_of(due[places[0]][0].state.options.guard)
-        answers = [due[n][0].state.watched for n in places]
-        decisions = firewall.check(answers, Observations.of_fingerprints(fingerprints[places]))
+        firewall = firewall_of(observed.rows[places[0]].state.options.guard)
+        answers = [observed.rows[n].state.watched for n in places]
+        decisions = firewall.check(answers, Observations.of_fingerprints(observed.published[places]))
         for n, decision in zip(places, decisions, strict=True):
-            row = due[n][0]
+            row = observed.rows[n]
             made.append(Judged(row.at, *decision))
             if decision.halted:
-                _act(row, decision, due[n][1].step)
+                _act(row, decision, observed.tokens[n].step)
     return tuple(made)
-
-
-def _tokens(rows: Sequence[Row], records: NDArray[np.int32]) -> list[tuple[Row, Token]]:
-    """The tokens that come out of this step for the rows' requests, of those whose step was captured."""
-    stamps, lengths = (records[..., word].T.tolist() for word in (layout.R_STAMP, layout.R_LENGTH))
-    made = []
-    for row in rows:
-        request, state, at = row.request, row.state, row.at
-        if at >= len(stamps) or request.finished() or getattr(request, "is_retracted", False):
-            continue
-        prompt = len(request.origin_input_ids)
-        length = prompt + len(request.output_ids)
-        places = [scheduler.layers.index(layer) for layer in state.options.layers]
-        if all(stamps[at][place] == state.stamp and lengths[at][place] == length for place in places):
-            token = Token(length - prompt + 1, 0, CAPTURED, state.stamp, prompt, (), records[:, at])
-            made.append((row, token))
-    return made
-
-
-def _plain(options: CaptureOptions) -> CaptureOptions:
-    """Without the de-rotated view, which is no part of what is judged."""
-    return msgspec.structs.replace(options, derotate=False) if options.derotate else options
 
 
 def _act(row: Row, decision: Decision, step: int) -> None:
@@ -126,15 +74,8 @@ def _act(row: Row, decision: Decision, step: int) -> None:
         request.rid, step, decision.score, guard.window_size, guard.variance_threshold, guard.action,
     )  # fmt: skip
     _count(guard.action)
-    if guard.action == LOG_ONLY or request.to_finish is not None:
-        return
-    request.to_finish = _reason(STOPPED_BY[guard.action])
-
-
-def _reason(matched: str) -> Any:
-    from sglang.srt.managers.schedule_batch import FINISH_MATCHED_STR
-
-    return FINISH_MATCHED_STR(matched=matched)
+    if guard.action != LOG_ONLY and request.to_finish is None:
+        endings.end(request, STOPPED_BY[guard.action])
 
 
 @functools.cache

@@ -99,9 +99,10 @@ class Builder:
         if not mine:
             return
         judged = {at: tuple(decision) for at, *decision in step.judged}
+        sampled = {at: tuple(values) for at, *values in step.sampled}
         kept = {name: array[:, [row for row, _, _ in mine]] for name, array in step.parts.items()}
-        names = ("heads", "head_statistics", "derotated", "routing")
-        heads, statistics, scores, routing = (kept.get(name) for name in names)
+        names = ("heads", "head_statistics", "derotated", "routing", "logits")
+        heads, statistics, scores, routing, logits = (kept.get(name) for name in names)
         for at, (row, (of_layers, lengths_of), answer) in enumerate(mine):
             length = max(n for stamp, n in zip(of_layers, lengths_of, strict=True) if stamp == answer.stamp)
             answer.add(
@@ -114,7 +115,9 @@ class Builder:
                     None if statistics is None else statistics[:, at],
                     None if scores is None else scores[:, at],
                     None if routing is None else routing[:, at],
+                    None if logits is None else logits[0, at],
                     judged.get(row),
+                    sampled.get(row),
                 ),
             )
 

@@ -48,10 +48,16 @@ def run(
     derotate: Annotated[
         bool, typer.Option("--derotate", help="With each raw link its scores by content and by position.")
     ] = False,
+    statistics: Annotated[
+        bool, typer.Option("--stats", help="With each token what detectors read: statistics of its heads and logits.")
+    ] = False,
     firewall: Annotated[
         str | None,
         typer.Option(metavar="WHAT", help="When the answer drifts: stop it, log it, or reroute (end it for a router)."),
     ] = None,
+    auto_sampling: Annotated[
+        bool, typer.Option("--auto-sampling", help="The zone of the last tokens chooses temperature and top_p.")
+    ] = False,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
@@ -92,7 +98,7 @@ def run(
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
-    attention["firewall"] = firewall
+    attention |= {"firewall": firewall, "auto_sampling": auto_sampling, "statistics": statistics}
 
     with contextlib.ExitStack() as stack:
         # Before the engine: a store that cannot be used is not worth the wait for one.

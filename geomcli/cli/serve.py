@@ -36,6 +36,7 @@ _OPTIONS = {
     "attention_cors_origins": "cors_origins",
     "attention_max_concurrent_capture": "max_concurrent",
     "attention_sidecar_url": "sidecar_url",
+    "attention_auto_sampling": "auto_sampling",
     "attention_disable_in_production": "disable_in_production",
 }
 # Those of the firewall, which are one value together, with their defaults.
@@ -109,6 +110,12 @@ def serve(
     attention_sidecar_url: Annotated[
         str | None, typer.Option(metavar="URL", help="Push fingerprints to a geom sidecar, as in tcp://localhost:9001.")
     ] = None,
+    attention_auto_sampling: Annotated[
+        bool,
+        typer.Option(
+            "--attention-auto-sampling", help="The zone chooses temperature and top_p of requests that set neither."
+        ),
+    ] = False,
     attention_firewall: Annotated[
         str | None,
         typer.Option(metavar="WHAT", help="Watch every answer's drift: off, log_only, early_stop or re_route (off)."),
@@ -156,6 +163,7 @@ def serve(
         "attention_cors_origins": attention_cors_origins,
         "attention_max_concurrent_capture": attention_max_concurrent_capture,
         "attention_sidecar_url": attention_sidecar_url,
+        "attention_auto_sampling": attention_auto_sampling,
         "attention_firewall": attention_firewall,
         "attention_firewall_window": attention_firewall_window,
         "attention_firewall_threshold": attention_firewall_threshold,
@@ -191,10 +199,9 @@ def check_attention(values: dict[str, Any]) -> None:
         guard = of_flags(
             *(default if value is None else value for value, default in zip(firewall, _FIREWALL.values(), strict=True))
         )
-        if guard is not None and not values["return_attention_tokens"]:
-            raise ValueError(
-                "--attention-firewall watches what is captured, and --no-return-attention-tokens captures nothing"
-            )
+        watching = "--attention-firewall" if guard is not None else "--attention-auto-sampling"
+        if (guard is not None or values["attention_auto_sampling"]) and not values["return_attention_tokens"]:
+            raise ValueError(f"{watching} watches what is captured, and --no-return-attention-tokens captures nothing")
     except ValueError as error:
         raise UsageError(f"{error}.", "geom serve --help") from None
 

@@ -88,7 +88,7 @@ def pushing(folder: Path) -> Iterator[Server]:
 def watching(folder: Path) -> Iterator[Server]:
     arguments = (
         "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
-        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--", *SIZES,
+        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--", *SIZES,
     )  # fmt: skip
     with served(folder, *arguments) as server:
         yield server
@@ -313,6 +313,15 @@ def halts_at_the_threshold(server: Server) -> None:
     )
 
 
+def samples_by_zone_what_sets_neither_value(server: Server) -> None:
+    body = {"text": "A long story of the sea", "return_attention_tokens": True}
+    for sampling, steered in (({}, True), ({"temperature": 0.5}, False), ({"top_p": 0.5}, False)):
+        asked = {**body, "sampling_params": {"max_new_tokens": 8, "ignore_eos": True, **sampling}}
+        entries_of = server.post("/generate", asked).json()["attention_tokens"]
+        assert all(("sampling" in entry) is steered for entry in entries_of)
+    assert document(server)["auto_sampling"] is True
+
+
 def reads_keys_again(server: Server) -> None:
     """Left to itself, the backend's own logits are taken where they fit: they do here."""
     found = document(server)
@@ -348,6 +357,7 @@ CASES = {
     "--attention-firewall": Case(watching, watches_every_answer),
     "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
     "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
+    "--attention-auto-sampling": Case(watching, samples_by_zone_what_sets_neither_value),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}

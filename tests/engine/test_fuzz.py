@@ -12,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
-from geomcli.server_patch.options import FIELDS, UNAVAILABLE_FIELDS
+from geomcli.server_patch.options import FIELDS
 from tests.engine.harness import TWO_LAYERS, Server, served, sse
 
 REQUESTS = 2000
 AT_ONCE = 16
-NAMES = (*FIELDS, *UNAVAILABLE_FIELDS)
+NAMES = FIELDS
 DEEP: Any = []
 for _ in range(900):
     DEEP = [DEEP]

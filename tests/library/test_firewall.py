@@ -51,13 +51,21 @@ def test_a_halt_is_never_taken_back() -> None:
 
 
 def test_a_warning_is() -> None:
-    firewall = ManifoldFirewall(window_size=4, variance_threshold=0.9)
-    for n in range(4):
+    firewall = ManifoldFirewall(window_size=4, variance_threshold=0.75)
+    for n in (0, 1, 2, 2):
         firewall.check(fingerprint(np.eye(16)[n]))
     assert firewall.check(fingerprint(np.eye(16)[8])) == WARN
     for _ in range(4):
         status = firewall.check(fingerprint(ONE))
     assert status == OK
+
+
+def test_a_threshold_that_no_drift_reaches_is_refused() -> None:
+    ManifoldFirewall(window_size=4, variance_threshold=0.75)
+    with pytest.raises(
+        ValueError, match=r"variance_threshold 0\.76 can never halt: the drift of 4 tokens is at most 0\.75"
+    ):
+        ManifoldFirewall(window_size=4, variance_threshold=0.76)
 
 
 @pytest.mark.parametrize("action", ACTIONS)

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from geomcli.firewall import ManifoldFirewall
 from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import row_statistics
-from geomcli.server_patch import watching
+from geomcli.server_patch import endings, watching
 from geomcli.server_patch.device_step import HostStep
-from geomcli.server_patch.entries import published_fingerprints
 from geomcli.server_patch.firewall_options import Guard
+from geomcli.server_patch.observed import Observed, Row
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
-from geomcli.server_patch.step_numbers import numbers_of
 
 LAYERS, HEADS, PROMPT = (2, 5), 4, 30
 
@@ -28,23 +27,19 @@ LAYERS, HEADS, PROMPT = (2, 5), 4, 30
 def captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "layers", LAYERS)
     # SGLang's own takes seconds to import; tests/engine has it.
-    monkeypatch.setattr(watching, "_reason", lambda matched: matched)
+    monkeypatch.setattr(endings, "reason_of", lambda matched: matched)
 
 
-def row(at: int, guard: Guard, *, written: int = 0) -> watching.Row:
+def row(at: int, guard: Guard, *, written: int = 0) -> Row:
     """An answer of which `written` tokens are there."""
     options = CaptureOptions(
         mode="fingerprint", top_k=0, layers=LAYERS, heads=None, heads_total=HEADS, mask_prefix=0, stride=1, limit=0,
         window=0, sink_tokens=4, head_stats=False, prompt_tokens=False, guard=guard, entries=False,
     )  # fmt: skip
-    request = SimpleNamespace(
-        rid=f"r{at}", origin_input_ids=[0] * PROMPT, output_ids=[0] * written, finished=lambda: False,
-        is_retracted=False, to_finish=None,
-    )  # fmt: skip
-    return watching.Row(at, request, SimpleNamespace(options=options, stamp=at + 1, watched=watching.watch(guard)))
+    return Row(at, Request(at, written), SimpleNamespace(options=options, stamp=at + 1, watched=watching.watch(guard)))
 
 
-def records_of(rows: list[watching.Row], seed: int) -> NDArray[np.int32]:
+def records_of(rows: list[Row], seed: int) -> NDArray[np.int32]:
     made = np.zeros((len(LAYERS), len(rows), layout.RECORD_WORDS), dtype=np.int32)
     for one in rows:
         length = PROMPT + len(one.request.output_ids)
@@ -58,9 +53,30 @@ def records_of(rows: list[watching.Row], seed: int) -> NDArray[np.int32]:
     return made[..., : layout.R_POSITIONS].copy()
 
 
-def published(one: watching.Row, records: NDArray[np.int32]) -> list[float]:
-    due = [watching._Due(one.state.options, token) for _, token in watching._tokens([one], records)]
-    return published_fingerprints(numbers_of(due, LAYERS))[2][0]
+class Request:
+    """What of SGLang's is used; `natural`: a token that ends it by itself."""
+
+    def __init__(self, at: int, written: int) -> None:
+        self.rid, self.origin_input_ids, self.output_ids = f"r{at}", [0] * PROMPT, [0] * written
+        self.is_retracted, self.to_finish, self.finished_reason = False, None, None
+        self.natural = False
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
+
+    def update_finish_state(self, new_accepted_len: int = 1) -> None:
+        assert new_accepted_len == 1
+        if not self.finished() and (self.to_finish or self.natural):
+            self.finished_reason = self.to_finish or "eos"
+
+
+def judge(rows: list[Row], records: NDArray[np.int32]) -> tuple[watching.Judged, ...]:
+    return watching.judge(Observed(rows, records))
+
+
+def published(one: Row, records: NDArray[np.int32]) -> list[float]:
+    found: list[float] = Observed([one], records).published[0].tolist()
+    return found
 
 
 def test_decisions_are_the_librarys_and_come_once() -> None:
@@ -68,22 +84,25 @@ def test_decisions_are_the_librarys_and_come_once() -> None:
         Guard("early_stop", 4, 0.02),
         Guard("log_only", 4, 0.02),
         Guard("re_route", 6, 0.03),
-        Guard("early_stop", 4, 0.9),
+        Guard("early_stop", 4, 0.7),
     ]
     rows = [row(at, guard) for at, guard in enumerate(guards)]
     library = [ManifoldFirewall(g.window_size, g.variance_threshold, g.action) for g in guards]
-    halts = dict.fromkeys(range(len(rows)), 0)
+    halts, ends = dict.fromkeys(range(len(rows)), 0), {}
     for step in range(30):
         records = records_of(rows, step)
-        said = {one.at: one for one in watching.judge(rows, records)}
+        said = {one.at: one for one in judge(rows, records)}
         for one, alone in zip(rows, library, strict=True):
             status = alone.check(published(one, records))
             assert (said[one.at].status, said[one.at].score) == (status, alone.drift)
             halts[one.at] += said[one.at].halted
             one.request.output_ids.append(0)
+            if said[one.at].halted:
+                one.request.update_finish_state()
+                ends[one.at] = one.request.finished_reason
+                one.request.finished_reason = None  # it goes on all the same
     assert halts == {0: 1, 1: 1, 2: 1, 3: 0}
-    ends = [one.request.to_finish for one in rows]
-    assert ends == ["attention_drift", None, "attention_reroute", None]
+    assert ends == {0: "attention_drift", 1: None, 2: "attention_reroute"}
 
 
 def test_what_is_no_record_of_the_token_is_not_judged() -> None:
@@ -92,11 +111,34 @@ def test_what_is_no_record_of_the_token_is_not_judged() -> None:
     records = records_of(rows, 1)
     records[:, 0, layout.R_STAMP] = 99
     records[1, 1, layout.R_LENGTH] += 1
-    rows[2].request.finished = lambda: True
-    assert [one.at for one in watching.judge(rows, records)] == [3]
-    assert watching.judge(rows, records[:, :2]) == ()
+    rows[2].request.finished_reason = "length"
+    assert [one.at for one in judge(rows, records)] == [3]
+    assert judge(rows, records[:, :2]) == ()
 
 
 def test_a_step_of_others_is_no_fault() -> None:
     step: Any = HostStep()
-    assert watching.judge(step.watched_rows(), step.watched_records()) == ()
+    assert judge(step.watched_rows(), step.watched_records()) == ()
+
+
+@pytest.mark.parametrize(("to_finish", "natural", "reason"), [
+    (None, False, "attention_drift"), (None, True, "eos"), ("abort", False, "abort"), ("abort", True, "abort"),
+])  # fmt: skip
+def test_what_ends_by_itself_keeps_its_own_reason(to_finish: str | None, natural: bool, reason: str) -> None:
+    request = Request(0, 3)
+    endings.end(request, "attention_drift")
+    request.to_finish, request.natural = to_finish, natural
+    request.update_finish_state(1)
+    assert request.finished_reason == reason
+    assert "update_finish_state" not in vars(request)
+
+
+def test_names_are_texts_again_and_nothing_else_is_changed() -> None:
+    reasons = [
+        None, {"type": "stop", "matched": [-1, *b"attention_drift"]}, {"type": "length", "length": 3},
+        {"type": "stop", "matched": [7, 8]}, {"type": "stop", "matched": "\n"}, {"type": "stop", "matched": []},
+    ]  # fmt: skip
+    endings.named(reasons)
+    assert reasons[1] == {"type": "stop", "matched": "attention_drift"}
+    assert reasons[2:] == [{"type": "length", "length": 3}, {"type": "stop", "matched": [7, 8]},
+                           {"type": "stop", "matched": "\n"}, {"type": "stop", "matched": []}]  # fmt: skip

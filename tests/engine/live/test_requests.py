@@ -237,7 +237,7 @@ BAD = [
     ({"attention_derotate": 1}, ["attention_derotate", "true or false"]),
     ({"attention_derotate": True, "attention_sketch_mode": True}, ["attention_derotate", "attention_sketch_mode"]),
     ({"attention_derotate": True, "attention_fingerprint_only": True}, ["attention_derotate", "fingerprints"]),
-    ({"attention_auto_sampling": True}, ["attention_auto_sampling", "not available"]),
+    ({"attention_auto_sampling": "zone"}, ["attention_auto_sampling", "true or false"]),
 ]
 
 

@@ -1,0 +1,95 @@
+"""Scheduler process: the tokens of a step that this process looks at itself, before SGLang takes them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.kernels import layout
+from geomcli.server_patch.entries import published_fingerprints
+from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.step_numbers import StepNumbers, numbers_of
+from geomcli.server_patch.values import CAPTURED, Token
+
+
+class Row(NamedTuple):
+    """One row of a step whose numbers are looked at: its place in the records, its request, that one's state."""
+
+    at: int
+    request: Any
+    state: Any
+
+
+class _Due(NamedTuple):
+    """A step_numbers.Due."""
+
+    options: CaptureOptions
+    token: Token
+    derotated: NDArray[np.float32] | None = None
+
+
+class Observed:
+    """Tokens [n] that come out of a step for `rows`, of those whose step was captured; `sound`: places of those whose
+    numbers may be believed.
+    """
+
+    def __init__(self, rows: Sequence[Row], records: NDArray[np.int32]) -> None:
+        due = _tokens(rows, records) if rows else []
+        self.rows = [row for row, _ in due]
+        self.tokens = [token for _, token in due]
+
+    @cached_property
+    def numbers(self) -> StepNumbers:
+        asked = [_Due(_plain(row.state.options), token) for row, token in zip(self.rows, self.tokens, strict=True)]
+        return numbers_of(asked, scheduler.layers)
+
+    @cached_property
+    def sound(self) -> list[int]:
+        return np.flatnonzero(~self.numbers.failed).tolist() if self.rows else []
+
+    @cached_property
+    def _fingerprints(self) -> tuple[NDArray[np.float64], NDArray[np.float32], list[list[float]]]:
+        return published_fingerprints(self.numbers)
+
+    @property
+    def histograms(self) -> NDArray[np.float64]:
+        """[n, 16]: means over the layers and heads that a request wants."""
+        return self._fingerprints[0]
+
+    @property
+    def fingerprints(self) -> NDArray[np.float32]:
+        """[n, 20]"""
+        return self._fingerprints[1]
+
+    @property
+    def published(self) -> NDArray[np.float64]:
+        """[n, 20]: with the digits that leave the server."""
+        return np.array(self._fingerprints[2], dtype=np.float64).reshape(-1, FINGERPRINT_SIZE)
+
+
+def _tokens(rows: Sequence[Row], records: NDArray[np.int32]) -> list[tuple[Row, Token]]:
+    stamps, lengths = (records[..., word].T.tolist() for word in (layout.R_STAMP, layout.R_LENGTH))
+    made = []
+    for row in rows:
+        request, state, at = row.request, row.state, row.at
+        if at >= len(stamps) or request.finished() or getattr(request, "is_retracted", False):
+            continue
+        prompt = len(request.origin_input_ids)
+        length = prompt + len(request.output_ids)
+        places = [scheduler.layers.index(layer) for layer in state.options.layers]
+        if all(stamps[at][place] == state.stamp and lengths[at][place] == length for place in places):
+            token = Token(length - prompt + 1, 0, CAPTURED, state.stamp, prompt, (), records[:, at])
+            made.append((row, token))
+    return made
+
+
+def _plain(options: CaptureOptions) -> CaptureOptions:
+    """Without the de-rotated view, which is no part of what is looked at."""
+    return msgspec.structs.replace(options, derotate=False) if options.derotate else options

@@ -1,0 +1,110 @@
+"""Logit statistics of the real engine: SGLang's own logprobs where those are of the same distribution."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.engine.harness import TWO_LAYERS, Server, served, sse
+
+TOKENS = 12
+ASK = {"return_attention_tokens": True, "attention_fingerprint_mode": True, "attention_logit_stats": True}
+PROMPTS = ("Tell a long story of the sea.", "List ten animals.", "What is 12 + 30?", "Hi")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with served(tmp_path_factory.mktemp("engine"), "--", *TWO_LAYERS) as running:
+        yield running
+
+
+def answer(server: Server, prompt: str = PROMPTS[0], **fields: Any) -> tuple[list[dict[str, float]], list[Any], str]:
+    """Statistics, SGLang's logprobs, text."""
+    asked = {**ASK, "max_tokens": TOKENS, "ignore_eos": True, "logprobs": True, "top_logprobs": 20, **fields}
+    found = server.chat(prompt, **asked)
+    choice = found["choices"][0]
+    statistics = [entry["logit_stats"] for entry in found["attention_tokens"]]
+    return statistics, choice["logprobs"]["content"], choice["message"]["content"]
+
+
+def check(statistics: list[dict[str, float]], logprobs: list[Any]) -> None:
+    assert len(statistics) == len(logprobs) == TOKENS
+    for mine, theirs in zip(statistics, logprobs, strict=True):
+        assert mine["logprob"] == pytest.approx(theirs["logprob"], abs=1e-4)
+        top = sorted((one["logprob"] for one in theirs["top_logprobs"]), reverse=True)
+        assert mine["margin"] == pytest.approx(top[0] - top[1], abs=1e-4)
+        # What 20 of the tokens have of the entropy, and what the others have at most.
+        rest = max(0.0, 1 - sum(map(math.exp, top)))
+        least = -sum(math.exp(p) * p for p in top) / math.log(2)
+        most = least - (rest * math.log2(rest / 49_132) if rest > 0 else 0)
+        assert least - 1e-3 <= mine["entropy_bits"] <= most + 1e-3
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_they_are_sglangs_own_logprobs(server: Server, temperature: float) -> None:
+    for prompt in PROMPTS:
+        check(*answer(server, prompt, temperature=temperature)[:2])
+
+
+def test_nothing_that_is_done_to_logits_changes_them(server: Server) -> None:
+    plain = answer(server, temperature=0)
+    first = plain[0][0]
+    for fields in (
+        {"temperature": 0.3}, {"temperature": 2.0, "top_p": 0.4}, {"frequency_penalty": 1.5, "temperature": 0},
+        {"logit_bias": {"5": -50, "6": 20}, "temperature": 0}, {"temperature": 1.0, "top_k": 3, "min_p": 0.1},
+    ):  # fmt: skip
+        statistics, _, _ = answer(server, **fields)
+        assert {k: statistics[0][k] for k in ("entropy_bits", "margin")} == pytest.approx(
+            {k: first[k] for k in ("entropy_bits", "margin")}, abs=1e-4
+        )
+    biased, _, text = answer(server, temperature=0, logit_bias={"6": 40})
+    assert text != plain[2]
+    assert max(one["logprob"] for one in biased) < -5  # a token that the model would not have written
+
+
+def test_many_at_once_with_and_without(server: Server) -> None:
+    alone = [answer(server, prompt, temperature=0)[0] for prompt in PROMPTS]
+
+    def ask(n: int) -> bool:
+        prompt = PROMPTS[n % 4]
+        if n % 3 == 0:
+            found = server.chat(prompt, max_tokens=n, **{**ASK, "attention_logit_stats": False})
+            return not any("logit_stats" in entry for entry in found["attention_tokens"])
+        statistics, logprobs, _ = answer(server, prompt, temperature=0)
+        check(statistics, logprobs)
+        return all(
+            a[name] == pytest.approx(b[name], abs=1e-3)
+            for a, b in zip(statistics, alone[n % 4], strict=True)
+            for name in a
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(ask, range(1, 25)))
+    assert server.get("/v1/attention/capabilities")["counters"]["errors"] == 0
+
+
+def test_streams_choices_and_strides(server: Server) -> None:
+    body = {
+        "model": "smollm2", "prompt": "The sea is", "max_tokens": 8, "n": 2, "temperature": 1, "stream": True, **ASK,
+        "attention_tokens_stride": 2,
+    }  # fmt: skip
+    events = sse(server.post("/v1/completions", body))
+    entries = [entry for event in events for entry in event.get("attention_tokens", ())]
+    assert {(entry["index"], entry["decode_step"]) for entry in entries} == {
+        (i, n) for i in (0, 1) for n in (1, 3, 5, 7)
+    }
+    assert all(entry["logit_stats"]["logprob"] <= 0 for entry in entries)
+    assert all(entry["bytes"] == 92 for entry in entries)
+
+
+def test_what_cannot_be_asked_for_is_named(server: Server) -> None:
+    fields = {"attention_fingerprint_only": True, "return_attention_tokens": True, "attention_logit_stats": True}
+    refused = server.post("/generate", {"text": "Hi", **fields})
+    assert refused.status_code == 400
+    assert "attention_logit_stats asks for more than fingerprints" in json.dumps(refused.json())
+    assert server.get("/v1/attention/capabilities")["features"]["logit_stats"] is True
