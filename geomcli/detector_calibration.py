@@ -219,7 +219,7 @@ def _baselines(plan: Plan, kind: registry.Kind, parts: Mapping[str, list[Answer]
     held = parts[HELD_OUT]
     made = {"length": np.array([float(answer.tokens) for answer in held])}
     if all(captured(frozenset({LOGITS}), answer.seen) for answer in held):
-        made["mean -logprob"] = np.array([_last(replay(LogprobDetector(), answer.seen)) for answer in held])
+        made["mean -logprob"] = np.array([_last(replay(LogprobDetector(least=1), answer.seen)) for answer in held])
         if kind.trained and all(captured(frozenset({LOGITS}), answer.seen) for answer in parts[TRAIN]):
             try:
                 stack = fit(LogitFeatures(), parts[TRAIN], parts[CALIBRATE])

@@ -8,6 +8,8 @@ import numpy as np
 
 from geomcli.detectors.observations import LOGITS, Floats, Observations
 
+LEAST = 4  # tokens: a mean of fewer says little, and would be the highest of most answers
+
 
 class Surprise:
     """What an answer's tokens cost so far, in nats, and how many they are."""
@@ -17,10 +19,15 @@ class Surprise:
 
 
 class LogprobDetector:
-    """Mean of -logprob (nats) of the tokens so far, >= 0; tokens without one are left out, and nan is their score."""
+    """Mean of -logprob (nats) of the tokens so far, >= 0; nan before `least` of them, and for a token without one."""
 
     name = "logprob"
     needs = frozenset({LOGITS})
+
+    def __init__(self, least: int = LEAST) -> None:
+        if least < 1:
+            raise ValueError(f"least must be >= 1 tokens, got {least}")
+        self.least = least
 
     def start(self) -> Surprise:
         return Surprise()
@@ -31,5 +38,6 @@ class LogprobDetector:
             if np.isfinite(logprob):
                 state.total -= logprob
                 state.count += 1
-                made[row] = state.total / state.count
+                if state.count >= self.least:
+                    made[row] = state.total / state.count
         return made

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from geomcli.detectors.logprob import LEAST
 from geomcli.detectors.observations import HEAD_SCALARS, HEADS, LOGITS, Floats, Observations
 
 ALPHA = 0.2
@@ -34,17 +35,19 @@ class RauqDetector:
         c_1 = p_1,  c_i = alpha p_i + (1 - alpha) a_i c_{i-1},  u = max over layers of mean over i of -log c_i
 
     a_i = attention of token i to token i-1, of the head of each layer whose mean a_i is largest so far. A token's row
-    comes with the entry of the next token, so the score is one token late; nan before the second. Tokens without
-    numbers are left out.
+    comes with the entry of the next token, so the score is one token late; nan before `least` tokens are in it. Tokens
+    without numbers are left out.
     """
 
     name = "rauq"
     needs = frozenset({LOGITS, HEADS})
 
-    def __init__(self, alpha: float = ALPHA) -> None:
+    def __init__(self, alpha: float = ALPHA, least: int = LEAST) -> None:
+        if least < 1:
+            raise ValueError(f"least must be >= 1 tokens, got {least}")
         if not 0 < alpha <= 1:
             raise ValueError(f"alpha must be above 0 and at most 1, got {alpha}")
-        self.alpha = alpha
+        self.alpha, self.least = alpha, least
 
     def start(self) -> Confidence:
         return Confidence()
@@ -81,5 +84,5 @@ class RauqDetector:
             state.confidence, state.logarithms, state.previous = confidence[row], logarithms[row], previous[row]
         head = previous.argmax(axis=2)[:, :, None]
         of_layer = -np.take_along_axis(logarithms, head, axis=2)[:, :, 0] / (tokens[:, :, 0] + 1)
-        made: Floats = of_layer.max(axis=1)
+        made: Floats = np.where(tokens[:, 0, 0] + 1 >= self.least, of_layer.max(axis=1), np.nan)
         return made

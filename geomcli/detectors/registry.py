@@ -10,7 +10,7 @@ from geomcli.compass import DRIFT_WINDOW
 from geomcli.detectors.calibration import MAKE, Calibration
 from geomcli.detectors.compass import CompassDetector
 from geomcli.detectors.heads import HeadFeatures
-from geomcli.detectors.logprob import LogprobDetector
+from geomcli.detectors.logprob import LEAST, LogprobDetector
 from geomcli.detectors.observations import HEADS, LINKS, LOGITS, Detector
 from geomcli.detectors.rauq import ALPHA, RauqDetector
 from geomcli.detectors.received import TOP, ReceivedFeatures
@@ -66,11 +66,11 @@ DETECTORS = {
         ),
         Kind(
             "logprob", "Running mean of -logprob: how unlikely the model finds its own answer.", LogprobDetector.needs,
-            {}, make=lambda s: LogprobDetector(**s),
+            {"least": LEAST}, frozenset({"least"}), lambda s: LogprobDetector(**s),
         ),
         Kind(
             "rauq", "RAUQ: confidence passed on by heads that look at the token before.", RauqDetector.needs,
-            {"alpha": ALPHA}, make=lambda s: RauqDetector(**s),
+            {"alpha": ALPHA, "least": LEAST}, frozenset({"least"}), lambda s: RauqDetector(**s),
         ),
         Kind(
             "heads", "Trained on logit numbers and the scalars of each captured head.", HeadFeatures.needs,

@@ -110,7 +110,7 @@ def test_labelled_answers_judge_a_threshold_of_clean_traffic() -> None:
     clean, labelled = answers(150, start=1000), answers(200, surprise=2.0)
     for answer in clean:
         object.__setattr__(answer, "wrong", None)
-    _, result = calibrate(Plan("logprob", 0.05, consecutive=6), labelled, clean, "made")
+    _, result = calibrate(Plan("logprob", 0.05, consecutive=2), labelled, clean, "made")
     held = result.held_out
     assert held is not None
     assert (result.parts[HELD_OUT].answers, result.clean.answers) == (200, 150)

@@ -7,6 +7,7 @@ import pytest
 
 from geomcli.detectors import registry
 from geomcli.detectors.heads import LOGIT_NUMBERS, HeadFeatures
+from geomcli.detectors.logprob import LogprobDetector
 from geomcli.detectors.observations import Observations, of_entries, replay
 from geomcli.detectors.summary import Summarised
 from geomcli.errors import UsageError
@@ -84,7 +85,8 @@ def test_without_what_it_needs_there_is_no_score(name: str) -> None:
 def test_logprob_is_the_running_mean_of_surprise() -> None:
     answer = observations(50, seed=4)
     expected = np.cumsum(-answer.logprob) / np.arange(1, 51)
-    np.testing.assert_allclose(replay(made("logprob"), answer), expected)
+    np.testing.assert_allclose(replay(LogprobDetector(least=1), answer), expected)
+    np.testing.assert_array_equal(np.isnan(replay(LogprobDetector(least=6), answer)), np.arange(50) < 5)
 
 
 @pytest.mark.parametrize("name", TRAINED)

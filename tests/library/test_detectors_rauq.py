@@ -26,7 +26,7 @@ def defined(probabilities: np.ndarray, attention: np.ndarray, alpha: float) -> f
 def test_it_is_the_definition_one_token_late(alpha: float) -> None:
     answer = observations(25, seed=1)
     assert answer.heads is not None
-    scores = replay(RauqDetector(alpha), answer)
+    scores = replay(RauqDetector(alpha, least=1), answer)
     probabilities = np.exp(answer.logprob)
     own_rows = answer.heads[1:, :, 2]  # the row of token i comes with the entry of token i + 1
     assert np.isnan(scores[0])
@@ -36,7 +36,7 @@ def test_it_is_the_definition_one_token_late(alpha: float) -> None:
 
 def test_with_alpha_1_it_is_the_mean_surprise() -> None:
     answer = observations(25, seed=2)
-    np.testing.assert_allclose(replay(RauqDetector(1.0), answer)[-1], -answer.logprob[:-1].mean())
+    np.testing.assert_allclose(replay(RauqDetector(1.0, least=1), answer)[-1], -answer.logprob[:-1].mean())
 
 
 def test_less_attention_to_the_token_before_is_less_confidence() -> None:
@@ -45,7 +45,7 @@ def test_less_attention_to_the_token_before_is_less_confidence() -> None:
     less = answer.heads.copy()
     less[:, :, 2] *= 0.5
     looking_away = Observations(answer.fingerprint, answer.logprob, answer.logit_entropy, answer.margin, less)
-    assert (replay(RauqDetector(), looking_away)[3:] > replay(RauqDetector(), answer)[3:]).all()
+    assert (replay(RauqDetector(), looking_away)[4:] > replay(RauqDetector(), answer)[4:]).all()
 
 
 def test_tokens_without_numbers_leave_a_number() -> None:
@@ -57,4 +57,4 @@ def test_tokens_without_numbers_leave_a_number() -> None:
 def test_an_impossible_token_is_a_number() -> None:
     answer = observations(5)
     answer.logprob[1] = -1e4
-    assert np.isfinite(replay(RauqDetector(1.0), answer)[1:]).all()
+    assert np.isfinite(replay(RauqDetector(1.0, least=1), answer)[1:]).all()
