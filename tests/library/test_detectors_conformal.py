@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from geomcli.compass import HALT
 from geomcli.detectors import conformal
+from geomcli.detectors.logprob import LogprobDetector
+from geomcli.detectors.observations import replay
 from geomcli.errors import GeomError
+from geomcli.firewall import Firewall
+from tests.library.made_answers import observations
 
 
 def test_the_level_of_an_answer_is_the_highest_threshold_that_alarms() -> None:
@@ -16,6 +21,22 @@ def test_the_level_of_an_answer_is_the_highest_threshold_that_alarms() -> None:
     assert conformal.level(scores, 4) == 1
     assert conformal.level(scores, 5) == conformal.NEVER
     assert conformal.level(np.zeros(0)) == conformal.NEVER
+
+
+@pytest.mark.parametrize("consecutive", [1, 2, 5])
+def test_a_firewall_halts_exactly_the_answers_whose_level_reaches_its_threshold(consecutive: int) -> None:
+    halted = 0
+    for seed in range(60):
+        answer = observations(30, seed=seed, lost=0.1)
+        detector = LogprobDetector()
+        reached = conformal.level(replay(detector, answer), consecutive)
+        firewall = Firewall(detector, 1.3, 1.3, consecutive)
+        watched = firewall.watch()
+        for step in range(len(answer)):
+            firewall.check([watched], answer.take(np.array([step])))
+        assert (watched.status == HALT) == (reached >= 1.3)
+        halted += watched.status == HALT
+    assert 5 < halted < 55
 
 
 @pytest.mark.parametrize(("n", "rate"), [(99, 0.01), (150, 0.05), (40, 0.1)])
