@@ -109,6 +109,12 @@ def calibrate(
     ]  # fmt: skip
     if clean and len(rest) < len(clean):
         notes.append(f"{len(clean) - len(rest)} clean answers are left out: the detector was trained on their groups.")
+    resting = {answer.group for answer in rest}
+    held_out = [answer for answer in parts[HELD_OUT] if answer.group not in resting]
+    if len(held_out) < len(parts[HELD_OUT]):
+        left = len(parts[HELD_OUT]) - len(held_out)
+        notes.append(f"{left} labelled answers are left out: the threshold rests on clean ones of their groups.")
+        parts[HELD_OUT] = held_out
 
     stack = None
     detector: Detector[Any]

@@ -125,18 +125,25 @@ def _heads(entries: Sequence[Mapping[str, Any]]) -> Floats | None:
 
 
 def _links(entries: Sequence[Mapping[str, Any]]) -> Links | None:
-    most = max((len(entry.get("token_positions") or ()) for entry in entries), default=0)
-    if not most:
+    rows = {
+        row: entry
+        for row, entry in enumerate(entries)
+        if entry.get("token_positions")
+        and entry.get("logsumexp_candidates") is not None
+        and entry.get("query_position") is not None
+    }
+    if not rows:
         return None
+    most = max(len(entry["token_positions"]) for entry in rows.values())
     query = np.full(len(entries), -1, dtype=np.int64)
     positions = np.full((len(entries), most), -1, dtype=np.int64)
     masses = np.zeros((len(entries), most))
-    for row, entry in enumerate(entries):
-        if keys := entry.get("token_positions"):
-            logits = np.array(entry["topk_logits"], dtype=np.float64)
-            query[row] = entry["query_position"]
-            positions[row, : len(keys)] = keys
-            masses[row, : len(keys)] = np.exp(np.minimum(logits - entry["logsumexp_candidates"], 0.0))
+    for row, entry in rows.items():
+        k = len(entry["token_positions"])
+        logits = np.array(entry["topk_logits"], dtype=np.float64)
+        query[row] = entry["query_position"]
+        positions[row, :k] = entry["token_positions"]
+        masses[row, :k] = np.exp(np.minimum(logits - entry["logsumexp_candidates"], 0.0))
     return Links(query, positions, masses)
 
 

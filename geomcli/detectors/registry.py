@@ -19,6 +19,7 @@ from geomcli.detectors.trained import TrainedDetector
 from geomcli.errors import UsageError
 
 Settings = Mapping[str, float]
+MOST = 1024  # of a setting that counts tokens or positions
 # What a request has to ask for, so that entries have what a detector needs.
 CAPTURED_BY = {
     LOGITS: "entries with `logit_stats`",
@@ -51,8 +52,8 @@ class Kind:
             if name not in self.settings:
                 known = ", ".join(self.settings) or "none"
                 raise UsageError(f"detector {self.name} has no setting {name!r}; it has: {known}.")
-            if name in self.whole and value != int(value):
-                raise UsageError(f"{name} of detector {self.name} must be a whole number, got {value!r}.")
+            if name in self.whole and not (1 <= value <= MOST and value == int(value)):
+                raise UsageError(f"{name} of detector {self.name} must be a whole number of 1..{MOST}, got {value!r}.")
         merged = {**self.settings, **(given or {})}
         return {name: int(value) if name in self.whole else float(value) for name, value in merged.items()}
 

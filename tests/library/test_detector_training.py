@@ -125,6 +125,15 @@ def test_clean_answers_of_questions_that_were_trained_on_are_left_out() -> None:
     assert any("trained on their groups" in note for note in result.notes)
 
 
+def test_nothing_is_judged_by_what_the_threshold_rests_on() -> None:
+    some = answers(120)
+    _, result = calibrate(Plan("logprob", 0.05), some, answers(60), "made")
+    assert result.parts[HELD_OUT].answers == 60
+    assert any("60 labelled answers are left out" in note for note in result.notes)
+    _, result = calibrate(Plan("logprob", 0.05), some, some, "made")
+    assert result.held_out is None
+
+
 def test_a_rate_for_a_thousand_tokens() -> None:
     calibration, _ = calibrate(Plan("logprob", 2.0, per=THOUSAND), [], answers(120), "made")
     assert calibration.about.per == THOUSAND

@@ -187,8 +187,9 @@ def test_settings_are_checked_by_name() -> None:
         registry.create("compass", {"depth": 3})
     with pytest.raises(UsageError, match="window must be >= 2"):
         registry.create("compass", {"window": 1})
-    with pytest.raises(UsageError, match=r"whole number, got 2\.5"):
-        registry.create("compass", {"window": 2.5})
+    for value in (2.5, 0, 1025, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match=r"window of detector compass must be a whole number of 1\.\.1024, got"):
+            registry.create("compass", {"window": value})
     with pytest.raises(UsageError, match="alpha must be above 0"):
         registry.create("rauq", {"alpha": 0})
     with pytest.raises(UsageError, match="there is no detector 'oracle'; there are: compass"):
