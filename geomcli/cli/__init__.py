@@ -21,7 +21,7 @@ from geomcli.cli.output import drop_unread, fail
 from geomcli.errors import ExitCode, GeomError
 
 # Each is the function of its name in the module of its name, or its `app` where it has commands of its own.
-COMMANDS = ("serve", "run", "compare", "report", "spans", "tui", "models", "traces", "discover", "sidecar")
+COMMANDS = ("serve", "run", "compare", "report", "spans", "tui", "models", "traces", "discover", "calibrate", "sidecar")
 
 
 def application(names: Collection[str] = COMMANDS) -> typer.Typer:
