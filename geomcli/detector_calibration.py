@@ -169,7 +169,10 @@ def _usable(answers: Sequence[Answer], kind: registry.Kind, called: str, notes: 
     some = [answer for answer in answers if captured(kind.needs, answer.seen)]
     if answers and not some:
         needed = " and ".join(registry.CAPTURED_BY[need] for need in sorted(kind.needs)) or "fingerprints"
-        raise UsageError(f"detector {kind.name} needs {needed}; none of the {len(answers)} {called} answers has them.")
+        raise UsageError(
+            f"detector {kind.name} needs {needed}; none of the {len(answers)} {called} answers has them.",
+            "answers captured with them, or another --detector",
+        )
     if len(some) < len(answers):
         notes.append(
             f"{len(answers) - len(some)} {called} answers are left out: what {kind.name} needs was not captured."

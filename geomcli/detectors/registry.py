@@ -22,7 +22,7 @@ Settings = Mapping[str, float]
 MOST = 1024  # of a setting that counts tokens or positions
 # What a request has to ask for, so that entries have what a detector needs.
 CAPTURED_BY = {
-    LOGITS: "entries with `logit_stats`",
+    LOGITS: "entries with `logit_stats` (attention_logit_stats)",
     HEADS: "entries with `head_stats` (attention_head_stats)",
     LINKS: "raw entries (`geom run --capture raw`)",
 }

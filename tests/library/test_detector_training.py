@@ -57,11 +57,11 @@ def test_a_planted_signal_of_one_head_is_found() -> None:
 
 def test_where_there_is_none_nothing_is_found() -> None:
     areas = []
-    for seed in range(6):
-        _, result = calibrate(Plan("heads", 0.1, seed=seed), answers(240, seed=seed), [], "made")
+    for seed in range(4):
+        _, result = calibrate(Plan("heads", 0.1, seed=seed), answers(180, seed=seed), [], "made")
         assert result.held_out is not None
         areas.append(result.held_out.areas[0].auroc)
-    assert abs(np.mean(areas) - 0.5) < 0.12
+    assert abs(np.mean(areas) - 0.5) < 0.15
 
 
 def test_probabilities_are_calibrated() -> None:
