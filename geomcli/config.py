@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_key: str = ""
     attention_key: str = ""
     db: str = ""
+    discovery: str = ""
     tui: Tui = Tui()
 
     @property
@@ -74,6 +75,7 @@ _ENVIRONMENT = {
     "api_key": ("GEOM_API_KEY",),
     "attention_key": (ATTENTION_KEY_VARIABLE,),
     "db": ("GEOM_DB",),
+    "discovery": ("GEOM_DISCOVERY",),
 }
 
 
@@ -126,9 +128,11 @@ def store_path(environment: Mapping[str, str] = os.environ, *, db: str | None = 
     return _db_path(values.get("db", ""))
 
 
-def discovery_path(store: Path) -> Path:
-    """Where `geom discover` keeps the artifacts of a store."""
-    return store.parent / "discovery"
+def discovery_path(store: Path, environment: Mapping[str, str] = os.environ) -> Path:
+    """Where `geom discover` keeps the artifacts of a store: beside it, unless they have a place of their own."""
+    values, _, _ = _merged(environment, {})
+    named = values.get("discovery", "")
+    return Path(os.path.expanduser(named)) if named else store.parent / "discovery"
 
 
 def _merged(

@@ -33,8 +33,8 @@ class Metrics:
             "engine_bytes": Counter("geom_engine_bytes", "Bytes that left the engine for entries."),
             "json_bytes": Counter("geom_json_bytes", "Bytes of entries as JSON."),
             "faults": Counter("geom_faults", "Faults inside the plugin, in the main process."),
-            "sent": Counter("geom_sidecar_sent", "Fingerprints handed over for the sidecar."),
-            "dropped": Counter("geom_sidecar_dropped", "Fingerprints dropped: no sidecar, or one that takes no more."),
+            "sent": Counter("geom_pushed", "Fingerprints handed over for the sidecar."),
+            "dropped": Counter("geom_push_dropped", "Fingerprints dropped: no sidecar, or one that takes no more."),
         }
         self._active = gauge("geom_active_captures", "Sequences that are being captured.")
         self._limit = gauge("geom_max_concurrent_captures", "Limit of sequences captured at once, 0 = none.")

@@ -24,7 +24,9 @@ def problem_of(url: str) -> str:
 
 
 def _problem_of_file(name: str) -> str:
-    if name.startswith("@") or name == "*":  # an abstract name, or one of ZMQ's own choice
+    if name in ("", "*"):
+        return "it names no file"
+    if name.startswith("@"):  # Linux's abstract namespace
         return ""
     path = Path(name)
     try:
@@ -34,8 +36,11 @@ def _problem_of_file(name: str) -> str:
     if not stat.S_ISSOCK(mode):
         return f"{path} is there already and no socket"
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+        other.setblocking(False)
         try:
             other.connect(name)
+        except BlockingIOError:  # it has not come round to those who wait
+            pass
         except OSError:  # what a process that was killed has left
             return ""
     return "somebody listens there"

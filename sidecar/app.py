@@ -71,7 +71,7 @@ def application(service: Service, *, key: str = "") -> FastAPI:
         """Whether messages are read and stored."""
         problems = service.problems()
         response.status_code = 503 if problems else 200
-        notices = list(service.storage.notices)
+        notices = [*service.storage.notices, *service.receiver.notices]
         return d.Health(status="failing" if problems else "ok", problems=problems, notices=notices)
 
     return app
@@ -173,7 +173,7 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
             return d.Status(loaded=False, directory=root, error=discoveries.error)
         m = classifier.artifacts.manifest
         return d.Status(
-            loaded=True, directory=root, run_id=m.run_id, model=m.model, n=m.n, clusters=len(m.clusters),
+            loaded=True, directory=root, run_id=m.run_id, model=m.model, unit=m.unit, n=m.n, clusters=len(m.clusters),
             created=m.created, error=discoveries.error,
         )  # fmt: skip
 
@@ -203,6 +203,7 @@ def _add_discovery(router: APIRouter, service: Service) -> None:
         return d.Classifications(
             run_id=learned.run_id,
             model=learned.model,
+            unit=learned.unit,
             results=classifier.classify(np.array(vectors)),
         )
 

@@ -99,10 +99,13 @@ class Prediction(BaseModel):
 
 
 class Classifications(BaseModel):
-    """`model`: the one that the discovery was learned from."""
+    """`model`: the one that the discovery was learned from; `unit`: what one of its points was, token or request (the
+    mean of its tokens): fingerprints of the other kind are not like them.
+    """
 
     run_id: str
     model: str
+    unit: str
     results: list[Classification]
 
 
@@ -113,6 +116,7 @@ class Status(BaseModel):
     directory: str | None
     run_id: str | None = None
     model: str | None = None
+    unit: str | None = None
     n: int | None = None
     clusters: int | None = None
     created: int | None = None

@@ -18,6 +18,7 @@ from multiprocessing import connection, get_context, parent_process
 from geomcli import clusters
 from geomcli.clusters import Clusters
 from geomcli.errors import GeomError
+from geomcli.sidecar.amounts import Amounts
 from geomcli.sidecar.messages import Message
 from geomcli.sidecar.online import THRESHOLD, OnlineClusters
 from geomcli.sidecar.traffic import Floats, Traffic
@@ -37,8 +38,8 @@ class UnknownModel(LookupError):
 
 
 class Grouping:
-    """Takes messages, and groups those of each model by themselves; a model beyond `most_models` pushes out the one of
-    the fewest fingerprints. `longest`: seconds of a grouping, and more is an error.
+    """Takes messages, and groups those of each model by themselves; a model beyond `most_models` pushes out the one
+    that the least came of lately. `longest`: seconds of a grouping, and more is an error.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Grouping:
         self._interval = ONLINE_SECONDS if online else interval
         self._buffer = buffer
         self._traffic: dict[str, Traffic] = {}  # the one of the newest fingerprints last
+        self._amounts = Amounts()
         self._lock = threading.Lock()
         self._running = threading.Lock()
         self._pool: ProcessPoolExecutor | None = None
@@ -105,6 +107,7 @@ class Grouping:
             of_model.setdefault(m.model, []).append(m)
         newest = messages[-1].model
         for model in sorted(of_model, key=lambda name: name == newest):
+            self._amounts.add(model, len(of_model[model]))
             self._newest(model).put(of_model[model])
 
     def recluster(self, model: str | None = None) -> Traffic | None:
@@ -131,7 +134,7 @@ class Grouping:
                 online = OnlineClusters(self._threshold) if self.is_online else None
                 found = Traffic(model, self._buffer, online)
                 if len(self._traffic) >= self.most_models:
-                    least = min(self._traffic.values(), key=lambda traffic: traffic.seen).model  # the first of several
+                    least = self._amounts.least(self._traffic)
                     del self._traffic[least]
                     self.models_dropped += 1
                     self.last_dropped.append(least)

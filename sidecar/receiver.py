@@ -30,6 +30,7 @@ _END_SECONDS = 10  # of its thread; longer, and whoever takes messages hangs
 _LOOK_SECONDS = 0.25  # between looks at the memory
 _BIND_SECONDS = 5.0
 _REASONS = 20
+_NOTICES = 5
 
 
 class Receiver:
@@ -46,6 +47,7 @@ class Receiver:
         self._counters = counters
         self._take = take
         self.reasons: deque[str] = deque(maxlen=_REASONS)  # why the last frames were no messages
+        self.notices: deque[str] = deque(maxlen=_NOTICES)
         try:
             if problem := problem_of(url):
                 raise zmq.ZMQError(msg=problem)
@@ -110,7 +112,7 @@ class Receiver:
         return some
 
     def _close_connections(self) -> None:
-        """Of every sender, once what is whole has been read."""
+        """Of every sender, after what is whole has been read, as far as they do not go on."""
         for _ in range(HIGH_WATER // _BATCH):
             if not self._take_some():
                 break
@@ -120,6 +122,10 @@ class Receiver:
         self._memory = max(self._memory, resident())
         self._counters.oversized += 1
         self.reasons.append("messages without an end: every connection was closed")
+        self.notices.append(
+            f"messages without an end filled the memory at {time.strftime('%Y-%m-%d %H:%M:%S')}: every connection was "
+            "closed, and what others were sending then may be lost."
+        )
 
     def _decoded(self, frames: Sequence[bytes], batch: list[Message]) -> None:
         try:

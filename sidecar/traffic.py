@@ -98,7 +98,8 @@ class Traffic:
                 self.online.add(fingerprints)
             else:
                 rows = fingerprints[-len(self._values) :]
-                self._values[(self.seen + np.arange(len(rows))) % len(self._values)] = rows
+                first = self.seen + len(fingerprints) - len(rows)
+                self._values[(first + np.arange(len(rows))) % len(self._values)] = rows
             self.seen += len(fingerprints)
 
     def _fresh(self, messages: Sequence[Message]) -> list[bytes]:

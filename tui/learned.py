@@ -21,6 +21,7 @@ from geomcli.compass import DRIFT_WINDOW
 from geomcli.discovery.stamps import stamp_of
 from geomcli.display import printable, zone_label
 from geomcli.errors import GeomError
+from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.tui.turn import Token, Turn
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Tally:
         self.counts: Counter[int] = Counter()
         self.read = 0  # tokens of the turn that were looked at
         self._sum = 0.0
+        self._total: Floats = np.zeros(FINGERPRINT_SIZE)
+        self._tokens = 0
 
     @property
     def n(self) -> int:
@@ -87,6 +90,17 @@ class Tally:
     def add(self, labels: Labels, confidences: Floats) -> None:
         self.counts.update(labels.tolist())
         self._sum += float(confidences.sum())
+
+    def with_mean(self, fingerprints: Floats) -> Floats:
+        """Mean [20] of all fingerprints so far, these [m, 20] among them."""
+        self._total = self._total + fingerprints.sum(axis=0)
+        self._tokens += len(fingerprints)
+        made: Floats = self._total / self._tokens
+        return made
+
+    def mean(self, labels: Labels, confidences: Floats) -> None:
+        """What the mean is, in the place of what it was."""
+        self.counts, self._sum = Counter(labels.tolist()), float(confidences.sum())
 
 
 class Learned:
@@ -131,6 +145,11 @@ class Learned:
         """Whether confidences rest on held-out fingerprints."""
         return self.classifier is not None and self.classifier.artifacts.manifest.calibrated
 
+    @property
+    def of_requests(self) -> bool:
+        """Whether means of requests were learned, which single tokens are not like."""
+        return self.classifier is not None and self.classifier.artifacts.manifest.unit == "request"
+
     def why_not(self, model: str) -> str:
         """A sentence with a mend: why nothing of a model is classified; "" where it is."""
         if self.of(model) is not None:
@@ -165,7 +184,9 @@ class Learned:
         return _assigned(self.classifier.artifacts, np.clip(fingerprints, 0.0, 1.0))
 
     def tally(self, turn: Turn) -> Tally | None:
-        """Of what is shown of a turn; only what is new is classified. None where the discovery does not fit it."""
+        """Of what is shown of a turn; only what is new is classified, or their mean where requests were learned. None
+        where the discovery does not fit it.
+        """
         if self.of(turn.model) is None:
             return None
         tally = self._tallies.setdefault(turn, Tally())
@@ -176,7 +197,9 @@ class Learned:
                 rows.append(fingerprint)
                 done = token.index + 1
         tally.read = max(done, len(turn.tokens) - _WAITS)
-        if rows:
+        if rows and self.of_requests:
+            tally.mean(*self.assign(tally.with_mean(np.array(rows))[None]))
+        elif rows:
             tally.add(*self.assign(np.array(rows)))
         return tally
 

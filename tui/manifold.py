@@ -56,6 +56,7 @@ class Manifold:
         self.scope, self.cloud, self.chosen = scope, empty(), None
         self.forget()
         self.error, self.loading = "", not self.of_session
+        self.mapping.of_tokens = self.of_session
         if self.of_session:
             self.take_tokens()
 
@@ -196,7 +197,7 @@ class Manifold:
     @property
     def classification(self) -> Classification | None:
         """Of the chosen point against the discovery; None where that does not fit it."""
-        if self.chosen is None:
+        if self.chosen is None or (self.of_session and self.learned.of_requests):
             return None
         return self.learned.classify(self.model, self.cloud.fingerprints[self.chosen])
 

@@ -30,6 +30,7 @@ class Mapping:
     def __init__(self, learned: Learned) -> None:
         self.learned = learned
         self.shown = False
+        self.of_tokens = True  # rather than of traces
         self.busy = False
         self._plane: Plane | None = None
         self._backdrop: Backdrop | None = None
@@ -58,13 +59,14 @@ class Mapping:
 
     def place(self, fingerprints: NDArray[np.float64], models: Sequence[str]) -> None:
         """Place what is new of fingerprints [n, 20]. models: of those that are new."""
-        self._add(*_placed(self.learned, fingerprints[len(self.xy) :], models))
+        self._add(*_placed(self.learned, fingerprints[len(self.xy) :], models, tokens=self.of_tokens))
 
     async def place_beside(self, fingerprints: NDArray[np.float64], models: Sequence[str]) -> None:
         """`place`, without holding up the app."""
         self.busy, number = True, self._number
         try:
-            made = await asyncio.to_thread(_placed, self.learned, fingerprints[len(self.xy) :].copy(), models)
+            new = fingerprints[len(self.xy) :].copy()
+            made = await asyncio.to_thread(_placed, self.learned, new, models, tokens=self.of_tokens)
             if number is self._number:
                 self._add(*made)
         finally:
@@ -121,7 +123,7 @@ def _texts(found: Found) -> tuple[str, ...]:
 
 
 def _placed(
-    learned: Learned, fingerprints: NDArray[np.float64], models: Sequence[str]
+    learned: Learned, fingerprints: NDArray[np.float64], models: Sequence[str], *, tokens: bool
 ) -> tuple[NDArray[np.float64], Labels]:
     xy = np.full((len(fingerprints), 2), np.nan)
     labels = np.full(len(fingerprints), ELSEWHERE, dtype=np.int64)
@@ -134,6 +136,7 @@ def _placed(
     own = np.array([model == a.manifest.model for model in models], dtype=bool) & np.isfinite(fingerprints).all(axis=1)
     values = np.clip(fingerprints[own], 0.0, 1.0)
     if len(values):
-        labels[own], _ = learned.assign(values)
+        if not (tokens and learned.of_requests):
+            labels[own], _ = learned.assign(values)
         xy[own] = place((values - a.mean) / a.scale, plane.z, plane.xy)
     return xy, labels

@@ -35,7 +35,7 @@ _SAID = {
 def discover(
     db: opening.Db = None,
     output_dir: Annotated[
-        Path | None, typer.Option("--output-dir", "-o", help="Folder of the artifacts; beside the store if left out.")
+        str | None, typer.Option("--output-dir", "-o", help="Folder of the artifacts; beside the store if left out.")
     ] = None,
     min_samples: Annotated[int, typer.Option(help="Fewer fingerprints than this are refused.", min=2)] = 100,
     model: Annotated[str | None, typer.Option(help="Whose fingerprints; the model with the most if left out.")] = None,
@@ -69,7 +69,9 @@ def discover(
     from geomcli.store import Store
 
     path = config.store_path(db=None if db is None else str(db))
-    root = output_dir or config.discovery_path(path)
+    if output_dir == "":
+        raise UsageError("--output-dir names no folder.", "--output-dir ./discovery_artifacts")
+    root = config.discovery_path(path) if output_dir is None else Path(output_dir)
     console = output.narrator()
     failed: list[GeomError] = []
 
@@ -90,9 +92,13 @@ def discover(
         )
         if found.unsound:
             console.print(
-                f"{found.unsound} left out: they are not {FINGERPRINT_SIZE} numbers in [0, 1]", style="yellow"
+                f"{found.unsound} left out: not {FINGERPRINT_SIZE} numbers in [0, 1], or all 0", style="yellow"
             )
         refuse_too_few(found, min_samples)
+        if min_cluster_size is not None and min_cluster_size > len(found):
+            raise UsageError(
+                f"--min-cluster-size {min_cluster_size} is more than the {len(found)} points.", "a smaller one"
+            )
         artifacts.prepare(root)
         parameters = Parameters(min_samples, min_cluster_size, umap, seed=seed)
         with _Stages(console) as stages:

@@ -35,7 +35,7 @@ def reading_of(trace: Trace, store: Path) -> TraceReading | None:
 
 def line_of(reading: TraceReading) -> str:
     """Like "A syntax_floor, local_attention 62%  off 18%  (of 20,000 fingerprints, confidence 0.93)"; "uncalibrated"
-    where the confidence rests on nothing.
+    where the confidence rests on nothing. Of the mean of the answer, where requests were learned.
     """
     from geomcli.display import cluster_name
 
@@ -46,4 +46,6 @@ def line_of(reading: TraceReading) -> str:
     if reading.on_manifold < 1:
         parts.append(f"off {1 - reading.on_manifold:.0%}")
     sure = f"confidence {reading.confidence:.2f}" if reading.calibrated else "uncalibrated"
+    if reading.unit == "request":
+        return f"{'  '.join(parts)}  [dim](its mean, of {reading.n:,} requests, {sure})[/]"
     return f"{'  '.join(parts)}  [dim](of {reading.n:,} fingerprints, {sure})[/]"

@@ -8,6 +8,7 @@ where an older one could: nobody classifies against another run than the one nam
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -48,7 +49,7 @@ class Manifest(msgspec.Struct, frozen=True):
     """format, version: of the folder; run_id; created: epoch ms; n: fingerprints it was learned from, of `stored`;
     calibration: `held_out` fingerprints, where there are any the share that was right (`accuracy`), and where it could
     be judged the expected calibration `error`; implementations: what computed a stage; git: the commit of geom, where
-    it is known.
+    it is known; files: SHA-256 of the others in the folder.
     """
 
     format: str
@@ -72,6 +73,7 @@ class Manifest(msgspec.Struct, frozen=True):
     clusters: list[Found]
     implementations: dict[str, str] = {}
     git: str | msgspec.UnsetType = msgspec.UNSET
+    files: dict[str, str] = {}
 
     @property
     def calibrated(self) -> bool:
@@ -170,11 +172,15 @@ def _sweep(root: Path) -> None:
 def load(path: Path) -> Artifacts:
     """The run in a folder, or the latest of a folder with runs; GeomError says what is wrong with it."""
     latest = path / LATEST
-    folder = (latest if latest.exists() else path).resolve()
+    try:
+        folder = (latest if latest.exists() else path).resolve()
+    except (OSError, RuntimeError) as error:
+        raise GeomError(f"{path} cannot be read: {error}.", MAKE) from None
     if latest.is_symlink() and not latest.exists():
         raise GeomError(f"{latest} names a run that is not there, {os.readlink(latest)}.", MAKE)
     if not (folder / _MANIFEST).is_file():
-        raise GeomError(f"{path} holds no discovery artifacts.", MAKE)
+        where = shlex.quote(str(path.absolute()))
+        raise GeomError(f"{path.absolute()} holds no discovery artifacts.", f"geom discover --output-dir {where}")
     try:
         raw = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=dict[str, Any])
         if raw.get("format") != FORMAT:
@@ -185,6 +191,9 @@ def load(path: Path) -> Artifacts:
                 "pip install --upgrade geomcli",
             )
         manifest = msgspec.convert(raw, Manifest)
+        for name, digest in manifest.files.items():
+            if Path(name).name != name or _digest(folder / name) != digest:
+                raise ValueError(f"{name} is not the file that the run wrote")
         with np.load(folder / _MODEL, allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
         return _checked(folder, manifest, arrays)
@@ -192,6 +201,11 @@ def load(path: Path) -> Artifacts:
         raise
     except Exception as error:  # numpy's readers of damaged files raise what they like
         raise GeomError(f"the artifacts in {folder} are damaged: {str(error) or type(error).__name__}.", MAKE) from None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Artifacts:
@@ -209,6 +223,8 @@ def _checked(folder: Path, manifest: Manifest, arrays: dict[str, Floats]) -> Art
             raise ValueError(f"{name} has a value that is not above 0")
     if (np.abs(arrays["medoids"] - 0.5) > 0.501).any():
         raise ValueError("medoids has a value outside [0, 1]")
+    if not 0 <= manifest.noise <= manifest.n or not all(0 < cluster.share <= 1 for cluster in manifest.clusters):
+        raise ValueError("the manifest counts what cannot be")
     for place, cluster in enumerate(manifest.clusters):
         if cluster.cluster != place:
             raise ValueError(f"clusters[{place}] of the manifest is cluster {cluster.cluster}")
@@ -286,6 +302,7 @@ def _fill(folder: Path, discovery: Discovery, run_id: str) -> None:
         clusters=discovery.found,
         implementations=discovery.implementations,
         git=commit() or msgspec.UNSET,
+        files={file.name: _digest(file) for file in sorted(folder.iterdir())},
     )
     # Last, so that a folder with a manifest is a whole one.
     (folder / _MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))

@@ -78,6 +78,7 @@ class Points:
     origin: str
     stored: int
     unsound: int = 0
+    unit: Unit = "token"
     windows: Floats = field(default_factory=lambda: np.zeros((0, DRIFT_WINDOW, FINGERPRINT_SIZE)))
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class Points:
     @property
     def of_requests(self) -> bool:
         """Whether each is the mean of a request."""
-        return bool(len(self)) and bool(self.steps[0] < 0)
+        return self.unit == "request"
 
 
 def models_of(store: Store, origin: Origin = "auto") -> list[tuple[str, int]]:
@@ -242,6 +243,7 @@ def _means(store: Store, table: _Table, model: str, most: int) -> Points:
         "",
         len(requests),
         unsound,
+        "request",
     )
 
 

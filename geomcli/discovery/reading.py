@@ -25,10 +25,11 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class TraceReading(msgspec.Struct, frozen=True):
-    """run_id, n: the discovery and how many fingerprints it rests on; tokens [m]: indices of those that were
-    classified; classified [m]; shares: the largest first, without noise; on_manifold: share of tokens that are in a
-    cluster; off: for each token the angle of its window from the nearest cluster, None before the window is full;
-    calibrated: whether confidences rest on held-out fingerprints.
+    """run_id, n, unit: the discovery and how many tokens or requests it rests on; tokens [m]: indices of those with a
+    fingerprint; classified: each of them, or their mean where requests were learned; shares: the largest first, without
+    noise; on_manifold: share of what is classified that is in a cluster; off: for each token the angle of its window
+    from the nearest cluster, None before the window is full; calibrated: whether confidences rest on held-out
+    fingerprints.
     """
 
     run_id: str
@@ -40,6 +41,7 @@ class TraceReading(msgspec.Struct, frozen=True):
     confidence: float
     off: list[OffManifold | None]
     calibrated: bool = True
+    unit: str = "token"
 
 
 def read(trace: Trace, classifier: Classifier) -> TraceReading | None:
@@ -58,7 +60,8 @@ def read(trace: Trace, classifier: Classifier) -> TraceReading | None:
     values = np.clip(values[sound], 0.0, 1.0)
     if not len(values):
         return None
-    classified = classifier.classify(values)
+    of_requests = manifest.unit == "request"
+    classified = classifier.classify(values.mean(axis=0, keepdims=True) if of_requests else values)
     counts = Counter(c.cluster for c in classified)
     on = len(classified) - counts.pop(NOISE, 0)
     names = {cluster.cluster: cluster.name for cluster in manifest.clusters}
@@ -69,7 +72,7 @@ def read(trace: Trace, classifier: Classifier) -> TraceReading | None:
     return TraceReading(
         manifest.run_id, manifest.n, tokens, classified, shares, on / len(classified),
         float(np.mean([c.confidence for c in classified])), off_manifold(values, classifier),
-        manifest.calibrated,
+        manifest.calibrated, manifest.unit,
     )  # fmt: skip
 
 

@@ -16,5 +16,5 @@ def stamp_of(root: Path) -> object:
             return None
         states = ((name, (folder / name).stat()) for name in _FILES if (folder / name).exists())
         return folder, [(name, state.st_ino, state.st_mtime_ns, state.st_size) for name, state in states]
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # a loop of links is the second
         return str(error)

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 
+from geomcli.discovery import artifacts
+from geomcli.errors import GeomError
 from geomcli.store import Store
 from tests.conftest import GEOM
 from tests.discovery.made_points import filled, planted
@@ -106,10 +108,37 @@ def test_rows_that_are_no_fingerprints_are_left_out_and_counted(db: Path) -> Non
         connection.commit()
     done = geom("--db", db, "--no-umap")
     assert done.returncode == 0, done.stderr
-    assert "4 left out: they are not 20 numbers in [0, 1]" in done.stderr
+    assert "4 left out: not 20 numbers in [0, 1], or all 0" in " ".join(done.stderr.split())
     few = geom("--db", db, "--min-samples", 330, "--no-umap")
     assert few.returncode == 1
     assert "326 fingerprints of made (4 stored fingerprints are not sound)" in " ".join(few.stderr.split())
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (("--min-cluster-size", 900), "--min-cluster-size 900 is more than the 330 points"),
+    (("--output-dir", ""), "--output-dir names no folder"),
+])  # fmt: skip
+def test_flags_that_cannot_be_meant(db: Path, flags: tuple[object, ...], said: str) -> None:
+    done = geom("--db", db, *flags)
+    assert done.returncode == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_a_loop_of_links_is_a_sentence(db: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = geom("--db", db, "--output-dir", tmp_path / "loop")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    with pytest.raises(GeomError, match="loop"):
+        artifacts.load(tmp_path / "loop")
+
+
+def test_a_folder_of_one_s_own_for_all_commands(db: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "GEOM_DISCOVERY": str(tmp_path / "mine")}
+    done = subprocess.run([GEOM, "discover", "--db", db, "--no-umap"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "latest" / "manifest.json").is_file()
+    assert not (db.parent / "discovery").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_known_at_once(db: Path, tmp_path: Path) -> None:

@@ -130,10 +130,12 @@ def test_damage_and_other_versions_are_named(run: Path, tmp_path: Path) -> None:
     fails(r"artifacts of version 2; this geom reads 1. Try: pip install --upgrade")
     changed(run, version=1, format="other")
     fails("is of format 'other'")
-    changed(run, format="geom-discovery", clusters=[])
+    changed(run, format="geom-discovery", clusters=[], files={})
     fails(r"damaged: medoids has shape \(5, 20\), not \(0, 20\)")
     shutil.copy(kept / "manifest.json", run)
     (run / "model.npz").write_bytes((kept / "model.npz").read_bytes()[:200])
+    fails("damaged")
+    changed(run, files={})
     fails("damaged")
     np.savez(run / "model.npz", mean=np.zeros(20))
     fails("damaged: 'scale is not a file in the archive'|damaged: .*scale")
@@ -145,19 +147,38 @@ def test_damage_and_other_versions_are_named(run: Path, tmp_path: Path) -> None:
 
 def test_parts_of_two_runs_are_no_run(run: Path, tmp_path: Path) -> None:
     other = artifacts.write(discover(points(100, seed=3)[0], Parameters(umap=False)), tmp_path / "other")
+    kept = tmp_path / "kept"
+    shutil.copytree(run, kept)
+    for name in FILES - {"manifest.json"}:
+        shutil.copy(other / name, run)
+        with pytest.raises(GeomError, match=rf"{name} is not the file that the run wrote"):
+            artifacts.load(run)
+        shutil.copy(kept / name, run)
+    artifacts.load(run)
+    (run / "embeddings.parquet").unlink()
+    with pytest.raises(GeomError, match="damaged"):
+        artifacts.load(run)
+    # As a geom that wrote no sums.
     shutil.copy(other / "model.npz", run)
+    changed(run, files={})
     with pytest.raises(GeomError, match=r"model\.npz is of another run than manifest\.json"):
+        artifacts.load(run)
+    shutil.copy(kept / "model.npz", run)
+    changed(run, noise=-1)
+    with pytest.raises(GeomError, match="counts what cannot be"):
         artifacts.load(run)
 
 
 def test_numbers_that_no_run_has(run: Path) -> None:
-    clusters = json.loads((run / "manifest.json").read_text())["clusters"]
+    kept = json.loads((run / "manifest.json").read_text())["clusters"]
+    clusters = [dict(cluster) for cluster in kept]
     clusters[1]["cluster"] = 7
     changed(run, clusters=clusters)
     with pytest.raises(GeomError, match=r"clusters\[1\] of the manifest is cluster 7"):
         artifacts.load(run)
     with np.load(run / "model.npz") as stored:
         arrays = dict(stored)
+    changed(run, files={}, clusters=kept)
     for value in (-1.0, 1e300):
         arrays["medoids"][2, 3] = value
         np.savez(run / "model.npz", **arrays)

@@ -128,7 +128,7 @@ def test_a_sidecar_that_dies_and_returns(server: Server, port: int, tmp_path: Pa
         answer = asked(server)
         wait_for(lambda: len(stored(second, answer["id"])) == 6)
     metrics = httpx.get(server.url + "/metrics").text
-    assert f"geom_sidecar_dropped_total {counts(server)['dropped']}.0" in metrics
+    assert f"geom_push_dropped_total {counts(server)['dropped']}.0" in metrics
 
 
 def test_a_sidecar_that_hangs_is_not_waited_for(server: Server, port: int, tmp_path: Path) -> None:

@@ -22,8 +22,10 @@ from geomcli.discovery.pipeline import Parameters, discover
 from geomcli.discovery.traits import traits_of
 from geomcli.errors import GeomError
 from geomcli.fingerprint import pack, unpack
+from geomcli.sidecar.amounts import Amounts
 from geomcli.sidecar.grouping import Grouping
 from geomcli.sidecar.online import OnlineClusters
+from geomcli.sidecar.traffic import Traffic
 from tests.discovery.made_points import planted, points
 from tests.sidecar.running import SECONDS, Sidecar, messages, send, sidecar
 
@@ -86,6 +88,38 @@ def test_models_of_the_fewest_fingerprints_make_room_and_are_counted(tmp_path: P
         assert stats["models"][-1]["seen"] == len(more)
         # All of them are in the store.
         assert running.post("/storage/flush")["stored"] == len(more) + 9 * len(some)
+
+
+def test_what_comes_now_outgrows_what_came_long_ago() -> None:
+    """Two servers that take turns keep their place against seven that are gone."""
+    now = [0.0]
+    amounts = Amounts(lambda: now[0])
+    kept = {f"old{n}" for n in range(8)}
+    for name in kept:
+        amounts.add(name, 2000)
+    dropped = []
+    for _ in range(200):
+        for name in ("a", "b"):
+            now[0] += 5
+            amounts.add(name, 40)
+            if name not in kept:
+                dropped.append(amounts.least(kept))
+                kept = (kept - {dropped[-1]}) | {name}
+    assert {"a", "b"} <= kept
+    assert dropped[-1].startswith("old")
+    assert len(dropped) < 100
+    for n in range(5000):
+        amounts.add(f"junk{n}", 1)
+    assert len(amounts._of) <= 1000
+    assert amounts["a"] > 100
+
+
+def test_a_batch_larger_than_the_buffer_keeps_the_newest() -> None:
+    some = messages(planted(60)[0])
+    traffic = Traffic("m", 100)
+    traffic.put(some[:130])
+    traffic.put(some[130:310])
+    np.testing.assert_array_equal(traffic.newest(), as_sent(planted(60)[0][210:310]))
 
 
 def test_many_who_ask_for_a_grouping_get_one_and_hold_nobody_up(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -65,7 +66,8 @@ def test_a_host_that_is_none(tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "inproc://here", "udp://127.0.0.1:9", "://", ""]
+    "url",
+    ["ipc://*", "ipc://", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "inproc://here", "udp://127.0.0.1:9", "://", ""],
 )
 def test_an_address_that_zmq_cannot_have(tmp_path: Path, url: str) -> None:
     assert f"--zmq-bind {url}".strip() in refused(tmp_path, "--zmq-bind", url)
@@ -89,6 +91,17 @@ def test_nobody_s_socket_is_taken_from_him(tmp_path: Path) -> None:
         other.bind(str(path))
         other.listen()
         assert "somebody listens there" in refused(tmp_path, "--zmq-bind", f"ipc://{path}")
+    with socket.socket(socket.AF_UNIX) as busy:  # its line of those who wait is full
+        busy.bind(str(tmp_path / "busy.sock"))
+        busy.listen(0)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+        for one in waiting:
+            one.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                one.connect(str(tmp_path / "busy.sock"))
+        assert "somebody listens there" in refused(tmp_path, "--zmq-bind", f"ipc://{tmp_path}/busy.sock")
+        for one in waiting:
+            one.close()
     # Closed, it is what a process that was killed has left.
     receiver = Receiver(f"ipc://{path}", Counters(), lambda _messages: None)
     assert receiver.close()

@@ -134,6 +134,7 @@ def test_frames_without_an_end_cost_their_sender_the_connection(tmp_path: Path) 
             assert counters.oversized == 1
             assert most < 600 << 20
             assert "without an end" in receiver.reasons[-1]
+            assert "may be lost" in receiver.notices[-1]
             assert receiver.alive
             sent = len(taken)
             for m in some:  # the honest sender connects again by itself

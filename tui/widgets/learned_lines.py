@@ -81,6 +81,10 @@ def plane_line(manifold: Manifold, width: int) -> str:
     kind = "tokens" if manifold.of_session else "traces"
     method = printable(m.map).upper()
     clusters = f"{len(m.clusters)} cluster{'s' if len(m.clusters) > 1 else ''}"
+    if manifold.of_session and manifold.learned.of_requests:
+        return (
+            f" Learned map: {method} of {m.n:,} requests, {clusters}. Tokens are drawn there, and are not classified."
+        )
     long = (
         f" Learned map: {method} of {m.n:,} fingerprints, {clusters}, {m.noise / m.n:.0%} noise. "
         f"{on:,} of {placed:,} {kind} on the manifold."
