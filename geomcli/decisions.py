@@ -13,7 +13,7 @@ from geomcli.schema import Record
 
 class Judged(NamedTuple):
     """A token's decision. score: None before its detector has one; halted: the status rose to HALT with this token;
-    status: "" where the token's capture failed.
+    status: "" where the token's capture failed; calibrated: whether the threshold is one of `geom calibrate`.
     """
 
     detector: str
@@ -21,6 +21,11 @@ class Judged(NamedTuple):
     status: str
     score: float | None
     halted: bool
+    calibrated: bool = False
+
+    @property
+    def caveat(self) -> str:
+        return "calibrated" if self.calibrated else "uncalibrated"
 
     @property
     def consequence(self) -> str:
@@ -42,6 +47,7 @@ def judged(step: Record) -> Judged | None:
         status if status in (OK, WARN, HALT) else "",
         number(score) if isinstance(score, int | float) else None,
         found.get("halted") is True,
+        found.get("calibrated") is True,
     )
 
 

@@ -26,12 +26,13 @@ def attention_fields(
     derotate: bool = False,
     statistics: bool = False,
     firewall: str | None = None,
+    detector: str | None = None,
     auto_sampling: bool = False,
 ) -> dict[str, Any]:
     """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing.
 
     statistics: of heads and logits; firewall: one of FIREWALL_ACTIONS, None for what the server does by itself;
-    auto_sampling: by zone.
+    detector: what that watches with; auto_sampling: by zone.
     """
     if not capabilities.get("supported"):
         guardrails = capabilities.get("guardrails")
@@ -70,6 +71,8 @@ def attention_fields(
         if not (capabilities.get("features") or {}).get("firewall"):
             raise ServerUnreachable("this server has no firewall.", "geom serve of this release")
         fields["attention_firewall"] = {"action": FIREWALL_ACTIONS[firewall]}
+        if detector is not None:
+            fields["attention_firewall"]["detector"] = detector
     if auto_sampling:
         if not (capabilities.get("features") or {}).get("auto_sampling"):
             raise ServerUnreachable("this server has no zone-based sampling.", "geom serve of this release")

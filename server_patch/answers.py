@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.compass import Compass
-from geomcli.kernels import records
+from geomcli.server_patch import head_numbers
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.values import CAPTURED, FAILED, NOT_CAPTURED, STOPPED, Token
 from geomcli.trackers import Trackers
@@ -92,15 +92,8 @@ class Answer:
         return found.derotated[[layers.index(layer) for layer in self.options.layers], :, : self.options.top_k]
 
     def _heads(self, found: Found, length: int, layers: tuple[int, ...]) -> Any:
-        made = []
-        for layer in self.options.layers:
-            at = layers.index(layer)
-            if found.head_statistics is not None:
-                count = self.options.heads_total if self.options.heads is None else len(self.options.heads)
-                made.append(found.head_statistics[at, :, :count])
-            elif found.heads is not None:
-                first = self.options.first_key(length - 1, found.windows[at])
-                made.append(
-                    records.head_statistics(found.heads[at], self.options.heads, first, self.prompt_len, length)
-                )
-        return np.stack(made) if made else None
+        if found.head_statistics is not None:
+            return head_numbers.of_statistics(found.head_statistics, self.options, layers)
+        if found.heads is None:
+            return None
+        return head_numbers.of_sums(found.heads, found.windows, self.options, layers, self.prompt_len, length)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+from geomcli.errors import GeomError
 from geomcli.kernels import layout
 from geomcli.server_patch import faults, flags, hooks, moe, native, transport, zone_sampling
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.deviations import deviations
+from geomcli.server_patch.firewall_options import check_known
 from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.options import parse_layers
 from geomcli.server_patch.publisher import Publisher
@@ -89,6 +91,11 @@ def _prepare(runner: Any, server_args: Any) -> None:
         if extend is not decode:
             capture.attach(extend, decode=False)
         scheduler.device, scheduler.source = capture, capture.source
+    model = str(server_args.served_model_name or server_args.model_path)
+    try:
+        check_known(options.calibrations, model, scheduler.layers)
+    except GeomError as error:
+        raise ValueError(str(error).removesuffix(".")) from None
     _prepare_derotation(runner.model, insisted=options.derotate)
     if scheduler.device is not None:
         scheduler.device.compile_kernels()

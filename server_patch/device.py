@@ -176,7 +176,7 @@ class DeviceCapture:
         # What decides about the collectives is known alike on every rank: who asks in this step, and for what.
         asking = [state.options for _, _, state in step.asking] if self.group is not None else None
         linked = population.linked > 0 if asking is None else any(options.top_k for options in asking)
-        headed = population.headed > 0 if asking is None else any(options.head_stats for options in asking)
+        headed = population.headed > 0 if asking is None else any(options.headed for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
         # Each record is sent once: what a later step finds of it belongs to none of that step's numbers.

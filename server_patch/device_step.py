@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from geomcli.server_patch import faults
+from geomcli.server_patch.head_numbers import of_sums
 from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.observed import Row
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
@@ -32,19 +33,35 @@ class HostStep:
     copied: Any = None
     source: tuple[Any, ...] = ()
     watched: tuple[Row, ...] = ()
-    words: Any = None  # records [layers, rows, words], where a row is watched
+    kept: dict[str, Any] = field(default_factory=dict)  # by name, where a row is watched
     sampled: tuple[Sampled, ...] = ()
 
     def watched_rows(self) -> tuple[Row, ...]:
         return self.watched
 
     def watched_records(self) -> NDArray[np.int32]:
-        if self.words is None:
-            return np.zeros((len(scheduler.layers), 0, 0), dtype=np.int32)
+        found = self._host("records")
+        return np.zeros((len(scheduler.layers), 0, 0), dtype=np.int32) if found is None else found
+
+    def watched_heads(self, row: Row, length: int) -> NDArray[np.float32] | None:
+        """[wanted layers, 4, heads] of one of the watched rows, of so many keys."""
+        sums = self._host("heads")
+        if sums is None:
+            return None
+        prompt_len = len(row.request.origin_input_ids)
+        return of_sums(sums[:, row.at], self.windows, row.state.options, scheduler.layers, prompt_len, length)
+
+    def watched_logits(self) -> NDArray[np.float32] | None:
+        """[rows, 3]"""
+        found = self._host("logits")
+        return None if found is None else found[0]
+
+    def _host(self, name: str) -> NDArray[Any] | None:
+        if name not in self.kept:
+            return None
         if self.copied is not None:
             self.copied.synchronize()
-        found: NDArray[np.int32] = np.asarray(self.words)
-        return found
+        return np.asarray(self.kept[name])
 
     def publish(self, publisher: Publisher, judged: tuple[Any, ...] = ()) -> None:
         if self.at is None:
@@ -96,37 +113,44 @@ class DeviceStep:
         if self.records is None or self.error is not None:
             return HostStep()
         watched = tuple(Row(*one) for one in self.asking if one[2].options.observed)
-        at, words = None, None
+        at: Reservation | None = None
+        kept: dict[str, Any] = {}
         parts: list[Any] = []
         silent = bool(watched) and not population.read
         if scheduler.publisher is not None and not silent:
-            at, words, parts = self._published(scheduler.publisher)
-        if watched and words is None:
+            at, kept, parts = self._published(scheduler.publisher)
+        if watched and not kept:
             # Nobody reads this step, or not on this rank.
-            words = torch.empty(self.records.shape, dtype=torch.int32, pin_memory=self.records.device.type == "cuda")
-            words.copy_(self.records, non_blocking=True)
-            parts = [self.records]
+            arrays = {name: array for name, array in self._arrays().items() if name != "derotated"}
+            for name, array in arrays.items():
+                host = torch.empty(array.shape, dtype=array.dtype, pin_memory=array.device.type == "cuda")
+                kept[name] = host.copy_(array, non_blocking=True)
+            parts = [*arrays.values()]
         copied = None
         if parts and self.records.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        words = words if watched else None
-        return HostStep(at, self.flags, self.windows, copied, tuple(parts), watched, words, self.sampled)
+        kept = kept if watched else {}
+        return HostStep(at, self.flags, self.windows, copied, tuple(parts), watched, kept, self.sampled)
 
-    def _published(self, publisher: Publisher) -> tuple[Reservation | None, Any, list[Any]]:
-        """Start the copies into the shared memory: where, the records' place there, and what is being copied."""
+    def _arrays(self) -> dict[str, torch.Tensor]:
+        """The tables of all rows, by name; not the routing."""
         logits = None if self.logits is None else self.logits.found
-        arrays = [("records", self.records), ("heads", self.heads), ("derotated", self.derotated), ("logits", logits)]
+        every = {"records": self.records, "heads": self.heads, "derotated": self.derotated, "logits": logits}
+        return {name: array for name, array in every.items() if array is not None}
+
+    def _published(self, publisher: Publisher) -> tuple[Reservation | None, dict[str, Any], list[Any]]:
+        """Start the copies into the shared memory: where, each one's place there, and what is being copied."""
+        arrays = self._arrays()
         if self.routing is not None:
-            arrays.append(("routing", self.routing.transpose(0, 1).contiguous()))
-        parts = [(Part(name, _kind(array), tuple(array.shape)), array) for name, array in arrays if array is not None]
-        at = publisher.reserve([part for part, _ in parts])
+            arrays["routing"] = self.routing.transpose(0, 1).contiguous()
+        at = publisher.reserve([Part(name, _kind(array), tuple(array.shape)) for name, array in arrays.items()])
         if at is None:
-            return None, None, []
-        views = publisher.views(at)
-        for view, (_, array) in zip(views, parts, strict=True):
-            torch.from_numpy(view).copy_(array, non_blocking=True)
-        return at, views[0], [array for _, array in parts]
+            return None, {}, []
+        views = dict(zip(arrays, publisher.views(at), strict=True))
+        for name, view in views.items():
+            torch.from_numpy(view).copy_(arrays[name], non_blocking=True)
+        return at, views, [*arrays.values()]
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -54,8 +54,10 @@ class Guardrails(_Document):
 class Firewall(_Document):
     action: Literal["log_only", "early_stop", "re_route"]
     window_size: Annotated[int, Field(ge=2, description="tokens that drift is taken over")]
-    variance_threshold: Annotated[float, Field(gt=0, lt=1, description="drift at which to halt")]
+    variance_threshold: Annotated[float, Field(description="score at which to halt, of the compass a drift")]
+    consecutive: Annotated[int, Field(ge=1, description="scores in a row that halt")]
     detector: str
+    calibrated: Annotated[bool, Field(description="whether the threshold is one of geom calibrate")]
 
 
 class Hooks(_Document):
@@ -104,6 +106,7 @@ class Capabilities(_Document):
     features: Features
     guardrails: Guardrails
     firewall: Annotated[Firewall | None, Field(description="what watches every answer; null without one")]
+    detectors: Annotated[dict[str, bool], Field(description="whether there is a calibration of each")]
     auto_sampling: Annotated[bool, Field(description="whether zones choose for requests that set neither value")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]

@@ -221,7 +221,10 @@ def _firewall(due: CapturedToken) -> dict[str, Any] | None:
         return None
     status, score, halted = judged
     shown = None if score is None else round_significant(score)
-    return {"detector": guard.detector, "action": guard.action, "status": status, "score": shown, "halted": halted}
+    return {
+        "detector": guard.detector, "action": guard.action, "calibrated": guard.calibrated, "status": status,
+        "score": shown, "halted": halted,
+    }  # fmt: skip
 
 
 def _logits(due: CapturedToken) -> dict[str, float] | None:

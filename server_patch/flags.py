@@ -10,7 +10,6 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from geomcli.compass import DRIFT_WINDOW, HALT_THRESHOLD
 from geomcli.server_patch import firewall_options
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
@@ -86,12 +85,20 @@ def add_flags(parser: ArgumentParser) -> None:
         help="watch every answer's drift, asked for or not: log it, end the answer, or end it for a router to act",
     )  # fmt: skip
     group.add_argument(
-        firewall_options.WINDOW_FLAG, type=int, default=DRIFT_WINDOW, metavar="N",
-        help="tokens that drift is taken over",
+        firewall_options.WINDOW_FLAG, type=int, default=None, metavar="N",
+        help="tokens that the compass takes drift over; 10, or the calibration's",
     )  # fmt: skip
     group.add_argument(
-        firewall_options.THRESHOLD_FLAG, type=float, default=HALT_THRESHOLD, metavar="X",
-        help="drift at which to halt; not calibrated",
+        firewall_options.THRESHOLD_FLAG, type=float, default=None, metavar="X",
+        help="score at which to halt; the calibration's, else a drift of 0.5, which is not calibrated",
+    )  # fmt: skip
+    group.add_argument(
+        firewall_options.DETECTOR_FLAG, default=firewall_options.COMPASS, choices=firewall_options.DETECTORS,
+        help="what the firewall watches with; docs/geometry.md, Detectors",
+    )  # fmt: skip
+    group.add_argument(
+        firewall_options.CALIBRATION_FLAG, nargs="+", default=[], metavar="FILE",
+        help="files of geom calibrate, for the detectors of this model",
     )  # fmt: skip
     switch(
         "--attention-auto-sampling",
@@ -107,6 +114,7 @@ def add_flags(parser: ArgumentParser) -> None:
 def options_from(args: Namespace) -> ServerOptions:
     """The checked ServerOptions of a parsed command line; ValueError names the flag."""
     in_production = args.attention_disable_in_production and os.environ.get(DEBUG_VARIABLE) != "1"
+    known = firewall_options.known_from(args.attention_calibration)
     options = ServerOptions(
         enabled=args.return_attention_tokens and not in_production,
         fingerprint_mode=args.attention_fingerprint_mode,
@@ -129,8 +137,13 @@ def options_from(args: Namespace) -> ServerOptions:
         disable_in_production=in_production,
         sidecar_url=args.attention_sidecar_url,
         auto_sampling=args.attention_auto_sampling,
+        calibrations=known,
         guard=firewall_options.of_flags(
-            args.attention_firewall, args.attention_firewall_window, args.attention_firewall_threshold
+            args.attention_firewall,
+            args.attention_firewall_window,
+            args.attention_firewall_threshold,
+            args.attention_firewall_detector,
+            known,
         ),
     )
     if options.observes and not options.enabled:

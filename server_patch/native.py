@@ -60,6 +60,19 @@ class StepPlan:
     def watched_records(self) -> NDArray[np.int32]:
         return self.records
 
+    def watched_heads(self, row: Row, _length: int) -> NDArray[np.float32] | None:
+        """[wanted layers, 4, heads] of a row of `watched_rows`."""
+        every = self.whole[row.at].statistics
+        found = [every[layer].head_statistics for layer in row.state.options.layers]
+        return None if None in found else np.stack([row_records.heads_array(one) for one in found if one is not None])
+
+    def watched_logits(self) -> NDArray[np.float32] | None:
+        """[whole rows, 3]"""
+        if self.logits is None or self.logits.found is None:
+            return None
+        found: NDArray[np.float32] = self.logits.found[0, [plan.row for plan in self.whole]].cpu().numpy()
+        return found
+
     @cached_property
     def whole(self) -> list[RowPlan]:
         """The rows whose every layer is there."""
@@ -91,7 +104,7 @@ class StepPlan:
         for row, plan in enumerate(whole):
             for layer, statistics in plan.statistics.items():
                 at = layers.index(layer)
-                if statistics.head_statistics is not None:
+                if statistics.head_statistics is not None and "head_statistics" in arrays:
                     found = row_records.heads_array(statistics.head_statistics)
                     arrays["head_statistics"][at, row, :, : found.shape[1]] = found
                 if statistics.derotated is not None:
@@ -101,8 +114,8 @@ class StepPlan:
             if self.copied is not None:
                 self.copied.synchronize()
             arrays["routing"] = self.routing[[plan.row for plan in whole]].transpose(0, 1).contiguous().numpy()
-        if self.logits is not None and self.logits.found is not None:
-            arrays["logits"] = self.logits.found[:, [plan.row for plan in whole]].cpu().numpy()
+        if (logits := self.watched_logits()) is not None:
+            arrays["logits"] = logits[None]
         place = publisher.reserve([Part(name, array.dtype.name, array.shape) for name, array in arrays.items()])
         if place is None:
             return
@@ -177,7 +190,7 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         prompt_len=len(plan.request.origin_input_ids),
         sink_tokens=options.sink_tokens,
         top_k=options.top_k,
-        head_statistics=options.head_stats,
+        head_statistics=options.headed,
     )
     if not options.derotate:
         return statistics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -10,13 +10,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.detectors.observations import HEADS, LOGITS, Observations
+from geomcli.fingerprint import FINGERPRINT_SIZE, rounded
 from geomcli.kernels import layout
 from geomcli.server_patch.entries import published_fingerprints
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.step_numbers import StepNumbers, numbers_of
-from geomcli.server_patch.values import CAPTURED, Token
+from geomcli.server_patch.values import CAPTURED, LOGIT_STATISTICS, Token
 
 
 class Row(NamedTuple):
@@ -35,15 +36,26 @@ class _Due(NamedTuple):
     derotated: NDArray[np.float32] | None = None
 
 
+HeadsOf = Callable[[Row, int], "NDArray[np.float32] | None"]
+
+
 class Observed:
     """Tokens [n] that come out of a step for `rows`, of those whose step was captured; `sound`: places of those whose
-    numbers may be believed.
+    numbers may be believed. heads: of a row and its number of keys the statistics [layers, 4, H] that its request's
+    entries would have; logits [rows, 3]: of LOGIT_STATISTICS.
     """
 
-    def __init__(self, rows: Sequence[Row], records: NDArray[np.int32]) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        records: NDArray[np.int32],
+        heads: HeadsOf = lambda _row, _length: None,
+        logits: NDArray[np.float32] | None = None,
+    ) -> None:
         due = _tokens(rows, records) if rows else []
         self.rows = [row for row, _ in due]
         self.tokens = [token for _, token in due]
+        self._heads, self._logits = heads, logits
 
     @cached_property
     def numbers(self) -> StepNumbers:
@@ -72,6 +84,21 @@ class Observed:
     def published(self) -> NDArray[np.float64]:
         """[n, 20]: with the digits that leave the server."""
         return np.array(self._fingerprints[2], dtype=np.float64).reshape(-1, FINGERPRINT_SIZE)
+
+    def seen(self, places: Sequence[int], needs: frozenset[str]) -> Observations:
+        """What a detector sees of some of the tokens, with the digits of entries."""
+        logits = np.full((len(places), len(LOGIT_STATISTICS)), np.nan)
+        if LOGITS in needs and self._logits is not None:
+            found = self._logits[[self.rows[n].at for n in places]].astype(np.float64)
+            logits = np.round(np.where(np.isfinite(found).all(axis=1, keepdims=True), found, np.nan), 6)
+        heads = None
+        if HEADS in needs:
+            every = [self._heads(self.rows[n], self.tokens[n].query_position + 1) for n in places]
+            shape = next((one.shape for one in every if one is not None), None)
+            if shape is not None:
+                filled = [np.full(shape, np.nan) if one is None else one for one in every]
+                heads = np.array(rounded(np.array(filled, dtype=np.float32)), dtype=np.float64)
+        return Observations(self.published[list(places)], logits[:, 0], logits[:, 1], logits[:, 2], heads)
 
 
 def _tokens(rows: Sequence[Row], records: NDArray[np.int32]) -> list[tuple[Row, Token]]:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from geomcli.detectors.observations import HEADS, LOGITS
 from geomcli.server_patch import firewall_options
-from geomcli.server_patch.firewall_options import Guard
+from geomcli.server_patch.firewall_options import Guard, Known
 
 Mode = Literal["raw", "sketch", "fingerprint"]
 MAX_TOP_K = 64
@@ -87,6 +88,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     disable_in_production: bool = False
     sidecar_url: str = ""
     guard: Guard | None = None  # watches every answer
+    calibrations: tuple[Known, ...] = ()  # of detectors
     auto_sampling: bool = False  # of requests that set neither temperature nor top_p
 
     @property
@@ -189,7 +191,12 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def logits(self) -> bool:
         """Whether logits are looked at."""
-        return self.logit_stats
+        return self.logit_stats or (self.guard is not None and LOGITS in self.guard.needs)
+
+    @property
+    def headed(self) -> bool:
+        """Whether the statistics of heads are taken."""
+        return self.head_stats or (self.guard is not None and HEADS in self.guard.needs)
 
     @property
     def primary_layer(self) -> int:
@@ -234,7 +241,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     """The capture a request body asks for; None if it does not ask. ValueError names the field that is wrong."""
     given = {name: body[name] for name in FIELDS if body.get(name) is not None}
     _check_types(given)
-    guard = firewall_options.of_request(body, server.guard)
+    guard = firewall_options.of_request(body, server.guard, server.calibrations)
     asked, steered = given.get(ASK, False), of_sampling(body, server)
     asks_to_be_watched = guard is not None and firewall_options.FIELD in given
     if not asked and not asks_to_be_watched and not given.get(AUTO_SAMPLING):
@@ -260,7 +267,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     derotate = given.get("attention_derotate", False)
     if derotate and model.not_derotated:
         raise ValueError(f"attention_derotate: {model.not_derotated}")
-    return CaptureOptions(
+    made = CaptureOptions(
         mode=mode,
         top_k={"raw": top_k, "sketch": SKETCH_HUBS, "fingerprint": 0}[mode],
         layers=_ids("attention_capture_layer_ids", given, model.layers_captured, "layers captured by this server")
@@ -281,6 +288,12 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         logit_stats=given.get("attention_logit_stats", False),
         entries=asked,
     )
+    if guard is not None and guard.layers and (made.layers != guard.layers or made.heads is not None):
+        raise ValueError(
+            f"{firewall_options.FIELD}.detector: {guard.detector} was calibrated on all heads of the layers "
+            f"{_span(guard.layers)}; leave attention_capture_layer_ids and attention_capture_head_ids out"
+        )
+    return made
 
 
 def of_sampling(body: Mapping[str, Any], server: ServerOptions) -> bool:

@@ -59,7 +59,9 @@ FLAGS = {
     "--attention-auto-sampling": Described("", "switch"),
     "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
     "--attention-firewall-window": Described("16", "2..1024"),
-    "--attention-firewall-threshold": Described("0.4", "above 0 and below 1"),
+    "--attention-firewall-threshold": Described("0.4", "of the compass above 0 and below 1"),
+    "--attention-firewall-detector": Described("logprob", "compass, logprob, rauq, heads"),
+    "--attention-calibration": Described("heads.npz", "files of geom calibrate"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 
@@ -84,7 +86,7 @@ FIELDS = {
     "attention_firewall": Field(
         "object or bool",
         "the server's",
-        "action, detector, window_size, variance_threshold; never less strict",
+        "action, detector, window_size, variance_threshold or threshold; never less strict",
         '{"action": "log_only"}',
         "watch the answer's drift, and end it: `matched_stop`",
     ),

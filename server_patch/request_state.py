@@ -50,7 +50,7 @@ class RequestState:
         self._announced = False
         population.count += 1
         population.linked += options.top_k > 0
-        population.headed += options.head_stats
+        population.headed += options.headed
         population.derotated += options.derotate
         population.routed += bool(options.moe_layers)
         population.observed += options.observed
@@ -61,7 +61,7 @@ class RequestState:
     def __del__(self) -> None:
         population.count -= 1
         population.linked -= self.options.top_k > 0
-        population.headed -= self.options.head_stats
+        population.headed -= self.options.headed
         population.derotated -= self.options.derotate
         population.routed -= bool(self.options.moe_layers)
         population.observed -= self.options.observed

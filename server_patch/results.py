@@ -30,7 +30,7 @@ def _judged(step: Any) -> tuple[Any, ...]:
     if not population.observed:
         return ()
     try:
-        observed = Observed(step.watched_rows(), step.watched_records())
+        observed = Observed(step.watched_rows(), step.watched_records(), step.watched_heads, step.watched_logits())
         zone_sampling.take(observed)
         return watching.judge(observed)
     except Exception:

@@ -11,8 +11,9 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 
 from geomcli import __version__
 from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
-from geomcli.server_patch import arrivals, documents, guards, hooks, state
+from geomcli.server_patch import arrivals, documents, firewall_options, guards, hooks, state
 from geomcli.server_patch.exchange import Exchange
+from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.metrics import Metrics
 from geomcli.server_patch.options import MAX_TOP_K
 from geomcli.zones import ZONES_V1
@@ -74,7 +75,10 @@ def capabilities() -> dict[str, Any]:
             "stride": options.stride,
             "window": options.window,
         },
-        "firewall": None if options.guard is None else msgspec.to_builtins(options.guard),
+        "firewall": None if options.guard is None else _firewall(options.guard),
+        "detectors": {
+            name: any(one.detector == name for one in options.calibrations) for name in firewall_options.DETECTORS
+        },
         "auto_sampling": options.enabled and options.auto_sampling,
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
@@ -97,6 +101,12 @@ async def require_key(request: Request) -> None:
     except guards.Refused as refused:
         state.main.counters.refuse(refused.reason)
         raise HTTPException(refused.status_code, str(refused)) from None
+
+
+def _firewall(guard: Guard) -> dict[str, Any]:
+    """Without where its calibration lies."""
+    told = msgspec.to_builtins(guard)
+    return {name: told[name] for name in documents.Firewall.model_fields}
 
 
 def install(*, metrics: bool) -> None:

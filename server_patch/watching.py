@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import logging
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from geomcli.detectors.calibration import load
 from geomcli.detectors.compass import CompassDetector
-from geomcli.detectors.observations import Observations
+from geomcli.detectors.registry import create
 from geomcli.firewall import LOG_ONLY, STOPPED_BY, WARN_SHARE, Decision, Firewall, Watched
 from geomcli.server_patch import endings, faults
-from geomcli.server_patch.firewall_options import Guard
+from geomcli.server_patch.firewall_options import COMPASS, Guard
 from geomcli.server_patch.observed import Observed, Row
 from geomcli.server_patch.scheduler_state import scheduler
 
@@ -30,15 +32,20 @@ class Judged(NamedTuple):
     halted: bool
 
 
-_firewalls: dict[tuple[str, int, float], Firewall] = {}
+_firewalls: dict[tuple[Any, ...], Firewall] = {}
 
 
 def firewall_of(guard: Guard) -> Firewall:
     """The same for the same settings, so that their answers are judged in one pass."""
-    key = (guard.detector, guard.window_size, guard.variance_threshold)
+    key = (guard.detector, guard.window_size, guard.variance_threshold, guard.consecutive, guard.calibration)
     if key not in _firewalls:
-        threshold = guard.variance_threshold
-        _firewalls[key] = Firewall(CompassDetector(guard.window_size), WARN_SHARE * threshold, threshold)
+        halt = guard.variance_threshold
+        calibration = load(Path(guard.calibration)) if guard.calibration else None
+        if guard.detector == COMPASS:
+            detector: Any = CompassDetector(guard.window_size)
+        else:
+            detector = create(guard.detector, calibration=calibration)
+        _firewalls[key] = Firewall(detector, WARN_SHARE * halt if halt > 0 else halt, halt, guard.consecutive)
     return _firewalls[key]
 
 
@@ -57,7 +64,7 @@ def judge(observed: Observed) -> tuple[Judged, ...]:
     for places in groups.values():
         firewall = firewall_of(observed.rows[places[0]].state.options.guard)
         answers = [observed.rows[n].state.watched for n in places]
-        decisions = firewall.check(answers, Observations.of_fingerprints(observed.published[places]))
+        decisions = firewall.check(answers, observed.seen(places, firewall.detector.needs))
         for n, decision in zip(places, decisions, strict=True):
             row = observed.rows[n]
             made.append(Judged(row.at, *decision))
@@ -70,8 +77,9 @@ def _act(row: Row, decision: Decision, step: int) -> None:
     """Once an answer: say so, and end it unless it is only to be logged or ends by itself."""
     request, guard = row.request, row.state.options.guard
     logger.warning(
-        "geom: the firewall halts request %s at token %d: drift %.3f over %d tokens, threshold %.3f (%s)",
-        request.rid, step, decision.score, guard.window_size, guard.variance_threshold, guard.action,
+        "geom: the firewall halts request %s at token %d: %s %.3f, threshold %.3f, %s (%s)",
+        request.rid, step, guard.detector, decision.score, guard.variance_threshold,
+        "calibrated" if guard.calibrated else "not calibrated", guard.action,
     )  # fmt: skip
     _count(guard.action)
     if guard.action != LOG_ONLY and request.to_finish is None:

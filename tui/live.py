@@ -228,7 +228,8 @@ class Live:
             place, found = halt
             score = "" if found.score is None else f", {found.detector} {found.score:.2f}"
             self._notify(
-                f"The firewall halts at token {place + 1}{score}: {found.consequence}. Uncalibrated.", "warning"
+                f"The firewall halts at token {place + 1}{score}: {found.consequence}. {found.caveat.capitalize()}.",
+                "warning",
             )
         if self.save:
             self.keeper.take(turn, records)

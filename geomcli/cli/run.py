@@ -55,6 +55,12 @@ def run(
         str | None,
         typer.Option(metavar="WHAT", help="When the answer drifts: stop it, log it, or reroute (end it for a router)."),
     ] = None,
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What --firewall watches with, if the server was started with its calibration."
+        ),
+    ] = None,
     auto_sampling: Annotated[
         bool, typer.Option("--auto-sampling", help="The zone of the last tokens chooses temperature and top_p.")
     ] = False,
@@ -93,12 +99,14 @@ def run(
     if capture is not None and capture not in CAPTURE_MODES:
         raise UsageError(f"--capture must be raw, sketch or fingerprint, got {capture!r}.")
     check_firewall(firewall)
+    if detector is not None and firewall is None:
+        raise UsageError("--detector is what --firewall watches with.", f"--firewall log --detector {detector}")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
-    attention |= {"firewall": firewall, "auto_sampling": auto_sampling, "statistics": statistics}
+    attention |= {"firewall": firewall, "detector": detector, "auto_sampling": auto_sampling, "statistics": statistics}
 
     with contextlib.ExitStack() as stack:
         # Before the engine: a store that cannot be used is not worth the wait for one.

@@ -39,9 +39,10 @@ _OPTIONS = {
     "attention_auto_sampling": "auto_sampling",
     "attention_disable_in_production": "disable_in_production",
 }
-# Those of the firewall, which are one value together, with their defaults.
-_FIREWALL: dict[str, Any] = {
-    "attention_firewall": "off", "attention_firewall_window": 10, "attention_firewall_threshold": 0.5
+# Those of the firewall, which are one value together, as `of_flags` names them.
+_FIREWALL = {
+    "attention_firewall": "action", "attention_firewall_window": "window", "attention_firewall_threshold": "threshold",
+    "attention_firewall_detector": "detector",
 }  # fmt: skip
 
 
@@ -121,10 +122,18 @@ def serve(
         typer.Option(metavar="WHAT", help="Watch every answer's drift: off, log_only, early_stop or re_route (off)."),
     ] = None,
     attention_firewall_window: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens that drift is taken over (10).")
+        int | None, typer.Option(metavar="N", help="Tokens that the compass takes drift over (10).")
     ] = None,
     attention_firewall_threshold: Annotated[
-        float | None, typer.Option(metavar="X", help="Drift at which to halt (0.5), not calibrated.")
+        float | None,
+        typer.Option(metavar="X", help="Score at which to halt: the calibration's, else a drift of 0.5."),
+    ] = None,
+    attention_firewall_detector: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What it watches with: compass, logprob, rauq or heads (compass)."),
+    ] = None,
+    attention_calibration: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A file of geom calibrate; once for each detector.")
     ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
@@ -167,6 +176,8 @@ def serve(
         "attention_firewall": attention_firewall,
         "attention_firewall_window": attention_firewall_window,
         "attention_firewall_threshold": attention_firewall_threshold,
+        "attention_firewall_detector": attention_firewall_detector,
+        "attention_calibration": attention_calibration or None,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
@@ -187,18 +198,17 @@ def serve(
 
 def check_attention(values: dict[str, Any]) -> None:
     """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
-    from geomcli.server_patch.firewall_options import of_flags
+    from geomcli.server_patch.firewall_options import OFF, known_from, of_flags
     from geomcli.server_patch.options import SOURCES, ServerOptions
 
     if (source := values["attention_capture_source"]) not in (None, *SOURCES):
         raise UsageError(f"--attention-capture-source must be one of {', '.join(SOURCES)}, got {source!r}.")
     given = {_OPTIONS[name]: value for name, value in values.items() if value is not None and name in _OPTIONS}
-    firewall = [values[name] for name in _FIREWALL]
+    firewall = {of: values[name] for name, of in _FIREWALL.items() if values[name] is not None}
     try:
         ServerOptions(**given).check()
-        guard = of_flags(
-            *(default if value is None else value for value, default in zip(firewall, _FIREWALL.values(), strict=True))
-        )
+        known = known_from([str(path) for path in values["attention_calibration"] or ()])
+        guard = of_flags(**{"action": OFF, **firewall}, known=known)
         watching = "--attention-firewall" if guard is not None else "--attention-auto-sampling"
         if (guard is not None or values["attention_auto_sampling"]) and not values["return_attention_tokens"]:
             raise ValueError(f"{watching} watches what is captured, and --no-return-attention-tokens captures nothing")
@@ -213,6 +223,8 @@ def attention_flags(values: dict[str, Any]) -> list[str]:
         flag = "--" + name.replace("_", "-")
         if value is True:
             flags.append(flag)
+        elif isinstance(value, list):
+            flags += [flag, *(str(path.absolute()) for path in value)]
         elif value is not None and value is not False:
             flags += [flag, str(value)]
     return flags

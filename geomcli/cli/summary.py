@@ -91,10 +91,10 @@ def firewall_line(trace: Trace) -> str:
     if last is None:
         return ""
     if (halt := first_halt(trace.steps)) is None:
-        return f"no HALT, {last.status or 'not judged'} at the last token ({last.action}; uncalibrated)"
+        return f"no HALT, {last.status or 'not judged'} at the last token ({last.action}; {last.caveat})"
     place, found = halt
     score = "" if found.score is None else f" at {found.detector} {found.score:.3f}"
-    return f"HALT at token {place + 1}{score}, {found.consequence} ({found.action}; uncalibrated)"
+    return f"HALT at token {place + 1}{score}, {found.consequence} ({found.action}; {found.caveat})"
 
 
 def _capture(trace: Trace) -> str:

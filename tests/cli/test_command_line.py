@@ -213,7 +213,7 @@ def test_what_the_plugin_would_refuse_is_refused_at_once(arguments: list[str], s
 
 def test_every_attention_option_is_one_that_the_plugin_can_check() -> None:
     # The firewall's options are one field together.
-    assert {*serve._OPTIONS.values(), "guard"} == set(ServerOptions.__struct_fields__)
+    assert {*serve._OPTIONS.values(), "guard", "calibrations"} == set(ServerOptions.__struct_fields__)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from geomcli.detectors.calibration import About, Calibration, save
 from geomcli.server_patch import reference
 from tests.conftest import GEOM
 from tests.engine.harness import TWO_LAYERS, Server, chat_body, end, launch, served, started_directly
@@ -26,6 +27,7 @@ CAPABILITIES = "/v1/attention/capabilities"
 KEY = "a-key-of-attention"
 WITH_KEY = {"X-Attention-Key": KEY}
 ORIGIN = "https://a.example"
+LEVEL = 2.5  # of the mean of -log p, in nats
 SGLANG_SERVE = f"{GEOM.parent / 'sglang'} serve"
 SIZES = (*TWO_LAYERS, "--context-length", "2048")
 TOP_K, MOST, STRIDE, WINDOW, STEPS = 5, 6, 2, 12, 7
@@ -80,7 +82,13 @@ def private(folder: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def pushing(folder: Path) -> Iterator[Server]:
-    with served(folder, "--attention-sidecar-url", f"ipc://{folder}/nobody", "--", *SIZES) as server:
+    about = About(model="smollm2", detector="logprob", threshold=LEVEL, false_alarms=0.1, n=20)
+    save(Calibration(about), folder / "logprob.npz")
+    arguments = (
+        "--attention-sidecar-url", f"ipc://{folder}/nobody", "--attention-calibration", str(folder / "logprob.npz"),
+        "--attention-firewall", "log_only", "--attention-firewall-detector", "logprob", "--", *SIZES,
+    )  # fmt: skip
+    with served(folder, *arguments) as server:
         yield server
 
 
@@ -322,6 +330,18 @@ def samples_by_zone_what_sets_neither_value(server: Server) -> None:
     assert document(server)["auto_sampling"] is True
 
 
+def watches_with_the_detector(server: Server) -> None:
+    watched = [entry["firewall"] for entry in sampled(server, 8)]
+    assert {found["detector"] for found in watched} == {"logprob"}
+    assert [found["score"] is None for found in watched] == [True] * 3 + [False] * 5
+
+
+def halts_at_the_calibrations_threshold(server: Server) -> None:
+    found = document(server)
+    assert (found["firewall"]["variance_threshold"], found["firewall"]["calibrated"]) == (LEVEL, True)
+    assert found["detectors"] == {"compass": False, "logprob": True, "rauq": False, "heads": False}
+
+
 def reads_keys_again(server: Server) -> None:
     """Left to itself, the backend's own logits are taken where they fit: they do here."""
     found = document(server)
@@ -357,6 +377,8 @@ CASES = {
     "--attention-firewall": Case(watching, watches_every_answer),
     "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
     "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
+    "--attention-firewall-detector": Case(pushing, watches_with_the_detector),
+    "--attention-calibration": Case(pushing, halts_at_the_calibrations_threshold),
     "--attention-auto-sampling": Case(watching, samples_by_zone_what_sets_neither_value),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from geomcli.detectors.calibration import save
 from geomcli.server_patch import flags, reference
 from geomcli.server_patch.options import FIELDS, ModelShape, ServerOptions, resolve
+from tests.library.made_answers import made_calibration
 
 MODEL = ModelShape(4, (1, 3), 8, moe_layers=(0, 1))
 ASK = {"return_attention_tokens": True}
@@ -31,11 +33,23 @@ BESIDE = {
     "--attention-firewall": CAPTURING,
     "--attention-firewall-window": (*CAPTURING, "--attention-firewall", "log_only"),
     "--attention-firewall-threshold": (*CAPTURING, "--attention-firewall", "log_only"),
+    "--attention-firewall-detector": (
+        *CAPTURING,
+        "--attention-firewall",
+        "log_only",
+        "--attention-firewall-threshold",
+        "0.4",
+    ),
+    "--attention-auto-sampling": CAPTURING,
 }
 
 
 @pytest.mark.parametrize("flag", reference.FLAGS)
-def test_examples_of_flags_are_accepted_and_change_something(flag: str) -> None:
+def test_examples_of_flags_are_accepted_and_change_something(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(made_calibration("heads"), tmp_path / reference.FLAGS["--attention-calibration"].example)
     words = [flag, reference.FLAGS[flag].example] if reference.FLAGS[flag].example else [flag]
     beside = BESIDE.get(flag, ())
     parser = reference.parser()

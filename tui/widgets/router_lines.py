@@ -193,7 +193,7 @@ def firewall_rows(token: Token, turn: Turn, paint: Paint, width: int) -> list[Te
     head.append(f"{mark} {found.status or 'not judged'}", paint.status(found.status or "WARN"))
     if found.score is not None:
         head.append(f"  {found.detector} {short(found.score)}", paint.fore("foreground", bold=True))
-    head.append(f"  {found.action}", paint.fore("muted"))
+    head.append(f"  {found.action}, {found.caveat}", paint.fore("muted"))
     if turn.halt is None:
         return [head]
     place, halt = turn.halt

@@ -1,0 +1,35 @@
+"""Statistics of the heads that a request wants of one token, from what a step has of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geomcli.kernels import records
+from geomcli.server_patch.options import CaptureOptions
+
+
+def of_sums(
+    sums: NDArray[np.float32],
+    windows: tuple[int, ...],
+    options: CaptureOptions,
+    layers: tuple[int, ...],
+    prompt_len: int,
+    length: int,
+) -> NDArray[np.float32]:
+    """[wanted layers, 4, wanted heads], from the sums [layers, H, HEAD_WORDS] of a row of so many keys."""
+    made = []
+    for layer in options.layers:
+        at = layers.index(layer)
+        first = options.first_key(length - 1, windows[at])
+        made.append(records.head_statistics(sums[at], options.heads, first, prompt_len, length))
+    return np.stack(made)
+
+
+def of_statistics(
+    statistics: NDArray[np.float32], options: CaptureOptions, layers: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """The same from finished ones [layers, 4, at least as many heads]."""
+    count = options.heads_total if options.heads is None else len(options.heads)
+    made: NDArray[np.float32] = statistics[[layers.index(layer) for layer in options.layers], :, :count]
+    return made
