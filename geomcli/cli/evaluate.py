@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def collect(
     if not items:
         raise UsageError("there is nothing to ask.", "--cards 1000, --closed 1000 or --questions FILE")
     refuse_repeated(items, "the questions")
+    random.Random(seed).shuffle(items)  # what is there when a run is broken off is of every kind
     chosen = _layer_ids(layers)
 
     async def job() -> Progress:
@@ -141,3 +143,57 @@ def _line(progress: Progress) -> str:
         left = int(progress.remaining_seconds or 0)
         line += f" · {rates} · {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left"
     return line
+
+
+@detect.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="What `collect` wrote.")],
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all numbers.", dir_okay=False)] = None,
+    markdown_file: Annotated[
+        Path | None, typer.Option("--markdown", help="File for tables; between the marks of one that has them.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of splits and of the bootstrap.", min=0)] = 0,
+    final: Annotated[
+        bool, typer.Option("--final", help="Look at the test part, once: a lock keeps the configuration.")
+    ] = False,
+) -> None:
+    """Say what each signal is worth as a detector of wrong answers, on questions that it was not fitted on.
+
+    Without --json or --markdown the tables go to stdout. A gain with a star has an interval without 0.
+
+    \b
+    Examples:
+      geom eval detect report answers
+      geom eval detect report answers --json report.json --markdown docs/evaluation.md
+    """
+    from geomcli.evaluation import markdown
+    from geomcli.evaluation.folder import Folder
+
+    try:
+        import sklearn  # noqa: F401
+    except ImportError:
+        raise GeomError("geom eval detect report needs scikit-learn.", "pip install 'geomcli[discover]'") from None
+    from geomcli.evaluation import reporting
+
+    page = markdown_file.read_text(encoding="utf-8") if markdown_file and markdown_file.exists() else ""
+    markdown.placed(page, "")  # a page that cannot take the tables is refused before the work
+    with _stages() as tick:
+        document = reporting.report(Folder.open(folder), seed=seed, final=final, tick=tick)
+    tables = markdown.render(document)
+    if json_file:
+        json_file.write_text(output.json_text(document), encoding="utf-8")
+    if markdown_file:
+        markdown_file.write_text(markdown.placed(page, tables), encoding="utf-8")
+    if not json_file and not markdown_file:
+        output.write_data(tables + "\n")
+    output.narrator().print(f"Done in {document['seconds']:.0f} s.")
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Callable[[str], None]]:
+    console = output.narrator()
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda stage: status.update(output.marked(stage))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -33,7 +34,12 @@ def pool() -> list[Item]:
     """Every item that can be drawn, each wording of each fact, in a fixed order, but for questions that hold their
     own answer.
     """
-    return [item for fact in _facts() for item in _items(fact)]
+    return list(_all())
+
+
+@cache
+def _all() -> tuple[Item, ...]:
+    return tuple(item for fact in _facts() for item in _items(fact))
 
 
 def draw(n: int, seed: int) -> list[Item]:
