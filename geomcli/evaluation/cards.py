@@ -12,8 +12,8 @@ from geomcli.evaluation.items import CONTEXT, REFUSAL, Item, Match
 KINDS = ("card_present", "card_absent", "card_conflict")
 _SHARES = (0.4, 0.3, 0.3)
 _INSTRUCTION = f'Answer from the text, in a few words. If the text does not say it, answer "{REFUSAL}".'
-_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v", "w",
-           "z")  # fmt: skip
+_ONSETS = ("b", "br", "d", "dr", "f", "g", "gr", "h", "k", "kl", "l", "m", "n", "p", "r", "s", "st", "t", "tr", "v",
+           "w", "z")  # fmt: skip
 _VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
 _CODAS = ["l", "m", "n", "nd", "r", "rk", "s", "th", "x"]
 

@@ -25,8 +25,8 @@ Bools = NDArray[np.bool_]
 class Dataset:
     """n answers with T tokens in all; the tokens of answer i are starts[i] .. starts[i + 1] - 1.
 
-    outcome, kind, domain, group [n]; committed [n]; temperature [n]; onset [n]: of the first token of a wrong answer that
-    contradicts the right one, -1 where it is not known; logits [T, 3], fingerprint [T, 20], drift, sink_mass [T],
+    outcome, kind, domain, group [n]; committed [n]; temperature [n]; onset [n]: of the first token of a wrong answer
+    that contradicts the right one, -1 where it is not known; logits [T, 3], fingerprint [T, 20], drift, sink_mass [T],
     heads [T, L, 4, H] and received [T, L, K] (recording.py), None where they were not captured.
     """
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,7 +88,7 @@ def _layered(values: Floats, data: Dataset) -> dict[str, Floats]:
 def _windows(values: Floats, starts: Ints) -> dict[str, Floats]:
     """values [T, d]: means over the answer, and these with the means over its last tokens."""
     whole = means(values, starts)
-    ends = np.concatenate([np.arange(max(a, b - WINDOW), b) for a, b in zip(starts[:-1], starts[1:], strict=True)])
+    ends = np.concatenate([np.arange(max(a, b - WINDOW), b) for a, b in itertools.pairwise(starts)])
     cut = np.concatenate([[0], np.cumsum(np.minimum(np.diff(starts), WINDOW))])
     return {"mean": whole, f"mean and last {WINDOW}": np.hstack([whole, means(values[ends], cut)])}
 
@@ -124,7 +125,7 @@ def rolling(values: Floats, window: int) -> Floats:
     return made
 
 
-_NUMBERS = (
+_NUMBERS: tuple[tuple[str, Callable[[Floats], float]], ...] = (
     ("logprob mean", lambda x: x[:, 0].mean()),
     ("logprob min", lambda x: x[:, 0].min()),
     ("logprob first", lambda x: x[0, 0]),
@@ -145,8 +146,8 @@ def logit_numbers(data: Dataset) -> Floats:
 
 
 def logit_series(data: Dataset) -> Floats:
-    """[n, 33]: of log-probability, entropy and margin each: mean, deviation, extremes, ends, thirds, largest and smallest
-    window means.
+    """[n, 33]: of log-probability, entropy and margin each: mean, deviation, extremes, ends, thirds, largest and
+    smallest window means.
     """
     return np.array([_series(x) for x in of_each(data, data.logits)], dtype=np.float64)
 

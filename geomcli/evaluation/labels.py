@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from geomcli.evaluation.items import Item
+from geomcli.evaluation.items import CONTEXT, Item
 from geomcli.evaluation.normalising import Number, Word, find, numbers, words
 
 Outcome = Literal["right", "wrong", "refused", "off_form"]
@@ -30,12 +30,17 @@ _REFUSALS = re.compile(
     re.IGNORECASE,
 )
 _SYMBOL = re.compile(r"(?<![A-Za-z'’])[A-Z][a-z]?(?![A-Za-z'’])")
-_ENGLISH = frozenset({"I", "A", "In", "Is", "It", "As", "At", "Be", "He", "No", "An", "On", "Of", "To", "We", "If", "So",
-                      "My", "By", "Or", "Do", "Am", "Up", "Us"})  # fmt: skip
+_ENGLISH = frozenset({"I", "A", "In", "Is", "It", "As", "At", "Be", "He", "No", "An", "On", "Of", "To", "We", "If",
+                      "So", "My", "By", "Or", "Do", "Am", "Up", "Us"})  # fmt: skip
 _EXPRESSION = re.compile(
     r"\d+(?:\.\d+)?\s*(?:[-+*/×x−÷]|plus|minus|times|multiplied by|and)\s*\d+(?:\.\d+)?(?:\s*(?:[-+*/×x−÷])\s*\d+)*",
     re.IGNORECASE,
 )
+_LEADING = re.compile(
+    r"\b(?:is|are|was|equals?|equal to|equivalent to|number|gives?|makes?|get|answer)\W{1,3}$", re.IGNORECASE
+)
+_IS = re.compile(r"\b(?:is|equals|equal to)\W{1,3}$", re.IGNORECASE)
+_BARE, _TERSE = 3, 5  # words
 _NAME = re.compile(r"(?:[A-Z][\w'’-]*)(?:\s+[A-Z][\w'’-]*)*")
 _NEGATIONS = frozenset({"not", "isnt", "never", "no", "cannot", "arent", "wasnt"})
 
@@ -136,7 +141,7 @@ def _stated(values: Sequence[str], text: list[Word], *, covered_by: Sequence[str
 
 
 def _foreign_name(item: Item, answer: str) -> int | None:
-    """Where the first name begins that the question does not have; a sentence's first word needs more than a capital."""
+    """Where the first name begins that the question does not have; a sentence's first word needs more than that."""
     asked = {word.text for word in words(item.question)}
     for match in _NAME.finditer(answer):
         for word in words(match.group()):
@@ -165,8 +170,9 @@ def _number(item: Item, answer: str) -> Label:
 
 
 def _answering(item: Item, answer: str) -> Number | None:
-    """The number that answers: behind the last `=`, else the first that neither an echoed expression nor the question
-    has; where only the question's are left, the first of those outside an expression.
+    """The number that answers: behind the last `=`; else, in a card's answer or a short one, the first that is neither
+    in an expression nor in the question, in a longer one the first of those that a verb or "number" leads to. One of the
+    question's own only where nothing else is said, or behind "is".
     """
     if "=" in answer:
         behind = answer.rindex("=") + 1
@@ -176,7 +182,16 @@ def _answering(item: Item, answer: str) -> Number | None:
     spans = [match.span() for match in _EXPRESSION.finditer(answer)]
     left = [n for n in numbers(answer) if not any(a <= n.start < b for a, b in spans)]
     asked = {number.value for number in numbers(item.question)}
-    return next((n for n in left if n.value not in asked), left[0] if left else None)
+    size = len(words(answer, articles=True))
+    fresh = [n for n in left if n.value not in asked]
+    if item.match == "number" and item.domain != CONTEXT and size > _TERSE:
+        fresh = [n for n in fresh if _LEADING.search(answer[: n.start])]
+    if fresh:
+        return fresh[0]
+    if size <= _BARE:
+        return left[0] if left else None
+    said = [n for n in left if _IS.search(answer[: n.start])]
+    return said[0] if said and size <= COMMITTED_WORDS else None
 
 
 def _symbol(item: Item, answer: str) -> Label:
@@ -204,7 +219,7 @@ def _refusal(item: Item, answer: str) -> Label:
 
 
 def _parting(answer: str, start: int, right: Sequence[str]) -> int:
-    """The first character from `start` on that no alias has at its place; a value that stops too early parts at its end."""
+    """The first character from `start` on that no alias has at its place; one that stops too early parts at its end."""
     said = answer[start:]
     common = 0
     for alias in right:

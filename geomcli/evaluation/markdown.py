@@ -52,7 +52,7 @@ def _part(part: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     if "left_out_kinds" in part:
         lines += ["", "Tested on one kind, trained on all others, AUROC:", "", *_left_out(part["left_out_kinds"])]
-    return lines + ["", *_online(part["online"])]
+    return [*lines, "", *_online(part["online"])]
 
 
 def _kinds(kinds: dict[str, dict[str, int]]) -> list[str]:
@@ -89,7 +89,7 @@ def _populations(populations: Sequence[dict[str, Any]]) -> list[str]:
             cells.append(" · ".join([_number(found["auroc"]), *gains]))
         rows.append([name, *cells])
     heads = [f"{p['population']} ({p['answers']}, {p['wrong']} wrong)" for p in known]
-    return _table(["family", *heads], rows) + ([""] + lines if lines else [])
+    return _table(["family", *heads], rows) + (["", *lines] if lines else [])
 
 
 def _transfer(transfer: dict[str, Any]) -> list[str]:
@@ -110,7 +110,7 @@ def _left_out(found: dict[str, Any]) -> list[str]:
 def _online(found: dict[str, Any]) -> list[str]:
     lines = [
         f"Online, {found['with_onset']} wrong answers with a known onset and {found['right']} right ones. Threshold by "
-        "split-conformal for a rate of false alarms; delay in tokens from the onset to the alarm, median and quartiles:",
+        "split-conformal for a rate of false alarms; delay in tokens from onset to alarm, median and quartiles:",
         "",
     ]
     rows = []
@@ -121,17 +121,18 @@ def _online(found: dict[str, Any]) -> list[str]:
             continue
         spread = row["delay_quartiles"]
         delay = "" if spread is None else f"{row['delay_median']:g} [{spread[0]:g}, {spread[1]:g}]"
-        rows.append([row["detector"], rate, _with(row["recall"], row["recall_interval"]), _number(row["too_early"]), delay,
-                     _with(row["false_alarms_per_answer"], row["false_alarms_interval"]),
+        rows.append([row["detector"], rate, _with(row["recall"], row["recall_interval"]), _number(row["too_early"]),
+                     delay, _with(row["false_alarms_per_answer"], row["false_alarms_interval"]),
                      _number(row["alarms_per_1k_clean_tokens"], 1)])  # fmt: skip
     lines += _table(["detector", "allowed", "recall", "too early", "delay", "false alarms an answer",
                      "alarmed tokens in 1,000 clean"], rows)  # fmt: skip
-    lines += ["", "The compass's fixed thresholds: share of answers whose published drift reaches them (it begins at the "
-              "tenth token):", ""]  # fmt: skip
+    lines += ["", "The compass's fixed thresholds: share of answers whose published drift reaches them (it begins at "
+              "the tenth token):", ""]  # fmt: skip
     return lines + _table(
         ["threshold", "right", "wrong", "of right with drift", "of wrong with drift"],
         [[f"{row['threshold']:g}", _number(row["right"]), _number(row["wrong"]),
-          f"{row['right_with_drift']} of {row['right_answers']}", f"{row['wrong_with_drift']} of {row['wrong_answers']}"]
+          f"{row['right_with_drift']} of {row['right_answers']}",
+          f"{row['wrong_with_drift']} of {row['wrong_answers']}"]
          for row in found["compass_thresholds"]],
     )  # fmt: skip
 

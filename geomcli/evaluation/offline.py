@@ -1,4 +1,4 @@
-"""Whole answers: what each family is worth by itself, and what it adds to the logits, on groups it was not fitted on."""
+"""Whole answers: what each family is worth by itself, and what it adds to the logits, on groups not fitted on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from geomcli.evaluation.dataset import Bools, Dataset, Floats, Ints
 from geomcli.evaluation.features import BASELINES, RANDOM, Family
 from geomcli.evaluation.fitting import Choice, choose, fit, inner, platt
 from geomcli.evaluation.metrics import (
-    aurocs,
     auroc,
+    aurocs,
     average_precision,
     bootstrap_weights,
     calibration_error,
@@ -84,8 +84,8 @@ def _scored(data: Dataset, made: list[Family], jobs: list[tuple[Ints, Ints, Ints
 
 
 def table(data: Dataset, scores: Scores, seed: int, platt_from: Scores | None = None) -> list[dict[str, Any]]:
-    """A row for each family, over the answers that are right or wrong. platt_from: scores of other answers, to calibrate
-    on; without, of the other half of the groups.
+    """A row for each family, over the answers that are right or wrong. platt_from: scores of other answers, to
+    calibrate on; without, of the other half of the groups.
     """
     rows = np.flatnonzero(data.stated & np.isfinite(scores.by[BASELINES[0], ALONE]))
     wrong = data.wrong[rows]
@@ -180,8 +180,8 @@ def of_populations(data: Dataset, scores: Scores, seed: int, replicates: int = 1
 def transfer(data: Dataset, made: list[Family], parts: Parts, seed: int, *, test: bool, tick: Tick) -> dict[str, Any]:
     """Trained on one domain, tested on another: AUROC [train][test] of each family; all that is chosen, in the first.
 
-    On the diagonal the groups of a domain are halved. With `test`, trained on the development part and tested on the test
-    part, which is left alone without it.
+    On the diagonal the groups of a domain are halved. With `test`, trained on the development part and tested on the
+    test part, which is left alone without it.
     """
     pool = trained_on = data.stated & parts.development
     names = [str(name) for name in np.unique(data.domain) if _enough(data, pool & (data.domain == name))]
@@ -208,7 +208,7 @@ def transfer(data: Dataset, made: list[Family], parts: Parts, seed: int, *, test
 
 
 def left_out_kinds(data: Dataset, made: list[Family], parts: Parts, seed: int, tick: Tick) -> dict[str, Any]:
-    """Tested on one kind of question in the development part, trained on the others without the groups that it shares."""
+    """Tested on one kind of question in the development part, trained on the others without groups it shares."""
     pool = data.stated & parts.development
     names = [str(kind) for kind in np.unique(data.kind) if _enough(data, pool & (data.kind == kind))]
     cells: dict[str, dict[str, float]] = {}

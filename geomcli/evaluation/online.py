@@ -1,4 +1,4 @@
-"""Token by token: how soon after a wrong answer parts from the right one an alarm comes, at a stated rate of false ones.
+"""Token by token: how soon after a wrong answer parts from the right one an alarm comes, at a rate of false ones.
 
 Causal: a token's score rests on the answer's tokens up to it. Thresholds are split-conformal on clean answers of groups
 that neither the detector was fitted on nor the result is counted on.
@@ -28,7 +28,7 @@ _FEWEST = 20  # tokens or answers, of each class
 
 
 def conformal_threshold(clean: Floats, rate: float) -> float | None:
-    """The score that a clean one is above with probability `rate` at most: the ceil((n + 1)(1 - rate))-th smallest of n.
+    """The score that a clean one is above with probability `rate` at most: the ceil((n+1)(1-rate))-th smallest of n.
 
     None when n is too small for the rate: at least `needed(rate)`.
     """
@@ -52,8 +52,8 @@ def cusum(ratios: Floats) -> Floats:
 
 
 def token_labels(data: Dataset) -> tuple[Bools, Bools]:
-    """[T] known, [T] bad: tokens of right answers are good, and those of a wrong one before its onset; from there on they
-    are bad. Of other answers nothing is known.
+    """[T] known, [T] bad: tokens of right answers are good, and those of a wrong one before its onset; from there on
+    they are bad. Of other answers nothing is known.
     """
     known, bad = np.zeros(len(data.drift), dtype=bool), np.zeros(len(data.drift), dtype=bool)
     for row, (a, b) in enumerate(zip(data.starts[:-1], data.starts[1:], strict=True)):
@@ -196,7 +196,7 @@ class _Counts:
                     self.delays.append(int(alarms[0]) - onset)
 
     def summary(self) -> dict[str, Any]:
-        """recall: of answers with a known onset, alarmed from there on and not before; delay 0: at the onset's token."""
+        """recall: of answers with a known onset, alarmed from there on, not before; delay 0: at the onset's token."""
         if self.refused is not None:
             return {"refused": self.refused}
         detected = len(self.delays)

@@ -24,6 +24,14 @@ _LEAST = 40  # right and wrong answers in the development part
 
 def report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], None]) -> dict[str, Any]:
     """Tables over the development part by cross-validation; with `final`, the test part's beside them."""
+    from threadpoolctl import threadpool_limits  # scikit-learn brings it
+
+    # The matrices are small: threads that wait for each other cost a hundred times what they save on a busy machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _report(folder, seed=seed, final=final, tick=tick)
+
+
+def _report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], None]) -> dict[str, Any]:
     started = time.monotonic()
     data = load(folder)
     split = parts(data.group, data.domain, seed)

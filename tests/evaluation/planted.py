@@ -16,8 +16,8 @@ LAYERS, HEADS = (4, 9), 3
 def planted(
     path: Path, n: int = 600, *, head: float = 1.5, logit: float = 0.7, seed: int = 0, tokens: int = 12
 ) -> Folder:
-    """n answers, two to a group, half of each of two domains, half wrong. head: by how many standard deviations one head
-    of layer 9 differs in the tokens from a wrong answer's onset on; logit: the same for log-probabilities.
+    """n answers, two to a group, half of each of two domains, half wrong. head: by how many standard deviations one
+    head of layer 9 differs in the tokens from a wrong answer's onset on; logit: the same for log-probabilities.
     """
     generator = np.random.default_rng(seed)
     items, answers, recordings = [], [], []
@@ -31,8 +31,8 @@ def planted(
         onset = length // 2
         words = [" so"] * length
         words[onset] = " 77" if wrong else " 10"
-        answers.append(Answer(number=number, item=f"{number}", temperature=0.0, text="".join(words), tokens=tuple(words),
-                              finish_reason="stop"))  # fmt: skip
+        answers.append(Answer(number=number, item=f"{number}", temperature=0.0, text="".join(words),
+                              tokens=tuple(words), finish_reason="stop"))  # fmt: skip
         heads = generator.normal(size=(length, len(LAYERS), 4, HEADS))
         logits = generator.normal(size=(length, 3)) * [0.5, 0.5, 0.5] + [-1.5, 2.0, 2.0]
         if wrong:

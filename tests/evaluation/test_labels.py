@@ -14,8 +14,9 @@ from geomcli.evaluation.normalising import numbers
 def item(
     match: Match, answer: tuple[str, ...], question: str, others: tuple[str, ...] = (), *, stated: bool = False
 ) -> Item:
-    return Item(id="i", kind="k", domain="d", group="g", prompt=question, question=question, answer=answer, match=match,
-                others=others, stated=stated)  # fmt: skip
+    domain = "context" if others and stated else "facts"
+    return Item(id="i", kind="k", domain=domain, group="g", prompt=question, question=question, answer=answer,
+                match=match, others=others, stated=stated)  # fmt: skip
 
 
 CAPITAL = item("text", ("Paris",), "What is the capital of France?", ("Berlin", "Lyon"))
@@ -25,6 +26,8 @@ ANTONYM = item("text", ("cold", "cool"), 'What is the opposite of "hot"?')
 SPANISH = item("text", ("pajaro", "ave"), 'What is "bird" in Spanish?')
 GERMAN = item("text", ("weiss",), 'What is "white" in German?')
 SUM = item("number", ("59",), "What is 22 + 37?", stated=True)
+TWICE = item("number", ("29",), "How much is 58 minus 29?", stated=True)
+NUMBER = item("number", ("68",), "Which atomic number does erbium have?", stated=True)
 ROMAN = item("number", ("12",), "Which number is the Roman numeral XII?", stated=True)
 THOUSANDS = item("number", ("4817",), "How many letters does the archive of Vaipark hold?", ("2210",), stated=True)
 POTASSIUM = item("symbol", ("K",), "What is the chemical symbol of potassium?")
@@ -80,6 +83,16 @@ CARD = item("text", ("Noris",), "According to the parish book, to which province
         (SUM, "22 + 37 = 61, not 59", "wrong"),
         (SUM, "22", "wrong"),
         (SUM, "The result", "off_form"),
+        (SUM, "To solve this problem, you need to multiply 22 by 37 and then add 37.", "off_form"),
+        (SUM, "To solve this problem, you need to find 22 + 37 and then add 1 to that result.", "off_form"),
+        (SUM, "To solve this problem, you need to multiply 22 by 37. 22 * 37 equals 3800.", "wrong"),
+        (SUM, "To solve this, first convert 22 to a decimal, which is 22, and then add 37 to it.", "off_form"),
+        (TWICE, "58 minus 29 is 29.", "right"),
+        (TWICE, "58 - 29 = 29", "right"),
+        (TWICE, "29", "right"),
+        (ROMAN, "In Roman numerals, XII is equivalent to 2000.", "wrong"),
+        (NUMBER, "Erbium is a chemical element with the atomic number 89.", "wrong"),
+        (NUMBER, "Erbium is a chemical element with the atomic number 68.", "right"),
         (SUM, "unknown", "refused"),
         (ROMAN, "XII is 12.", "right"),
         (ROMAN, "XII", "off_form"),
@@ -192,10 +205,10 @@ def test_an_answer_without_the_space_its_tokens_begin_with_is_found() -> None:
 
 
 def test_loops_are_found_and_lists_are_not() -> None:
-    assert loops("a b a b a b a b a b".split())
+    assert loops(["a", "b", "a", "b", "a", "b", "a", "b", "a", "b"])
     assert loops(["x"] * 8)
-    assert not loops("no no no".split())
-    assert not loops("one two three four five six seven eight nine ten".split())
+    assert not loops(["no", "no", "no"])
+    assert not loops(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 
 
 def test_numbers_in_digits_and_words() -> None:

@@ -19,7 +19,9 @@ def test_no_group_is_on_two_sides(members: list[tuple[int, int]], seed: int) -> 
     split = parts(groups, domains, seed)
     assert (split.train.astype(int) + split.val + split.test == 1).all()
     sides = [set(groups[side]) for side in (split.train, split.val, split.test)]
-    assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    assert not sides[0] & sides[1]
+    assert not sides[0] & sides[2]
+    assert not sides[1] & sides[2]
     fold = folds(groups, domains, seed)
     assert all(len(set(fold[groups == group])) == 1 for group in groups)
     fitted, chosen = inner(np.arange(len(groups)), groups, domains, seed)
