@@ -171,8 +171,8 @@ def _number(item: Item, answer: str) -> Label:
 
 def _answering(item: Item, answer: str) -> Number | None:
     """The number that answers: behind the last `=`; else, in a card's answer or a short one, the first that is neither
-    in an expression nor in the question, in a longer one the first of those that a verb or "number" leads to. One of the
-    question's own only where nothing else is said, or behind "is".
+    in an expression nor in the question, in a longer one the first of those that a verb or "number" leads to. One of
+    the question's own only where nothing else is said, or behind "is".
     """
     if "=" in answer:
         behind = answer.rindex("=") + 1
