@@ -124,7 +124,7 @@ def test_a_feature_that_names_the_group_is_worth_nothing_unless_groups_are_torn_
     label = np.where(np.random.default_rng(0).random(group.max() + 1) < 0.5, "right", "wrong")
     honest = replace(data, outcome=label[group])  # answers of one group are both right or both wrong
     torn = replace(honest, group=np.array([f"{row}" for row in range(len(data))]))
-    own = (group[:, None] == np.arange(group.max() + 1)).astype(float)
+    own = np.random.default_rng(1).normal(size=(group.max() + 1, 150))[group]
     made = [*families(data, 0)[:1], Family("group", {"": own})]
     found = {}
     for name, one in (("honest", honest), ("torn", torn)):
@@ -132,8 +132,8 @@ def test_a_feature_that_names_the_group_is_worth_nothing_unless_groups_are_torn_
         scores = offline.cross_validated(one, made, split, 0, lambda _: None).by["group", offline.ALONE]
         rows = np.flatnonzero(split.development)
         found[name] = auroc(scores[rows], one.wrong[rows])
-    assert abs(found["honest"] - 0.5) < 0.07
-    assert found["torn"] > 0.75
+    assert abs(found["honest"] - 0.5) < 0.08
+    assert found["torn"] > 0.65
 
 
 def test_final_writes_a_lock_repeats_itself_and_refuses_another_configuration(tmp_path: Path) -> None:
