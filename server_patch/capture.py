@@ -185,7 +185,7 @@ def _plan(forward_batch: Any, batch: Any) -> Any:
         return None
     if scheduler.device is None:
         return native.plan_step(forward_batch, _asking(batch.reqs))
-    named = scheduler.device.group is not None or population.derotated or population.guarded
+    named = scheduler.device.group is not None or population.derotated or population.guarded or population.ranked
     return scheduler.device.plan_decode(tuple(_asking(batch.reqs)) if named else ())
 
 

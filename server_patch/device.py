@@ -166,7 +166,7 @@ class DeviceCapture:
         row[layout.C_LAYERS] = sum(1 << self.layers.index(layer) for layer in options.layers)
         row[layout.C_PROMPT_LEN], row[layout.C_MASK_PREFIX] = prompt_len, options.mask_prefix
         row[layout.C_WINDOW], row[layout.C_SINK_TOKENS] = options.window, options.sink_tokens
-        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.top_k, options.stride
+        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.links, options.stride
         row[layout.C_LIMIT] = options.limit if options.guard is None else 0
         row[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(heads, n)
         return row
@@ -175,7 +175,7 @@ class DeviceCapture:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
         # What decides about the collectives is known alike on every rank: who asks in this step, and for what.
         asking = [state.options for _, _, state in step.asking] if self.group is not None else None
-        linked = population.linked > 0 if asking is None else any(options.top_k for options in asking)
+        linked = population.linked > 0 if asking is None else any(options.links for options in asking)
         headed = population.headed > 0 if asking is None else any(options.head_stats for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
@@ -192,7 +192,7 @@ class DeviceCapture:
     def _merge_ranks(self, step: DeviceStep, forward_batch: Any) -> None:
         assert self.group is not None
         group = self.group.group
-        linked = [(row, req) for row, req, state in step.asking if state.options.top_k]
+        linked = [(row, req) for row, req, state in step.asking if state.options.links]
         if linked:
             device = step.records.device
             rows = torch.tensor([row for row, _ in linked], pin_memory=device.type == "cuda")
@@ -201,7 +201,7 @@ class DeviceCapture:
             pool = forward_batch.req_pool_indices[rows]
             ranks.merge_links(self.buffers, step.records, rows, pool, width, group, prefill=step.prefill)
         ranks.merge_sums(step.records, healthy=step.error is None, group=group)
-        if any(state.options.guard is not None for _, _, state in step.asking):
+        if any(state.options.guard is not None or state.options.ranked for _, _, state in step.asking):
             ranks.share_records(step.records, group=group)
         if step.heads is not None:
             step.heads = ranks.gather_heads(step.heads, group)

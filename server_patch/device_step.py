@@ -90,7 +90,7 @@ class DeviceStep:
     def _copied(self) -> HostStep:
         if self.records is None or self.error is not None:
             return HostStep()
-        watched = tuple(Row(*one) for one in self.asking if one[2].options.guard is not None)
+        watched = tuple(Row(*one) for one in self.asking if one[2].options.guard is not None or one[2].options.ranked)
         at, words = None, None
         parts: list[Any] = []
         silent = bool(watched) and not population.read

@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from geomcli.compass import DRIFT_WINDOW, HALT_THRESHOLD
-from geomcli.server_patch import firewall_options
+from geomcli.server_patch import firewall_options, radix_options
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -97,6 +97,10 @@ def add_flags(parser: ArgumentParser) -> None:
         "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
         help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
     )  # fmt: skip
+    group.add_argument(
+        radix_options.WEIGHT_FLAG, type=float, default=d.spectral_weight, metavar="W",
+        help=f"received attention against recency, in {radix_options.POLICY_FLAG} {radix_options.POLICY}; 0 = lru",
+    )  # fmt: skip
     switch("--attention-disable-in-production", f"no capture unless {DEBUG_VARIABLE}=1 is set")
 
 
@@ -127,15 +131,22 @@ def options_from(args: Namespace) -> ServerOptions:
         guard=firewall_options.of_flags(
             args.attention_firewall, args.attention_firewall_window, args.attention_firewall_threshold
         ),
+        spectral_radix=getattr(args, "radix_eviction_policy", None) == radix_options.POLICY,
+        spectral_weight=args.spectral_weight,
     )
-    if options.guard is not None and not options.enabled:
+    options.check()
+    if not options.enabled:
         reason = "is off without --return-attention-tokens"
         if in_production:
             reason = f"is off under --attention-disable-in-production without {DEBUG_VARIABLE}=1"
-        raise ValueError(
-            f"{firewall_options.FLAG} {options.guard.action} watches what is captured, and capture {reason}"
-        )
-    options.check()
+        if options.guard is not None:
+            raise ValueError(
+                f"{firewall_options.FLAG} {options.guard.action} watches what is captured, and capture {reason}"
+            )
+        if options.spectral_radix and options.spectral_weight:
+            raise ValueError(
+                f"{radix_options.POLICY_FLAG} {radix_options.POLICY} ranks by what is captured, and capture {reason}"
+            )
     return options
 
 

@@ -52,7 +52,9 @@ class StepPlan:
 
     def watched_rows(self) -> list[Row]:
         return [
-            Row(at, plan.request, plan.state) for at, plan in enumerate(self.whole) if plan.options.guard is not None
+            Row(at, plan.request, plan.state)
+            for at, plan in enumerate(self.whole)
+            if plan.options.guard is not None or plan.options.ranked
         ]
 
     def watched_records(self) -> NDArray[np.int32]:
@@ -170,7 +172,7 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
         sink_tokens=options.sink_tokens,
-        top_k=options.top_k,
+        top_k=options.links,
         head_statistics=options.head_stats,
     )
     if not options.derotate:

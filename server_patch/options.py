@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from geomcli.eviction.radix_value import DEFAULT_WEIGHT
 from geomcli.server_patch import firewall_options
 from geomcli.server_patch.firewall_options import Guard
 
@@ -20,6 +21,7 @@ MAX_TOP_K = 64
 SKETCH_HUBS = 32
 SOURCES = ("auto", "tap", "probe")
 MIN_CHUNK, MAX_CHUNK = 256, 16384
+RANKED_STRIDE = 8  # of requests that did not ask, where the prefix cache is ranked by attention
 ASK = "return_attention_tokens"
 # Fields by which a request asks for something that is captured; the others only say how.
 ASKING = (ASK, firewall_options.FIELD, "attention_auto_sampling", "return_moe_routing")
@@ -87,6 +89,13 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     disable_in_production: bool = False
     sidecar_url: str = ""
     guard: Guard | None = None  # watches every answer
+    spectral_radix: bool = False  # the prefix cache is ranked by received attention
+    spectral_weight: float = DEFAULT_WEIGHT
+
+    @property
+    def ranks(self) -> bool:
+        """Whether every request's attention is taken in for the prefix cache."""
+        return self.enabled and self.spectral_radix and self.spectral_weight > 0
 
     @property
     def default_mode(self) -> Mode:
@@ -103,6 +112,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
         for flag, (name, low, high) in RANGES.items():
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
+        if not 0 <= self.spectral_weight <= 1:
+            raise ValueError(f"--spectral-weight must be 0..1, got {self.spectral_weight}")
         parse_layers(self.layers, None)
         parse_origins(self.cors_origins)
         found = _ZMQ_URL.fullmatch(self.sidecar_url)
@@ -172,6 +183,12 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     moe_layers: tuple[int, ...] = ()  # layers whose experts each entry names; none: not asked for
     guard: Guard | None = None  # what watches the answer
     entries: bool = True  # whether anything of what is captured leaves the server
+    ranked: bool = False  # what is looked at ranks the prefix cache
+
+    @property
+    def links(self) -> int:
+        """Links that are captured of each row; `top_k` of them leave the server."""
+        return MAX_TOP_K if self.ranked else self.top_k
 
     @property
     def primary_layer(self) -> int:
@@ -261,17 +278,22 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         moe_layers=_moe_layers(given, model),
         guard=guard,
         entries=asked,
+        ranked=server.ranks,
     )
 
 
 def watched(server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
-    """What the server's own firewall captures of a request that did not ask for anything; None without one."""
-    if server.guard is None or not server.enabled:
+    """What the server itself captures of a request that did not ask for anything: for its firewall, or to rank the
+    prefix cache; None without either.
+    """
+    if not server.enabled or not (server.guard or server.ranks):
         return None
+    stride = server.stride if server.guard else max(server.stride, RANKED_STRIDE)
     return CaptureOptions(
         mode="fingerprint", top_k=0, layers=model.layers_captured, heads=None, heads_total=model.heads_total,
-        mask_prefix=0, stride=server.stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
+        mask_prefix=0, stride=stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
         head_stats=False, prompt_tokens=False, guard=server.guard, entries=False,
+        ranked=server.ranks,
     )  # fmt: skip
 
 

@@ -59,6 +59,7 @@ FLAGS = {
     "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
     "--attention-firewall-window": Described("16", "2..1024"),
     "--attention-firewall-threshold": Described("0.4", "above 0 and below 1"),
+    "--spectral-weight": Described("0.5", "0..1"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from geomcli.eviction.radix_value import Received
 from geomcli.server_patch import faults, watching
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
@@ -26,6 +27,7 @@ class _Population:
     derotated = 0  # those that ask for the de-rotated view
     routed = 0  # those that ask for the routing of experts
     guarded = 0  # those whose answers a firewall watches
+    ranked = 0  # those that rank the prefix cache
     read = 0  # those of which anything leaves the server
 
 
@@ -43,22 +45,25 @@ class RequestState:
         self.stamp = 1 + next(_stamps) % (_STAMP_LIMIT - 1)
         self.always = options.stride == 1 and (options.limit == 0 or options.guard is not None)
         self.watched = None if options.guard is None else watching.watch(options.guard)
+        self.received = Received() if options.ranked else None
         self._announced = False
         population.count += 1
-        population.linked += options.top_k > 0
+        population.linked += options.links > 0
         population.headed += options.head_stats
         population.derotated += options.derotate
         population.routed += bool(options.moe_layers)
         population.guarded += options.guard is not None
+        population.ranked += options.ranked
         population.read += options.entries
 
     def __del__(self) -> None:
         population.count -= 1
-        population.linked -= self.options.top_k > 0
+        population.linked -= self.options.links > 0
         population.headed -= self.options.head_stats
         population.derotated -= self.options.derotate
         population.routed -= bool(self.options.moe_layers)
         population.guarded -= self.options.guard is not None
+        population.ranked -= self.options.ranked
         population.read -= self.options.entries
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)

@@ -96,7 +96,7 @@ def around_generate_request(
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
     if options is None and request is not None and guards.path_of(request.scope) == "/generate":
         options = options_of_body(getattr(request, "_json", None), request.scope)
-    if options is None and state.main.options.guard is not None:
+    if options is None and (state.main.options.guard is not None or state.main.options.ranks):
         options = _watched(obj)
     _set_params(obj, options)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
@@ -106,7 +106,7 @@ def around_generate_request(
 
 
 def _watched(obj: Any) -> CaptureOptions | None:
-    """What the server's firewall captures of a request that did not ask; None of what writes no text, and of beams."""
+    """What the server itself captures of a request that did not ask; None of what writes no text, and of beams."""
     if type(obj).__name__ != _GENERATES:
         return None
     try:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import faults, transport, watching
+from geomcli.server_patch import faults, radix_policy, transport, watching
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
 
 
 def before_process(_processor: Any, _batch: Any, result: Any) -> None:
     """Never raises: what runs here runs in the scheduler's loop, where an exception ends the server."""
-    if scheduler.publisher is None and not population.guarded:
+    if scheduler.publisher is None and not population.guarded and not population.ranked:
         return
     try:
         step = _step(transport.output_of(result))
         if step is None:
             return
         judged = _judged(step)
+        if population.ranked:
+            _rank(step)
         if scheduler.publisher is not None:
             step.publish(scheduler.publisher, judged)
     except Exception:
@@ -29,10 +31,18 @@ def _judged(step: Any) -> tuple[Any, ...]:
     if not population.guarded:
         return ()
     try:
-        return watching.judge(step.watched_rows(), step.watched_records())
+        rows = [row for row in step.watched_rows() if row.state.options.guard is not None]
+        return watching.judge(rows, step.watched_records())
     except Exception:
         faults.report("a step could not be judged by the firewall; its answers go on")
         return ()
+
+
+def _rank(step: Any) -> None:
+    try:
+        radix_policy.observe(step.watched_rows(), step.watched_records())
+    except Exception:
+        faults.report("a step could not be taken in for the prefix cache")
 
 
 def _step(output: Any) -> Any:

@@ -56,7 +56,7 @@ def capabilities() -> dict[str, Any]:
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
             "firewall": options.enabled,
             "auto_sampling": False,
-            "spectral_radix": False,
+            "spectral_radix": options.ranks,
             "spectral_decode": False,
             "logit_lens": False,
         },

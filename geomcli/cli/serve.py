@@ -36,6 +36,7 @@ _OPTIONS = {
     "attention_cors_origins": "cors_origins",
     "attention_max_concurrent_capture": "max_concurrent",
     "attention_sidecar_url": "sidecar_url",
+    "spectral_weight": "spectral_weight",
     "attention_disable_in_production": "disable_in_production",
 }
 # Those of the firewall, which are one value together, with their defaults.
@@ -119,6 +120,10 @@ def serve(
     attention_firewall_threshold: Annotated[
         float | None, typer.Option(metavar="X", help="Drift at which to halt (0.5), not calibrated.")
     ] = None,
+    spectral_weight: Annotated[
+        float | None,
+        typer.Option(metavar="W", help="Attention against recency, with `-- --radix-eviction-policy spectral` (0.7)."),
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -159,6 +164,7 @@ def serve(
         "attention_firewall": attention_firewall,
         "attention_firewall_window": attention_firewall_window,
         "attention_firewall_threshold": attention_firewall_threshold,
+        "spectral_weight": spectral_weight,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)

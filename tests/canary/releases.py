@@ -62,6 +62,12 @@ def _named(scope: ast.AST, name: str) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(scope):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
             yield node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                yield node
+        elif isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
+            yield node
         elif isinstance(node, ast.If | ast.Try):
             yield from _named(node, name)
 
