@@ -18,6 +18,7 @@ from geomcli.kernels import layout
 from geomcli.server_patch import faults, radix_options
 from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.startup import options_of
 from geomcli.server_patch.watching import Row
 
 HELD_ATTRIBUTE = "_geom_received"
@@ -27,19 +28,24 @@ def register() -> None:
     """Make the policy known to SGLang's trees; it is built only where it was asked for."""
     from sglang.srt.mem_cache import utils
 
-    utils._EVICTION_POLICY_FACTORIES[radix_options.POLICY] = Strategy
+    utils._EVICTION_POLICY_FACTORIES[radix_options.POLICY] = _strategy
+
+
+def _strategy(**_: Any) -> Strategy:
+    """That of this process."""
+    from sglang.srt.runtime_context import get_server_args
+
+    if scheduler.ranking is None:
+        # The pool's size is known when the first request ends.
+        scheduler.ranking = Ranking(options_of(get_server_args()).spectral_weight, capacity=1)
+    return Strategy(scheduler.ranking)
 
 
 class Strategy:
     """An EvictionStrategy of SGLang's: the lowest priority is evicted first."""
 
-    def __init__(self, **_: Any) -> None:
-        from sglang.srt.runtime_context import get_server_args
-
-        from geomcli.server_patch.startup import options_of
-
-        # The pool's size is known when the first request ends.
-        self.ranking = scheduler.ranking = Ranking(options_of(get_server_args()).spectral_weight, 1)
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
 
     def get_priority(self, node: Any) -> Key:
         try:
