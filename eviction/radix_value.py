@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 LOCAL = 8  # nearer keys are looked at for their place: the fingerprint's local band
 DEFAULT_WEIGHT = 0.7
+_HALVING = 0.5  # horizons; longer keeps what is popular, shorter drops sooner what is over (docs/eviction.md)
 _MEMORY = 16  # requests that means are taken over
 _TIMES = 1 << 17  # ends of requests that are told apart
 Key = tuple[float, float]
@@ -79,9 +80,10 @@ class Ranking:
     """Keys of nodes, the lowest to be evicted first.
 
     key = (1 - weight) · last + weight · horizon · v, then the time of the last access itself.
-    last: requests that had ended at the node's last access. v in [-1, 1]: (s - m) / (s + m), with s what a token of the
-    node received, summed over requests and halved with every horizon, and m what a token receives of one request; 0 for
-    a node of which nothing was captured. horizon: requests that the pool holds. With weight 0 the order is LRU's.
+    last: requests that had ended at the node's last access. v in [0, 1): s / (s + m), with s what a token of the node
+    received, summed over the requests that found it in the cache and halved twice a horizon, and m what a token
+    receives of one such request; 0 for a node of which nothing was captured. horizon: requests that the pool holds.
+    With weight 0, and among nodes without data, the order is LRU's.
     """
 
     def __init__(self, weight: float, capacity: int) -> None:
@@ -131,14 +133,17 @@ class Ranking:
 
     def decayed(self, held: Held, time: int) -> NDArray[np.float64]:
         """[n]: what is left of it at `time`."""
-        return held.received * 0.5 ** ((time - held.time) / self.horizon) if time > held.time else held.received
+        if time <= held.time:
+            return held.received
+        factor: float = 0.5 ** ((time - held.time) / (_HALVING * self.horizon))
+        return held.received * factor
 
     def value(self, held: Held | None) -> float:
         """v of the formula."""
         if held is None or not held.received.size:
             return 0.0
         s = float(self.decayed(held, self.time).mean())
-        return (s - self.mean) / (s + self.mean) if s + self.mean > 0 else 0.0
+        return s / (s + self.mean) if s > 0 else 0.0
 
     def key(self, last_access: float, held: Held | None) -> Key:
         """Of a node that was last accessed at `last_access` of the engine's clock."""

@@ -57,6 +57,11 @@ class Firewall(_Document):
     detector: str
 
 
+class Ranking(_Document):
+    weight: Annotated[float, Field(gt=0, le=1, description="of received attention against recency")]
+    stride: Annotated[int, Field(ge=1, description="every Nth output token, of requests that did not ask")]
+
+
 class Hooks(_Document):
     applied: list[str]
     missing: list[str]
@@ -103,6 +108,7 @@ class Capabilities(_Document):
     features: Features
     guardrails: Guardrails
     firewall: Annotated[Firewall | None, Field(description="what watches every answer; null without one")]
+    prefix_cache: Annotated[Ranking | None, Field(description="its ranking; null where SGLang's own policy holds")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters

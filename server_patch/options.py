@@ -288,13 +288,17 @@ def watched(server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
     """
     if not server.enabled or not (server.guard or server.ranks):
         return None
-    stride = server.stride if server.guard else max(server.stride, RANKED_STRIDE)
     return CaptureOptions(
         mode="fingerprint", top_k=0, layers=model.layers_captured, heads=None, heads_total=model.heads_total,
-        mask_prefix=0, stride=stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
+        mask_prefix=0, stride=silent_stride(server), limit=0, window=server.window, sink_tokens=server.sink_tokens,
         head_stats=False, prompt_tokens=False, guard=server.guard, entries=False,
         ranked=server.ranks,
     )  # fmt: skip
+
+
+def silent_stride(server: ServerOptions) -> int:
+    """Of requests that did not ask: a firewall sees what it would see of those that do."""
+    return server.stride if server.guard else max(server.stride, RANKED_STRIDE)
 
 
 def _moe_layers(given: Mapping[str, Any], model: ModelShape) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """Scheduler process: SGLang's prefix cache ranks its nodes by the attention that they received (`spectral`).
 
-What a request's captured rows looked at is kept with the request, and credited to the nodes of its tokens when it gives
-its keys back. Nothing here touches the tree: a node is found by its tokens, without an access, and the front of what a
-split node holds follows it into its new parent when it is next looked at, which is before that parent can be evicted.
+What a request's captured rows looked at is kept with the request, and credited to the nodes that it found in the cache
+when it gives its keys back. Nothing here touches the tree: a node is found by its tokens, without an access. The front
+of what a split node holds follows it into its new parent when the node is next looked at, which is before that parent
+can be evicted.
 """
 
 from __future__ import annotations
@@ -102,17 +103,20 @@ def around_release(original: Callable[..., Any], req: Any, tree_cache: Any, *arg
 
 
 def credit(req: Any, tree_cache: Any, node: Any, ranking: Ranking) -> None:
-    """Add what the request looked at to the nodes of its tokens; `node`: the last of them that is known."""
+    """Add what the request looked at to the nodes that it found; `node`: the last of its nodes that is known."""
     ranking.capacity = max(1, int(tree_cache.token_to_kv_pool_allocator.size))
     tokens = [*req.origin_input_ids, *req.output_ids]
+    found = int(req.cached_tokens)
     path = _path(node, tokens, (getattr(req, "extra_key", None), getattr(req, "cache_salt", None) or None))
     if path:
-        ranking.end(max(one.last_access_time for one in path), len(tokens) - int(req.cached_tokens))
+        ranking.end(max(one.last_access_time for one in path), len(tokens) - found)
     state = state_of(req)
     if state is None or state.received is None:
         return
     received, state.received = state.received, Received()
     per_token = received.per_token(len(tokens))
+    # Whoever writes a token looks at it, too: only what others do says that it is of use again.
+    per_token[found:] = np.nan
     ranking.learn(per_token)
     start = 0
     for one in path:

@@ -14,7 +14,7 @@ from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODE
 from geomcli.server_patch import arrivals, documents, guards, hooks, state
 from geomcli.server_patch.exchange import Exchange
 from geomcli.server_patch.metrics import Metrics
-from geomcli.server_patch.options import MAX_TOP_K
+from geomcli.server_patch.options import MAX_TOP_K, silent_stride
 from geomcli.zones import ZONES_V1
 
 
@@ -74,6 +74,9 @@ def capabilities() -> dict[str, Any]:
             "window": options.window,
         },
         "firewall": None if options.guard is None else msgspec.to_builtins(options.guard),
+        "prefix_cache": {"weight": options.spectral_weight, "stride": silent_stride(options)}
+        if options.ranks
+        else None,
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),

@@ -68,13 +68,13 @@ def nodes(cache: Any) -> list[Any]:
 
 
 def held(cache: Any) -> dict[str, int]:
-    """How many tokens lie in the tree, and of how many nodes what they hold does not fit."""
-    wrong = 0
-    if cache.ranking is not None:
-        for node in nodes(cache):
-            found = cache.policy.held_by(node, cache.ranking)
-            wrong += found is None or len(found.received) != len(node.key)
-    return {"tokens": sum(len(node.key) for node in nodes(cache)), "wrong": wrong}
+    """How many tokens lie in the tree; nodes that were looked at, and of how many what they hold does not fit."""
+    known = wrong = 0
+    for node in reversed(nodes(cache)) if cache.ranking is not None else ():
+        found = cache.policy.held_by(node, cache.ranking)
+        known += found is not None
+        wrong += found is not None and len(found.received) != len(node.key)
+    return {"tokens": sum(len(node.key) for node in nodes(cache)), "known": known, "wrong": wrong}
 
 
 def splits(kind: str) -> dict[str, Any]:
@@ -82,7 +82,9 @@ def splits(kind: str) -> dict[str, Any]:
     cache = bench.Cache("spectral", SIZE, kind=kind, weight=0.7)
     tokens = list(range(1000, 1200))
     received = np.arange(200, dtype=float)
-    cache.serve(tokens, [1, 2, 3], np.concatenate([received, [0.0, 0.0, 0.0]]))
+    cache.serve(tokens, [1, 2, 3])
+    # The same again finds all but the prompt's last token.
+    cache.serve([*tokens, 7, 8], [1, 2, 3], np.concatenate([received, np.full(5, 9.0)]))
     for at in (150, 40, 90, 41):
         # Nothing was captured of these.
         cache.serve([*tokens[:at], 50_000 + at, 60_000 + at], [4, 5, 6])
@@ -95,20 +97,21 @@ def splits(kind: str) -> dict[str, Any]:
             count += 1
             left = cache.ranking.decayed(own, cache.ranking.time)
             found |= dict(zip(node.key.raw_token_ids(), left.tolist(), strict=True))
-    factor = 0.5 ** ((cache.ranking.time - 1) / cache.ranking.horizon)
+    factor = 0.5 ** ((cache.ranking.time - 2) / (0.5 * cache.ranking.horizon))
     return {
         "nodes": count,
         "error": max(abs(found.get(t, 0.0) - r * factor) for t, r in zip(tokens, received, strict=True)),
-        "foreign": [t for t in found if t >= 50_000 and found[t]],
+        "foreign": [t for t in found if not 1000 <= t < 1200],
     }
 
 
 def survivor(policy: str, kind: str, attended: int) -> list[bool]:
-    """Two prefixes of one length, last used one after the other; which of them are still there under pressure."""
+    """Two prefixes of one length, used twice, one after the other; which of them are still there under pressure."""
     cache = bench.Cache(policy, 1000, kind=kind, weight=0.7)
     prompts = [list(range(base, base + 200)) for base in (10_000, 20_000)]
-    for n, prompt in enumerate(prompts):
-        cache.serve(prompt, [n, n + 1], np.full(202, 2.0 if n == attended else 0.1))
+    for turn in (0, 1):
+        for n, prompt in enumerate(prompts):
+            cache.serve([*prompt, turn, 9], [n, n + 1], np.full(204, 2.0 if n == attended else 0.1))
     for n in range(4):
         cache.serve(list(range(30_000 + 1000 * n, 30_000 + 1000 * n + 150)), [7, 8], np.full(152, 0.5))
     return [cache.hit(prompt) == 200 for prompt in prompts]

@@ -55,6 +55,7 @@ def test_attention_changes_what_leaves_and_no_slot_is_lost(trees: dict[str, Any]
     for found in (lru, spectral):
         assert found["free"] + found["held"]["tokens"] == found["size"]
     assert spectral["held"]["wrong"] == 0
+    assert spectral["held"]["known"] > 5
 
 
 @pytest.mark.parametrize("kind", ["unified", "radix"])

@@ -41,6 +41,7 @@ attention-fingerprint-max-steps: {STEPS}
 context-length: 2048
 """
 WATCHED_WINDOW, WATCHED_THRESHOLD = 6, 0.01
+WEIGHT = 0.4
 SINKS, CHUNK, CAPTURES, GUARDED_STRIDE = 8, 256, 2, 3
 # A rotation by three positions at once, as models of images have it; there is no way back from it.
 UNDONE = json.dumps(
@@ -88,7 +89,8 @@ def pushing(folder: Path) -> Iterator[Server]:
 def watching(folder: Path) -> Iterator[Server]:
     arguments = (
         "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
-        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--", *SIZES,
+        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--spectral-weight", str(WEIGHT), "--", *SIZES,
+        "--radix-eviction-policy", "spectral",
     )  # fmt: skip
     with served(folder, *arguments) as server:
         yield server
@@ -320,6 +322,11 @@ def reads_keys_again(server: Server) -> None:
     assert "fingerprint" in completed(server, "Hi")[0]
 
 
+def ranks_the_prefix_cache(server: Server) -> None:
+    # The firewall of this server looks at every token.
+    assert document(server)["prefix_cache"] == {"weight": WEIGHT, "stride": 1}
+
+
 class Case(NamedTuple):
     server: Callable[[Path], contextlib.AbstractContextManager[Server]]
     check: Callable[[Server], None]
@@ -348,6 +355,7 @@ CASES = {
     "--attention-firewall": Case(watching, watches_every_answer),
     "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
     "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
+    "--spectral-weight": Case(watching, ranks_the_prefix_cache),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}
