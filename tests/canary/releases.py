@@ -1,5 +1,7 @@
-"""SGLang's released wheels as source to read: downloaded once into the environment, never installed; test_radix_trees.py runs what it
-extracts."""
+"""SGLang's released wheels as source to read: downloaded once into the environment, never installed.
+
+test_radix_trees.py runs what it takes out of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 # The ends of the supported range and what lies between; the plugin's transport changes at 0.5.20.
@@ -54,7 +57,7 @@ def definition(version: str, target: str) -> ast.AST | None:
         if tree is not None:
             node: ast.AST | None = tree
             for name in parts[cut:]:
-                node = None if node is None else next((*_named(node, name), *_imported(node, name)), None)
+                node = None if node is None else next(chain(_named(node, name), _imported(node, name)), None)
             return node
     return None
 
