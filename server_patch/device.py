@@ -166,7 +166,7 @@ class DeviceCapture:
         row[layout.C_LAYERS] = sum(1 << self.layers.index(layer) for layer in options.layers)
         row[layout.C_PROMPT_LEN], row[layout.C_MASK_PREFIX] = prompt_len, options.mask_prefix
         row[layout.C_WINDOW], row[layout.C_SINK_TOKENS] = options.window, options.sink_tokens
-        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.top_k, options.stride
+        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.links, options.stride
         row[layout.C_LIMIT] = 0 if options.observed else options.limit
         row[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(heads, n)
         return row
@@ -175,7 +175,7 @@ class DeviceCapture:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
         # What decides about the collectives is known alike on every rank: who asks in this step, and for what.
         asking = [state.options for _, _, state in step.asking] if self.group is not None else None
-        linked = population.linked > 0 if asking is None else any(options.top_k for options in asking)
+        linked = population.linked > 0 if asking is None else any(options.links for options in asking)
         headed = population.headed > 0 if asking is None else any(options.headed for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
@@ -192,7 +192,7 @@ class DeviceCapture:
     def _merge_ranks(self, step: DeviceStep, forward_batch: Any) -> None:
         assert self.group is not None
         group = self.group.group
-        linked = [(row, req) for row, req, state in step.asking if state.options.top_k]
+        linked = [(row, req) for row, req, state in step.asking if state.options.links]
         if linked:
             device = step.records.device
             rows = torch.tensor([row for row, _ in linked], pin_memory=device.type == "cuda")

@@ -10,7 +10,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from geomcli.server_patch import firewall_options
+from geomcli.server_patch import firewall_options, radix_options
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -108,6 +108,10 @@ def add_flags(parser: ArgumentParser) -> None:
         "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
         help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
     )  # fmt: skip
+    group.add_argument(
+        radix_options.WEIGHT_FLAG, type=float, default=d.spectral_weight, metavar="W",
+        help=f"received attention against recency, in {radix_options.POLICY_FLAG} {radix_options.POLICY}; 0 = lru",
+    )  # fmt: skip
     switch("--attention-disable-in-production", f"no capture unless {DEBUG_VARIABLE}=1 is set")
 
 
@@ -145,16 +149,15 @@ def options_from(args: Namespace) -> ServerOptions:
             args.attention_firewall_detector,
             known,
         ),
+        spectral_radix=getattr(args, "radix_eviction_policy", None) == radix_options.POLICY,
+        spectral_weight=args.spectral_weight,
     )
-    if options.observes and not options.enabled:
+    options.check()
+    if not options.enabled and (what := options.observer):
         reason = "is off without --return-attention-tokens"
         if in_production:
             reason = f"is off under --attention-disable-in-production without {DEBUG_VARIABLE}=1"
-        flag = "--attention-auto-sampling"
-        if options.guard is not None:
-            flag = f"{firewall_options.FLAG} {options.guard.action}"
-        raise ValueError(f"{flag} watches what is captured, and capture {reason}")
-    options.check()
+        raise ValueError(f"{what} what is captured, and capture {reason}")
     return options
 
 

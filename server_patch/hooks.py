@@ -91,6 +91,8 @@ HOOKS = (
          ("batch", "result"), "sends the first token's records to whoever builds entries"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_decode", BEFORE, "results:before_process",
          ("batch", "result"), "sends the tokens' records to whoever builds entries"),
+    Hook(SCHEDULER, "sglang.srt.mem_cache.common.release_kv_cache", AROUND, "radix_policy:around_release",
+         ("req", "tree_cache"), "credits what a request looked at to the prefix cache's nodes"),
     Hook(SCHEDULER, "sglang.srt.managers.scheduler.Scheduler.get_init_info", AFTER, "capture:after_get_init_info", (),
          "tells the main process what can be captured"),
 )  # fmt: skip
@@ -99,8 +101,11 @@ HOOKS = (
 REQUIRED_NAMES = (
     "sglang.srt.managers.schedule_batch.FINISH_MATCHED_STR",
     "sglang.srt.managers.schedule_batch.Req.update_finish_state",
+    "sglang.srt.mem_cache.utils._EVICTION_POLICY_FACTORIES",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
+    "sglang.srt.server_args.RADIX_EVICTION_POLICY_CHOICES",
+    "sglang.srt.server_args.add_radix_eviction_policy_choices",
     "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",
 )
 

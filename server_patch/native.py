@@ -189,7 +189,7 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
         sink_tokens=options.sink_tokens,
-        top_k=options.top_k,
+        top_k=options.links,
         head_statistics=options.headed,
     )
     if not options.derotate:

@@ -62,6 +62,7 @@ FLAGS = {
     "--attention-firewall-threshold": Described("0.4", "of the compass above 0 and below 1"),
     "--attention-firewall-detector": Described("logprob", "compass, logprob, rauq, heads"),
     "--attention-calibration": Described("heads.npz", "files of geom calibrate"),
+    "--spectral-weight": Described("0.5", "0..1"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 

@@ -15,7 +15,7 @@ from geomcli.server_patch import arrivals, documents, firewall_options, guards, 
 from geomcli.server_patch.exchange import Exchange
 from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.metrics import Metrics
-from geomcli.server_patch.options import MAX_TOP_K
+from geomcli.server_patch.options import MAX_TOP_K, silent_stride
 from geomcli.zones import ZONES_V1
 
 
@@ -58,7 +58,7 @@ def capabilities() -> dict[str, Any]:
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
             "firewall": options.enabled,
             "auto_sampling": options.enabled,
-            "spectral_radix": False,
+            "spectral_radix": options.ranks,
             "spectral_decode": False,
             "logit_lens": False,
         },
@@ -80,6 +80,9 @@ def capabilities() -> dict[str, Any]:
             name: any(one.detector == name for one in options.calibrations) for name in firewall_options.DETECTORS
         },
         "auto_sampling": options.enabled and options.auto_sampling,
+        "prefix_cache": {"weight": options.spectral_weight, "stride": silent_stride(options)}
+        if options.ranks
+        else None,
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),

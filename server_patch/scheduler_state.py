@@ -25,6 +25,7 @@ class SchedulerState:
         self.routing_missing = ""  # why there is none
         self.device: Any = None  # the DeviceCapture of backends that run kernels
         self.metrics = False  # whether the server has any
+        self.ranking: Any = None  # of the prefix cache's nodes, where the policy is spectral
         self.publisher: Any = None  # where records go; None on ranks that send no tokens
 
 

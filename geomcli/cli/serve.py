@@ -37,6 +37,7 @@ _OPTIONS = {
     "attention_max_concurrent_capture": "max_concurrent",
     "attention_sidecar_url": "sidecar_url",
     "attention_auto_sampling": "auto_sampling",
+    "spectral_weight": "spectral_weight",
     "attention_disable_in_production": "disable_in_production",
 }
 # Those of the firewall, which are one value together, as `of_flags` names them.
@@ -135,6 +136,10 @@ def serve(
     attention_calibration: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A file of geom calibrate; once for each detector.")
     ] = None,
+    spectral_weight: Annotated[
+        float | None,
+        typer.Option(metavar="W", help="Attention against recency, with `-- --radix-eviction-policy spectral` (0.7)."),
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -178,6 +183,7 @@ def serve(
         "attention_firewall_threshold": attention_firewall_threshold,
         "attention_firewall_detector": attention_firewall_detector,
         "attention_calibration": attention_calibration or None,
+        "spectral_weight": spectral_weight,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)

@@ -70,6 +70,10 @@ ATTRIBUTES = (
     ("attn_mqa", "sglang.srt.models.deepseek_v2"),
     ("attn_mha", "sglang.srt.models.deepseek_v2"),
     ("w_kc", "sglang.srt.models.deepseek_v2"),
+    ("cached_tokens", "sglang.srt.managers.schedule_batch"),
+    ("last_node", "sglang.srt.managers.schedule_batch"),
+    ("extra_key", "sglang.srt.managers.schedule_batch"),
+    ("token_to_kv_pool_allocator", "sglang.srt.mem_cache.unified_radix_cache"),
 )
 
 

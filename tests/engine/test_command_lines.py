@@ -75,6 +75,8 @@ ACCEPTED: list[Line] = [
     ((*CAPTURE, "--attention-api-key", "KEY"), {"api_key": ""}),  # kept where nothing shows it
     ((*CAPTURE, "--attention-cors-origins", "*"), {"cors_origins": "*"}),
     ((*CAPTURE, "--attention-max-concurrent-capture", "10"), {"max_concurrent": 10}),
+    ((*CAPTURE, "--radix-eviction-policy", "spectral"), {"spectral_radix": True}),
+    ((*CAPTURE, "--spectral-weight", "0.7"), {}),
     (
         (*CAPTURE, "--attention-disable-in-production"),
         {"disable_in_production": True, "enabled": False},
@@ -85,11 +87,9 @@ UNKNOWN: list[tuple[tuple[str, ...], str]] = [
     (
         (*TRITON, "--attention-fingerprint-mode", "--radix-eviction-policy", "spectral", "--spectral-retention-ratio",
          "0.3", "--port", "30000"),
-        "--radix-eviction-policy: invalid choice: 'spectral'",
+        "unrecognized arguments: --spectral-retention-ratio 0.3",
     ),
-    ((*CAPTURE, "--radix-eviction-policy", "spectral"), "--radix-eviction-policy: invalid choice: 'spectral'"),
     ((*CAPTURE, "--spectral-retention-ratio", "0.3"), "unrecognized arguments: --spectral-retention-ratio 0.3"),
-    ((*CAPTURE, "--spectral-weight", "0.7"), "unrecognized arguments: --spectral-weight 0.7"),
 ]  # fmt: skip
 # What a machine without a GPU needs beside any of them, and what keeps the engine small.
 SMALL = (
@@ -177,7 +177,7 @@ def test_geom_serve_takes_the_same_words(line: tuple[str, ...]) -> None:
     theirs: list[str] = []
     for word in line:
         if word.startswith("--"):
-            attention = word.startswith("--attention-") and word != "--attention-backend"
+            attention = word.startswith(("--attention-", "--spectral-")) and word != "--attention-backend"
             taken = ours if attention or word in CAPTURE else theirs
         taken.append(word)
     command = [GEOM, "serve", MODEL, "--device", "cuda", "--dry-run", *ours, "--", *theirs]

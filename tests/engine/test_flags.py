@@ -43,6 +43,7 @@ attention-fingerprint-max-steps: {STEPS}
 context-length: 2048
 """
 WATCHED_WINDOW, WATCHED_THRESHOLD = 6, 0.01
+WEIGHT = 0.4
 SINKS, CHUNK, CAPTURES, GUARDED_STRIDE = 8, 256, 2, 3
 # A rotation by three positions at once, as models of images have it; there is no way back from it.
 UNDONE = json.dumps(
@@ -96,7 +97,8 @@ def pushing(folder: Path) -> Iterator[Server]:
 def watching(folder: Path) -> Iterator[Server]:
     arguments = (
         "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
-        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--", *SIZES,
+        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--spectral-weight",
+        str(WEIGHT), "--", *SIZES, "--radix-eviction-policy", "spectral",
     )  # fmt: skip
     with served(folder, *arguments) as server:
         yield server
@@ -349,6 +351,11 @@ def reads_keys_again(server: Server) -> None:
     assert "fingerprint" in completed(server, "Hi")[0]
 
 
+def ranks_the_prefix_cache(server: Server) -> None:
+    # The firewall of this server looks at every token.
+    assert document(server)["prefix_cache"] == {"weight": WEIGHT, "stride": 1}
+
+
 class Case(NamedTuple):
     server: Callable[[Path], contextlib.AbstractContextManager[Server]]
     check: Callable[[Server], None]
@@ -380,6 +387,7 @@ CASES = {
     "--attention-firewall-detector": Case(pushing, watches_with_the_detector),
     "--attention-calibration": Case(pushing, halts_at_the_calibrations_threshold),
     "--attention-auto-sampling": Case(watching, samples_by_zone_what_sets_neither_value),
+    "--spectral-weight": Case(watching, ranks_the_prefix_cache),
     "--attention-capture-source": Case(probing, reads_keys_again),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}

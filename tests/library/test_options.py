@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve
+from geomcli.server_patch.firewall_options import Guard
+from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve, unasked
 from geomcli.server_patch.request_state import RequestState
 
 MODEL = ModelShape(30, (7, 15, 22, 29), 9)
@@ -175,6 +176,8 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
             "can never halt: the drift of 2 tokens is at most 0.5",
         ),
         (["--attention-auto-sampling"], "--attention-auto-sampling watches what is captured"),
+        (["--spectral-weight", "-0.1"], "--spectral-weight must be 0..1, got -0.1"),
+        (["--spectral-weight", "nan"], "--spectral-weight must be 0..1, got nan"),
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
@@ -210,3 +213,25 @@ def test_the_first_key_is_behind_the_mask_and_inside_every_window() -> None:
     assert options.first_key(100) == 81
     assert options.first_key(100, sliding_window=7) == 93
     assert options.first_key(3) == 4  # everything is masked
+
+
+def test_where_the_prefix_cache_is_ranked_every_request_is_captured_now_and_then() -> None:
+    server = ServerOptions(enabled=True, spectral_radix=True, stride=2)
+    silent = unasked({}, server, MODEL)
+    assert silent is not None
+    assert (silent.ranked, silent.entries, silent.stride, silent.limit, silent.top_k, silent.links) == (
+        True, False, 8, 0, 0, 64,
+    )  # fmt: skip
+    guarded = unasked({}, msgspec.structs.replace(server, guard=Guard("log_only")), MODEL)
+    assert guarded is not None
+    assert (guarded.ranked, guarded.stride) == (True, 2)
+    asking = resolve({**ASK, "top_k_attention": 5}, server, MODEL)
+    assert asking is not None
+    assert (asking.ranked, asking.top_k, asking.links) == (True, 5, 64)
+
+
+@pytest.mark.parametrize("change", [{"spectral_radix": False}, {"spectral_weight": 0.0}, {"enabled": False}])
+def test_where_it_is_not_ranked_nothing_is_captured_for_it(change: dict[str, Any]) -> None:
+    server = msgspec.structs.replace(ServerOptions(enabled=True, spectral_radix=True), **change)
+    assert unasked({}, server, MODEL) is None
+    assert asked(attention_tokens_stride=3).links == asked(attention_tokens_stride=3).top_k
