@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 SINKS = 4
 RECENT = 32
 LEAST = 64
+WINDOW = 64  # last queries by which tokens are scored
 _LEAST_SLACK = 16
 _SLACK_SHARE = 10  # a tenth of the budget
 _ROUNDING = 1e-9  # .3 · 10 is 3

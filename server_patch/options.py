@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from geomcli.server_patch import firewall_options
+from geomcli.server_patch import eviction_options, firewall_options
 from geomcli.server_patch.firewall_options import Guard
 
 Mode = Literal["raw", "sketch", "fingerprint"]
@@ -46,7 +46,7 @@ _INT_FIELDS = (
     "attention_tokens_window",
 )
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
-FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD)
+FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD, eviction_options.FIELD)
 MAX_INT = 2**31 - 1
 # Flag -> its attribute of ServerOptions, the least and the greatest value.
 RANGES: dict[str, tuple[str, int, int]] = {
@@ -87,6 +87,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     disable_in_production: bool = False
     sidecar_url: str = ""
     guard: Guard | None = None  # watches every answer
+    retention: float | None = None  # share of its KV that a running request keeps, None: all
 
     @property
     def default_mode(self) -> Mode:
@@ -171,6 +172,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     derotate: bool = False  # content and position scores of each link
     moe_layers: tuple[int, ...] = ()  # layers whose experts each entry names; none: not asked for
     guard: Guard | None = None  # what watches the answer
+    retention: float | None = None  # share of its KV that the request keeps, None: all
     entries: bool = True  # whether anything of what is captured leaves the server
 
     @property
@@ -218,6 +220,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     _refuse_unavailable(body)
     _check_types(given)
     guard = firewall_options.of_request(body, server.guard)
+    retention = eviction_options.of_request(body, server.retention)
     asked = given.get(ASK, False)
     if not asked and (guard is None or firewall_options.FIELD not in given):
         if given.get("return_moe_routing"):
@@ -227,6 +230,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         raise ValueError(
             f"{ASK if asked else firewall_options.FIELD}: this server was started without --return-attention-tokens"
         )
+    eviction_options.check(given, server.retention)
     own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
     firewall_options.seen_by(given, server.guard, own)
     mode = _mode(given, server)
@@ -260,6 +264,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         derotate=derotate,
         moe_layers=_moe_layers(given, model),
         guard=guard,
+        retention=server.retention if retention is None else retention,
         entries=asked,
     )
 

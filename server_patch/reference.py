@@ -59,6 +59,8 @@ FLAGS = {
     "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
     "--attention-firewall-window": Described("16", "2..1024"),
     "--attention-firewall-threshold": Described("0.4", "above 0 and below 1"),
+    "--spectral-evict-decode": Described("", "switch"),
+    "--spectral-retention-ratio": Described("0.5", "above 0, at most 1"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 
@@ -83,6 +85,13 @@ FIELDS = {
         "action, detector, window_size, variance_threshold; never less strict",
         '{"action": "log_only"}',
         "watch the answer's drift, and end it: `matched_stop`",
+    ),
+    "spectral_retention_ratio": Field(
+        "number",
+        "the server's",
+        "above 0, at most the server's",
+        "0.2",
+        "share of its tokens that stays in the KV cache",
     ),
     "return_moe_routing": Field("bool", "false", "models with experts", "true", "experts and weights"),
 }

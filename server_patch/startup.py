@@ -38,7 +38,7 @@ def options_of(server_args: Any) -> ServerOptions:
 
 
 def after_check_server_args(_result: Any, server_args: Any) -> None:
-    if options_of(server_args).enabled and (sentence := flags.refusal(server_args)):
+    if options_of(server_args).enabled and (sentence := flags.refusal(server_args, options_of(server_args))):
         raise SystemExit(f"geom: {sentence}")
 
 

@@ -119,6 +119,13 @@ def serve(
     attention_firewall_threshold: Annotated[
         float | None, typer.Option(metavar="X", help="Drift at which to halt (0.5), not calibrated.")
     ] = None,
+    spectral_evict_decode: Annotated[
+        bool,
+        typer.Option("--spectral-evict-decode", help="Let tokens of running requests leave the KV cache."),
+    ] = False,
+    spectral_retention_ratio: Annotated[
+        float | None, typer.Option(metavar="R", help="Share of a request's tokens that stays in the KV cache (0.3).")
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -159,6 +166,8 @@ def serve(
         "attention_firewall": attention_firewall,
         "attention_firewall_window": attention_firewall_window,
         "attention_firewall_threshold": attention_firewall_threshold,
+        "spectral_evict_decode": spectral_evict_decode,
+        "spectral_retention_ratio": spectral_retention_ratio,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
@@ -179,6 +188,7 @@ def serve(
 
 def check_attention(values: dict[str, Any]) -> None:
     """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
+    from geomcli.server_patch import eviction_options
     from geomcli.server_patch.firewall_options import of_flags
     from geomcli.server_patch.options import SOURCES, ServerOptions
 
@@ -191,6 +201,15 @@ def check_attention(values: dict[str, Any]) -> None:
         guard = of_flags(
             *(default if value is None else value for value, default in zip(firewall, _FIREWALL.values(), strict=True))
         )
+        given_ratio = values["spectral_retention_ratio"]
+        ratio = eviction_options.DEFAULT_RATIO if given_ratio is None else given_ratio
+        if (
+            eviction_options.of_flags(values["spectral_evict_decode"], ratio) is not None
+            and not values["return_attention_tokens"]
+        ):
+            raise ValueError(
+                f"{eviction_options.FLAG} scores by captured queries, and --no-return-attention-tokens captures none"
+            )
         if guard is not None and not values["return_attention_tokens"]:
             raise ValueError(
                 "--attention-firewall watches what is captured, and --no-return-attention-tokens captures nothing"

@@ -88,7 +88,6 @@ UNKNOWN: list[tuple[tuple[str, ...], str]] = [
         "--radix-eviction-policy: invalid choice: 'spectral'",
     ),
     ((*CAPTURE, "--radix-eviction-policy", "spectral"), "--radix-eviction-policy: invalid choice: 'spectral'"),
-    ((*CAPTURE, "--spectral-retention-ratio", "0.3"), "unrecognized arguments: --spectral-retention-ratio 0.3"),
     ((*CAPTURE, "--spectral-weight", "0.7"), "unrecognized arguments: --spectral-weight 0.7"),
 ]  # fmt: skip
 # What a machine without a GPU needs beside any of them, and what keeps the engine small.

@@ -29,6 +29,7 @@ ORIGIN = "https://a.example"
 SGLANG_SERVE = f"{GEOM.parent / 'sglang'} serve"
 SIZES = (*TWO_LAYERS, "--context-length", "2048")
 TOP_K, MOST, STRIDE, WINDOW, STEPS = 5, 6, 2, 12, 7
+RETENTION = 0.5
 LENGTHS = f"""
 return-attention-tokens: true
 attention-sketch-mode: true
@@ -90,6 +91,13 @@ def watching(folder: Path) -> Iterator[Server]:
         "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
         "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--", *SIZES,
     )  # fmt: skip
+    with served(folder, *arguments) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def evicting(folder: Path) -> Iterator[Server]:
+    arguments = ("--spectral-evict-decode", "--spectral-retention-ratio", str(RETENTION), "--", *SIZES)
     with served(folder, *arguments) as server:
         yield server
 
@@ -320,6 +328,17 @@ def reads_keys_again(server: Server) -> None:
     assert "fingerprint" in completed(server, "Hi")[0]
 
 
+def lets_tokens_go(server: Server) -> None:
+    assert document(server)["features"]["spectral_decode"] is True
+    assert sampled(server, 120)[-1]["kv"]["freed"] > 0
+
+
+def keeps_its_share(server: Server) -> None:
+    assert document(server)["eviction"]["retention_ratio"] == RETENTION
+    held = [entry["kv"] for entry in sampled(server, 240)]
+    assert all(kv["share"] <= RETENTION * 1.1 + 0.02 for kv in held if kv["kept"] + kv["freed"] > 200)
+
+
 class Case(NamedTuple):
     server: Callable[[Path], contextlib.AbstractContextManager[Server]]
     check: Callable[[Server], None]
@@ -349,6 +368,8 @@ CASES = {
     "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
     "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
     "--attention-capture-source": Case(probing, reads_keys_again),
+    "--spectral-evict-decode": Case(evicting, lets_tokens_go),
+    "--spectral-retention-ratio": Case(evicting, keeps_its_share),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}
 
