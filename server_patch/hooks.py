@@ -106,6 +106,7 @@ HOOKS = (
 # Names that the bodies import from SGLang: checked like targets.
 REQUIRED_NAMES = (
     "sglang.srt.managers.schedule_batch.FINISH_MATCHED_STR",
+    "sglang.srt.mem_cache.common.evict_from_tree_cache",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
     "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",
