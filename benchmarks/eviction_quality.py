@@ -3,10 +3,10 @@
     python benchmarks/eviction_quality.py [--texts 8] [--needles 16] [--out FILE]
 
 Texts are this repository's own documents. A context of CONTEXT tokens is read whole; what a score keeps of it is all
-that the tokens after it attend to, in every layer and head alike. Two numbers: the mean divergence (KL, nats) of the next
-token's distribution from that of the whole cache over the next FOLLOWING tokens of the text; and for a five-digit number
-in the middle of the context, asked for afterwards, by how many nats its digits become less likely, and how often they
-are still the likeliest. Needs transformers and the model smollm2; a GPU is not needed.
+that the tokens after it attend to, in every layer and head alike. Two numbers: the mean divergence (KL, nats) of the
+next token's distribution from that of the whole cache over the next FOLLOWING tokens of the text; and for a five-digit
+number in the middle of the context, asked for afterwards, by how many nats its digits become less likely, and how often
+they are still the likeliest. Needs transformers and the model smollm2; a GPU is not needed.
 """
 
 from __future__ import annotations

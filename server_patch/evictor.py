@@ -25,6 +25,7 @@ from geomcli.server_patch.query_ring import QueryRing, Writes, to_device
 from geomcli.server_patch.ropes import NotUndone, embeddings_of, rope_of
 
 _STEPS_ON_DEVICE = 4  # from scoring to eviction, in which the device scores
+_RING_BYTES = 1 << 30
 _LEAST_QUERIES = 8  # by which keys are scored
 
 
@@ -62,6 +63,12 @@ class Evictor:
         if any((m.tp_q_head_num, m.qk_head_dim) != (first.tp_q_head_num, first.qk_head_dim) for m in modules):
             raise ValueError("the captured layers have heads of different shapes")
         slots = table.shape[0]
+        needed = len(layers) * slots * WINDOW * first.tp_q_head_num * first.qk_head_dim * runner.dtype.itemsize
+        if table.device.type == "cuda" and needed > _RING_BYTES:
+            raise ValueError(
+                f"the last queries of {slots} requests take {needed >> 20} MiB; start with a lower "
+                "--max-running-requests, or fewer --attention-capture-layers"
+            )
         self.ring = QueryRing(
             layers=len(layers), slots=slots, heads=first.tp_q_head_num, dim=first.qk_head_dim, device=table.device,
             dtype=runner.dtype,
@@ -182,7 +189,11 @@ class Evictor:
             if self._forward is not None and not shorter:
                 # What this step reads of the table is rewritten.
                 torch.cuda.current_stream().wait_stream(self._forward)
-            compaction.compact(req, held, lengths[row], stay, self.table, batch.tree_cache)
+            try:
+                compaction.compact(req, held, lengths[row], stay, self.table, batch.tree_cache)
+            except Exception:
+                faults.report("the row of a request could not be closed up")
+                continue
             shorter[row] = lengths[row], stay.shape[0]
         if shorter:
             compaction.shorten(batch, shorter)
