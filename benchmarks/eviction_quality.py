@@ -53,14 +53,29 @@ class Model:
     def _keep(self, name: str) -> Any:
         return lambda _module, _inputs, output: self.kept.__setitem__(name, output)
 
-    def logits(self, ids: list[int], stay: np.ndarray[Any, Any] | None = None) -> torch.Tensor:
-        """Log probabilities [T, V]; rows behind the context see only what of it stayed."""
-        mask = torch.full((1, 1, len(ids), len(ids)), float("-inf")).triu(1)
-        if stay is not None:
-            gone = np.setdiff1d(np.arange(CONTEXT), stay)
-            mask[0, 0, CONTEXT:, gone] = float("-inf")
+    def read(self, context: list[int]) -> None:
+        """The context whole; what it leaves in the cache is what `following` attends to."""
         with torch.inference_mode():
-            out = self.model(torch.tensor([ids]), attention_mask=mask)
+            self.cache = self.model(torch.tensor([context]), use_cache=True).past_key_values
+
+    def following(self, ids: list[int], stay: np.ndarray[Any, Any] | None = None) -> torch.Tensor:
+        """Log probabilities [n, V] behind each of the ids that follow the context, of which only `stay` is there."""
+        n = len(ids)
+        mask = torch.full((1, 1, n, CONTEXT + n), float("-inf")).triu(CONTEXT + 1)
+        if stay is not None:
+            mask[..., np.setdiff1d(np.arange(CONTEXT), stay)] = float("-inf")
+        at = torch.arange(CONTEXT, CONTEXT + n)
+        kept, self.kept = self.kept, {}
+        with torch.inference_mode():
+            out = self.model(
+                torch.tensor([ids]),
+                attention_mask=mask,
+                past_key_values=self.cache,
+                position_ids=at[None],
+                use_cache=True,
+            )
+        self.kept = kept
+        self.cache.crop(CONTEXT)
         return torch.log_softmax(out.logits[0].float(), dim=-1)
 
     def parts(self) -> np.ndarray[Any, Any]:
@@ -130,36 +145,49 @@ def main() -> None:
         found.setdefault(name, {}).setdefault(str(ratio), {}).setdefault(what, []).append(value)
 
     texts = documents(model.tokenizer, options.texts + options.needles)
-    for ids in texts[: options.texts]:
-        whole = model.logits(ids)[CONTEXT:]
+
+    def each(measure: Any) -> None:
         for name, values in candidates(model.parts(), dice).items():
             for ratio in RATIOS:
-                cut = model.logits(ids, choose(values, Retention(ratio).budget(CONTEXT)))[CONTEXT:]
-                note(name, ratio, "kl", float((whole.exp() * (whole - cut)).sum(dim=-1).mean()))
+                measure(name, ratio, choose(values, Retention(ratio).budget(CONTEXT)))
+
+    for ids in texts[: options.texts]:
+        model.read(ids[:CONTEXT])
+        whole = model.following(ids[CONTEXT:])
+
+        def compare(name: str, ratio: float, stay: Any, ids: Any = ids, whole: Any = whole) -> None:
+            cut = model.following(ids[CONTEXT:], stay)
+            note(name, ratio, "kl", float((whole.exp() * (whole - cut)).sum(dim=-1).mean()))
+
+        each(compare)
     for n, text in enumerate(texts[options.texts :]):
         place, number = PLACES[n % len(PLACES)], f"{dice.integers(10_000, 100_000)}"
         needle = model.tokenizer(f" The pass code of the {place} is {number}.")["input_ids"]
         at = int(dice.integers(CONTEXT // 8, CONTEXT - CONTEXT // 4))
-        context = [*text[:at], *needle, *text[at:]][:CONTEXT]
         question = model.tokenizer(f"\nThe pass code of the {place} is")["input_ids"]
         digits = model.tokenizer(f" {number}")["input_ids"]
-        ids = [*context, *question, *digits]
-        rows = torch.arange(len(ids) - len(digits) - 1, len(ids) - 1)
-        whole = model.logits(ids)[rows]
+        model.read([*text[:at], *needle, *text[at:]][:CONTEXT])
+        asked = [*question, *digits]
+        rows = slice(len(question) - 1, len(asked) - 1)
+        whole = model.following(asked)[rows]
         nll = -float(whole[range(len(digits)), digits].mean())
-        for name, values in candidates(model.parts(), dice).items():
-            for ratio in RATIOS:
-                cut = model.logits(ids, choose(values, Retention(ratio).budget(CONTEXT)))[rows]
-                note(name, ratio, "needle", -float(cut[range(len(digits)), digits].mean()) - nll)
-                note(name, ratio, "right", float(cut.argmax(dim=-1).tolist() == digits))
         note("whole cache", 1.0, "right", float(whole.argmax(dim=-1).tolist() == digits))
+
+        def recall(
+            name: str, ratio: float, stay: Any, a: Any = asked, r: Any = rows, d: Any = digits, b: Any = nll
+        ) -> None:
+            cut = model.following(a, stay)[r]
+            note(name, ratio, "needle", -float(cut[range(len(d)), d].mean()) - b)
+            note(name, ratio, "right", float(cut.argmax(dim=-1).tolist() == d))
+
+        each(recall)
     table = {
         name: {ratio: {what: mean_and_interval(v) for what, v in of.items()} for ratio, of in by.items()}
         for name, by in found.items()
     }
     made = {
-        "model": "SmolLM2-135M-Instruct", "context": CONTEXT, "following": FOLLOWING, "texts": options.texts,
-        "needles": options.needles, "layers": model.layers, "queries": WINDOW, "scores": table,
+        "model": "SmolLM2-135M-Instruct", "context": CONTEXT, "following": FOLLOWING, "texts": len(texts[: options.texts]),
+        "needles": len(texts[options.texts :]), "layers": model.layers, "queries": WINDOW, "scores": table,
     }  # fmt: skip
     print(json.dumps(made, indent=1))
     if options.out:
