@@ -268,7 +268,7 @@ async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
                 dice.randrange(5, 130),
                 dice.choice(("finish", "finish", "finish", "finish", "abort", "leave")),
             )
-            asked = body(text, tokens, f"crowd-{n}", stream=True, **dice.choice(({}, {}, RAW)))
+            asked = body(text, tokens, f"crowd-{n:03d}", stream=True, **dice.choice(({}, {}, RAW)))
             if dice.random() < 0.3:
                 asked["spectral_retention_ratio"] = 0.15
             after, lines = dice.randrange(1, 40), 0
@@ -283,7 +283,7 @@ async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
                         ends["left"] += 1
                         return
                     if lines > after and end == "abort":
-                        await client.post("/abort_request", json={"rid": f"crowd-{n}"})
+                        await client.post("/abort_request", json={"rid": f"crowd-{n:03d}"})
                         end = "aborted"
                 meta = json.loads(last.removeprefix("data: "))["meta_info"]
                 if end != "aborted":
