@@ -71,6 +71,7 @@ class Entry(TypedDict, total=False):
     head_stats: dict[str, Any]
     derotated: dict[str, list[float]]
     moe: dict[str, Any] | None
+    kv: dict[str, Any]
 
 
 Record = dict[str, Any]

@@ -17,6 +17,7 @@ import triton
 from geomcli.kernels import layout, probe, ranks, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.server_patch import faults
+from geomcli.server_patch.attention_modules import attention_of
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_derotation import Derotation
 from geomcli.server_patch.device_step import DeviceStep
@@ -38,14 +39,21 @@ class DeviceCapture:
     """Buffers and launches of one model runner. ValueError with half a sentence when this model cannot be captured."""
 
     def __init__(
-        self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None, chunk: int = 2048
+        self,
+        runner: Any,
+        layers: tuple[int, ...],
+        source: str,
+        group: AttentionRanks | None = None,
+        chunk: int = 2048,
+        *,
+        evicts: bool = False,
     ) -> None:
         self.layers = layers
         self.group = group
         if len(layers) > _MAX_LAYERS:
             raise ValueError(f"at most {_MAX_LAYERS} layers can be captured, not {len(layers)}")
         pool = runner.token_to_kv_pool
-        modules = [_attention_of(runner.model, layer, pool) for layer in layers]
+        modules = [attention_of(runner.model, layer, pool) for layer in layers]
         self._places = {id(module): place for place, module in enumerate(modules)}
         self._prefills = prefill_attentions(runner.model, self._places)
         keys = [pool.get_key_buffer(layer) for layer in layers]
@@ -80,6 +88,7 @@ class DeviceCapture:
             dtype=runner.dtype,
             tap_length=length if self.source == "tap" else 0,
             means_length=0 if group is None else length,
+            places_length=length if evicts else 0,
             splits=probe.splits_for(chunk),
         )
         self.buffers.use_keys(keys)
@@ -87,6 +96,7 @@ class DeviceCapture:
         self._beside = torch.cuda.Stream() if torch.device(runner.device).type == "cuda" else None  # type: ignore[no-untyped-call]
         self._forked = False
         self._learned_sinks = False
+        self._keeps_queries = self.source != "tap" or evicts
         self._dirty: set[int] = set()
         self._derotation: Derotation | None = None
 
@@ -94,6 +104,7 @@ class DeviceCapture:
         """Offer the de-rotated view: keep queries also where logits are tapped. `embeddings`: one for each layer."""
         group = None if self.group is None else self.group.group
         self._derotation = Derotation(self.buffers, self._table, embeddings, group)
+        self._keeps_queries = True
 
     def attach(self, backend: Any, *, decode: bool = True, extend: bool = True) -> None:
         """Wrap the attention of this backend object."""
@@ -244,13 +255,15 @@ class DeviceCapture:
     def _after_decode(self, backend: Any, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
         tapped = self.source == "tap"
         index, query = self._see(layer, q, sinks)
-        if not tapped or self._derotation is not None:
+        if self._keeps_queries:
             probe.keep_queries(self.buffers, index, query)
         if index == len(self.layers) - 1:
             slots, starts = self._key_slots(backend)
             self._launch(forward_batch, query.shape[0], slots, starts, tapped=tapped)
 
     def _after_extend(self, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
+        if scheduler.evictor is not None:
+            scheduler.evictor.see(layer, q)
         ends = forward_batch.extend_seq_lens.cumsum(0) - 1
         if (latent := self._prefills.get(id(layer))) is not None:
             index = latent.place
@@ -362,16 +375,3 @@ def _layer_of(module: Any, eight_bit: bool, decode_window: int | None) -> Layer:
         scale *= module.k_scale_float
     window = -1 if module.sliding_window_size is None else module.sliding_window_size
     return Layer(scale, module.logit_cap or 0.0, window, decode_window if window > -1 else None)
-
-
-def _attention_of(model: Any, layer: int, pool: Any) -> Any:
-    """The attention module that decodes this layer: MLA has a second one for its prefill, of other widths."""
-    found = [
-        m for m in model.modules() if type(m).__name__ == "RadixAttention" and m.layer_id == layer
-        and not m.is_cross_attention
-    ]  # fmt: skip
-    width = pool.get_key_buffer(layer).shape[-1]
-    fitting = [m for m in found if m.qk_head_dim == width]
-    if not fitting:
-        raise ValueError(f"layer {layer} has no attention over the key pool (its keys are {width} wide)")
-    return fitting[0]

@@ -14,7 +14,7 @@ import msgspec
 
 from geomcli.detectors.observations import HEADS, LOGITS
 from geomcli.eviction.radix_value import DEFAULT_WEIGHT
-from geomcli.server_patch import firewall_options, radix_options
+from geomcli.server_patch import eviction_options, firewall_options, radix_options
 from geomcli.server_patch.firewall_options import Guard, Known
 
 Mode = Literal["raw", "sketch", "fingerprint"]
@@ -49,7 +49,7 @@ _INT_FIELDS = (
     "attention_tokens_window",
 )
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
-FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD)
+FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD, eviction_options.FIELD)
 MAX_INT = 2**31 - 1
 # Flag -> its attribute of ServerOptions, the least and the greatest value.
 RANGES: dict[str, tuple[str, int, int]] = {
@@ -92,6 +92,7 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     guard: Guard | None = None  # watches every answer
     calibrations: tuple[Known, ...] = ()  # of detectors
     auto_sampling: bool = False  # of requests that set neither temperature nor top_p
+    retention: float | None = None  # share of its KV that a running request keeps, None: all
     spectral_radix: bool = False  # the prefix cache is ranked by received attention
     spectral_weight: float = DEFAULT_WEIGHT
 
@@ -114,6 +115,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
             return "--attention-auto-sampling watches"
         if self.spectral_radix and self.spectral_weight > 0:
             return f"{radix_options.POLICY_FLAG} {radix_options.POLICY} ranks by"
+        if self.retention is not None:
+            return f"{eviction_options.FLAG} scores by"
         return ""
 
     @property
@@ -203,6 +206,7 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     guard: Guard | None = None  # what watches the answer
     auto_sampling: bool = False  # the zone chooses temperature and top_p
     logit_stats: bool = False  # how sure the model was of each token
+    retention: float | None = None  # share of its KV that the request keeps, None: all
     entries: bool = True  # whether anything of what is captured leaves the server
     ranked: bool = False  # what is looked at ranks the prefix cache
 
@@ -275,6 +279,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     given = {name: body[name] for name in FIELDS if body.get(name) is not None}
     _check_types(given)
     guard = firewall_options.of_request(body, server.guard, server.calibrations)
+    retention = eviction_options.of_request(body, server.retention)
     asked, steered = given.get(ASK, False), of_sampling(body, server)
     asks_to_be_watched = guard is not None and firewall_options.FIELD in given
     if not asked and not asks_to_be_watched and not given.get(AUTO_SAMPLING):
@@ -284,6 +289,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     if not server.enabled:
         field = ASK if asked else firewall_options.FIELD if asks_to_be_watched else AUTO_SAMPLING
         raise ValueError(f"{field}: this server was started without --return-attention-tokens")
+    eviction_options.check(given, server.retention)
     own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
     firewall_options.seen_by(given, server.guard, own)
     mode = _mode(given, server)
@@ -319,6 +325,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         guard=guard,
         auto_sampling=steered,
         logit_stats=given.get("attention_logit_stats", False),
+        retention=server.retention if retention is None else retention,
         entries=asked,
         ranked=server.ranks,
     )

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from geomcli import __version__
+from geomcli.eviction.retention import LEAST, RECENT, WINDOW
 from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
 from geomcli.server_patch import arrivals, documents, firewall_options, guards, hooks, state
 from geomcli.server_patch.exchange import Exchange
@@ -59,7 +60,7 @@ def capabilities() -> dict[str, Any]:
             "firewall": options.enabled,
             "auto_sampling": options.enabled,
             "spectral_radix": options.ranks,
-            "spectral_decode": False,
+            "spectral_decode": options.enabled and options.retention is not None,
             "logit_lens": False,
         },
         "guardrails": {
@@ -83,6 +84,7 @@ def capabilities() -> dict[str, Any]:
         "prefix_cache": {"weight": options.spectral_weight, "stride": silent_stride(options)}
         if options.ranks
         else None,
+        "eviction": _eviction(options.retention) if options.enabled else None,
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),
@@ -95,6 +97,12 @@ def capabilities() -> dict[str, Any]:
             "waiting_requests": arrivals.waiting(),
         },
     }
+
+
+def _eviction(ratio: float | None) -> dict[str, Any] | None:
+    if ratio is None:
+        return None
+    return {"retention_ratio": ratio, "least": LEAST, "recent": RECENT, "queries": WINDOW}
 
 
 async def require_key(request: Request) -> None:

@@ -42,7 +42,7 @@ def options_of(server_args: Any) -> ServerOptions:
 
 def after_check_server_args(_result: Any, server_args: Any) -> None:
     options = options_of(server_args)
-    if options.enabled and (sentence := flags.refusal(server_args)):
+    if options.enabled and (sentence := flags.refusal(server_args, options)):
         raise SystemExit(f"geom: {sentence}")
     if options.ranks:
         if sentence := radix_options.refusal(server_args):

@@ -54,6 +54,7 @@ class StepNumbers:
     layers: tuple[int, ...]
     wanted: NDArray[np.bool_]  # [L, n]: the layer is one of the request's options
     failed: NDArray[np.bool_]  # [n]
+    kept: NDArray[np.int64]  # [L, n]: keys that are there
     heads: NDArray[np.int64]  # [L, n]: averaged over
     lse: NDArray[np.float64]
     entropy_bits: NDArray[np.float64]

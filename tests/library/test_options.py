@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 from typing import Any
 
@@ -178,6 +179,8 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
         (["--attention-auto-sampling"], "--attention-auto-sampling watches what is captured"),
         (["--spectral-weight", "-0.1"], "--spectral-weight must be 0..1, got -0.1"),
         (["--spectral-weight", "nan"], "--spectral-weight must be 0..1, got nan"),
+        (["--spectral-evict-decode"], "--spectral-evict-decode .* --return-attention-tokens"),
+        (["--spectral-retention-ratio", "0"], "--spectral-retention-ratio must be above 0"),
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
@@ -188,6 +191,33 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             flags.options_from(parser.parse_args(arguments))
+
+
+EVICTING = ServerOptions(enabled=True, retention=0.5)
+
+
+def test_a_request_keeps_the_share_of_the_server_or_less() -> None:
+    for given, expected in ((None, 0.5), (0.5, 0.5), (0.2, 0.2)):
+        fields = {} if given is None else {"spectral_retention_ratio": given}
+        found = resolve({"return_attention_tokens": True, **fields}, EVICTING, MODEL)
+        assert found is not None
+        assert found.retention == expected
+
+
+@pytest.mark.parametrize("given", [0, -0.1, 0.51, 1, True, "0.3", math.nan, math.inf, [0.3]])
+@pytest.mark.parametrize("asking", [True, False])
+def test_a_share_that_cannot_be_is_named(given: Any, asking: bool) -> None:
+    body = {"spectral_retention_ratio": given, "return_attention_tokens": asking}
+    with pytest.raises(ValueError, match=r"spectral_retention_ratio must be above 0 and at most 0\.5"):
+        resolve(body, EVICTING, MODEL)
+    with pytest.raises(ValueError, match="evicts nothing"):
+        resolve(body, ServerOptions(enabled=True), MODEL)
+
+
+@pytest.mark.parametrize("field", ["attention_derotate", "attention_head_stats"])
+def test_what_needs_every_key_is_refused_where_keys_leave(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} cannot be had where keys leave"):
+        resolve({"return_attention_tokens": True, field: True}, EVICTING, MODEL)
 
 
 @pytest.mark.parametrize(("debug", "on"), [(None, False), ("1", True), ("true", False), ("0", False)])
