@@ -294,24 +294,21 @@ async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
     return ends
 
 
-@pytest.mark.parametrize(
-    ("overlap", "more"), [(True, ()), (False, ("--disable-radix-cache",))], ids=["overlap", "no tree"]
-)
-def test_accounts_stay_clean_in_a_crowd(tmp_path: Path, overlap: bool, more: tuple[str, ...]) -> None:
+def test_accounts_stay_clean_in_a_crowd(tmp_path: Path) -> None:
     """SGLang counts every slot after every step, and takes requests back on purpose; the pool is too small for all."""
     sizes = (*TWO_LAYERS, "--context-length", "1024", "--max-total-tokens", "700", "--chunked-prefill-size", "48")
-    sizes += more
-    with running(tmp_path, *EVICTING, sizes=sizes, overlap=overlap, SGLANG_TEST_RETRACT="1",
+    with running(tmp_path, *EVICTING, sizes=sizes, overlap=True, SGLANG_TEST_RETRACT="1",
                  SGLANG_TEST_RETRACT_INTERVAL="97") as server:  # fmt: skip
         ends = asyncio.run(crowd(server.url, 150, at_once=12))
         assert ends.total() == 150
         assert min(ends["finish"], ends["left"] + ends["aborted"]) > 20
         log = server.log.read_text()
         assert "Testing retraction" in log
-        warm = {text: answer(server, text, 60)["output_ids"] for text in (TALE[:200], TALE[:320], TALE[:500])}
+        # Answers too short for anything to leave: with a cached prompt there are other queries to score by.
+        warm = {text: answer(server, text, 25)["output_ids"] for text in (TALE[:60], TALE[:200])}
         for text, expected in warm.items():
             server.post("/flush_cache", {})
-            assert answer(server, text, 60)["output_ids"] == expected
+            assert answer(server, text, 25)["output_ids"] == expected
         clean(server)
 
 
