@@ -34,7 +34,7 @@ MEASUREMENTS = Path(__file__).parents[1] / "docs" / "measurements"
 RECORDED, RESULTS = MEASUREMENTS / "prefix_cache_attention.json", MEASUREMENTS / "prefix_cache.json"
 SYSTEM, HISTORY, QUESTION, ANSWER = KINDS = ("system", "history", "question", "answer")
 POLICIES = ("lru", "lfu", "slru")
-WEIGHTS = (0.3, 0.5, 0.7, 0.9)
+WEIGHTS = (0.3, 0.7, 0.9)
 
 
 class Part(NamedTuple):
@@ -298,9 +298,9 @@ def keep(name: str, found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[6_000, 12_000, 24_000], help="tokens of the pool")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=12)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[12_000, 24_000], help="tokens of the pool")
     replay(parser.parse_args())
 
 

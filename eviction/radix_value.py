@@ -44,9 +44,10 @@ class Received:
         of_layers = list(links)
         if end <= first or not of_layers:
             return
-        if (missing := query_position + 1 - len(self._sums)) > 0:
-            self._sums = np.concatenate([self._sums, np.zeros(missing)])
-            self._steps = np.concatenate([self._steps, np.zeros(missing)])
+        if query_position >= len(self._sums):
+            # Twice as much as is needed: an answer grows row by row.
+            self._sums = _grown(self._sums, 2 * (query_position + 1))
+            self._steps = _grown(self._steps, 2 * (query_position + 1) + 1)
         for positions, probabilities in of_layers:
             counted = (positions >= first) & (positions < end)
             self._sums[positions[counted]] += probabilities[counted].astype(np.float64) * (
@@ -150,6 +151,12 @@ class Ranking:
         last = self.time - len(self._ends) + bisect_right(self._ends, last_access)
         attention = self.weight * self.horizon * self.value(held) if self.weight else 0.0
         return (1 - self.weight) * last + attention, last_access
+
+
+def _grown(array: NDArray[np.float64], length: int) -> NDArray[np.float64]:
+    made = np.zeros(length)
+    made[: len(array)] = array
+    return made
 
 
 def _moved(mean: float, value: float) -> float:
