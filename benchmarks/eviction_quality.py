@@ -186,7 +186,8 @@ def main() -> None:
         for name, by in found.items()
     }
     made = {
-        "model": "SmolLM2-135M-Instruct", "context": CONTEXT, "following": FOLLOWING, "texts": len(texts[: options.texts]),
+        "model": "SmolLM2-135M-Instruct", "context": CONTEXT, "following": FOLLOWING,
+        "texts": len(texts[: options.texts]),
         "needles": len(texts[options.texts :]), "layers": model.layers, "queries": WINDOW, "scores": table,
     }  # fmt: skip
     print(json.dumps(made, indent=1))
