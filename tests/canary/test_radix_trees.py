@@ -25,7 +25,8 @@ def trees(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     archive = wheel(request.param)
     archive.extractall(folder, [name for name in archive.namelist() if not name.endswith(".so")])
     package = Path(geomcli.__file__).parent
-    path = [str(package.parent), str(package / "server_patch" / "cpu_shim"), str(folder)]
+    # The release and the shim come before what else is installed beside the plugin.
+    path = [str(package / "server_patch" / "cpu_shim"), str(folder), str(package.parent)]
     environment = {
         **os.environ, "PYTHONPATH": os.pathsep.join(path), "SGLANG_USE_CPU_ENGINE": "1", "SGLANG_PLUGINS": "none",
         "SGLANG_UNIFIED_RADIX_TREE_CORE_BACKEND": "python",

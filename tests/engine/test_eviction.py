@@ -176,9 +176,12 @@ def test_so_it_is_with_the_triton_backend(tmp_path: Path, source: str, overlap: 
     sizes += ("--attention-backend", "triton")
     with running(tmp_path, *flags, sizes=sizes, overlap=overlap, TRITON_INTERPRET="1") as server:
         text = TALE[:400]
-        found = answer(server, text, 22, "triton", **RAW)
-        assert check_against_dense(server, found, ids_of(server, text), "triton") > 15
-        masked = answer(server, text, 22, "masked", **RAW, attention_mask_prefix=20, attention_tokens_window=70)
+        found = answer(server, text, 10, "triton", **RAW)
+        assert check_against_dense(server, found, ids_of(server, text), "triton") > 5
+        # Another beginning: of a prompt in the prefix cache too few queries are known to score by.
+        masked = answer(
+            server, f"At sea. {text}", 6, "masked", **RAW, attention_mask_prefix=20, attention_tokens_window=70
+        )
         last = masked["attention_tokens"][-1]
         assert last["kv"]["freed"] > 0
         positions = last["layers"]["1"]["token_positions"]
