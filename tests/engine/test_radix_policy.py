@@ -139,7 +139,8 @@ def test_the_words_are_understood_on_the_command_line_and_in_a_file(tmp_path: Pa
         [*asking, "--attention-disable-in-production"],
     ]  # fmt: skip
     shim = Path(geomcli.__file__).parent / "server_patch" / "cpu_shim"
-    path = os.pathsep.join([str(shim), os.environ.get("PYTHONPATH", "")])
+    # No empty part: Python takes that for the folder it runs in, whose own folders shadow the installed package.
+    path = os.pathsep.join(filter(None, [str(shim), os.environ.get("PYTHONPATH")]))
     ran = subprocess.run(
         [sys.executable, "-P", "-c", PARSER], capture_output=True, text=True,
         input=json.dumps([["--model-path", "Qwen/Qwen3-4B", *line] for line in lines]),
