@@ -39,7 +39,7 @@ def test_capabilities_say_what_runs(server: Server) -> None:
     assert document["heads"] == {"seen": 9, "total": 9}
     assert document["backend"] == "torch_native"
     assert document["hooks"]["missing"] == []
-    assert len(document["hooks"]["applied"]) == 25
+    assert len(document["hooks"]["applied"]) == 30
     assert document["features"]["logit_lens"] is False
 
 
