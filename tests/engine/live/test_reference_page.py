@@ -23,8 +23,16 @@ CHANGED = {
     "attention_mask_prefix": lambda entry: "masked" in entry["flags"] and min(entry["token_positions"]) >= 12,
     "attention_tokens_window": lambda entry: min(entry["token_positions"]) == entry["query_position"] - 7,
     "attention_head_stats": lambda entry: len(entry["head_stats"]["1"]["entropy"]) == 9,
+    "attention_logit_stats": lambda entry: entry["logit_stats"]["logprob"] <= 0,
+    "attention_auto_sampling": lambda entry: entry["sampling"]["zone"] == "unknown",
+    "attention_firewall": lambda entry: entry["firewall"]["action"] == "log_only",
     "attention_prompt_tokens": lambda entry: len(entry["prompt_tokens"]) == entry["prompt_len"],
     "attention_derotate": lambda entry: len(entry["derotated"]["content"]) == len(entry["token_positions"]),
+}
+# What this server does not have: tests/engine/families and test_eviction.py have servers that do.
+REFUSED = {
+    "return_moe_routing": "this model has no experts",
+    "spectral_retention_ratio": "this server evicts nothing from running requests",
 }
 TEXT = "The harbour log of the northern sea lists ships and their masters, year by year."
 
@@ -43,9 +51,9 @@ def bodies(fields: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_a_field_does_what_it_says(server: Server, field: str, path: str) -> None:
     value = json.loads(reference.FIELDS[field].example.replace("{layer}", "0"))
     response = server.post(path, bodies({**ASK, field: value})[path])
-    if field == "return_moe_routing":
+    if field in REFUSED:
         assert response.status_code == 400
-        assert "return_moe_routing: this model has no experts" in response.text
+        assert f"{field}: {REFUSED[field]}" in response.text
         return
     assert response.status_code == 200, response.text
     entries = response.json()["attention_tokens"]
