@@ -1,7 +1,8 @@
 """Scheduler process: how sure the model itself was of each token, before anything was done to its logits.
 
 Sampling divides logits by the temperature and adds penalties and biases in place. So they are read before, those of the
-rows that ask alone: a copy of rows x vocabulary floats, and after it what the chosen token had of them.
+rows that ask alone: a copy of rows x vocabulary floats, kept until the token is known, and as much again while it is
+read.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Before:
         self.rows, self._logits = rows, logits
         top = logits.topk(2, dim=-1).values
         self._lse = logits.logsumexp(dim=-1)
-        probabilities = (logits - self._lse[:, None]).exp_()
-        # Where a logit is -inf its share is 0, and 0 x inf no number.
-        expected = (probabilities * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(dim=-1)
+        weighted = (logits - self._lse[:, None]).exp_().mul_(logits)
+        # Where a logit is -inf its share is 0, and 0 x inf no number; of a row without a sum lse is no number either.
+        expected = weighted.nan_to_num_(nan=0.0).sum(dim=-1)
         self._entropy = (self._lse - expected) / math.log(2)
         self._margin = top[:, 0] - top[:, 1]
 
@@ -51,7 +52,13 @@ class Logits:
         self._before = Before(rows, logits.index_select(0, rows).float())
 
     def finish(self, tokens: torch.Tensor) -> None:
-        """After it: tokens [B]."""
+        """After it: tokens [B]; nan where the logits could not be read."""
         before, self._before = self._before, None
         if before is not None:
             self.found = before.of(tokens)
+
+    def all_ranks(self, n: int, device: torch.device) -> torch.Tensor:
+        """What is known of n rows, to be sent or received: nothing that one rank alone lacks may change its size."""
+        if self.found is None:
+            self.found = torch.full((1, n, len(LOGIT_STATISTICS)), torch.nan, device=device)
+        return self.found
