@@ -35,7 +35,7 @@ LIMIT ?=
 LAST = tests/engine/families tests/engine/test_triton.py
 test: check model
 	@{ TRITON_INTERPRET=1 $(LIMIT) $(BIN)/pytest tests/kernels; kernels=$$?; \
-	   $(LIMIT) $(BIN)/pytest tests/library tests/discovery tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
+	   $(LIMIT) $(BIN)/pytest tests/library tests/discovery tests/evaluation tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
 	$(LIMIT) $(BIN)/pytest tests/engine $(LAST:%=--ignore %); status=$$?; \
 	wait $$others || status=1; cat $(VENV)/others.log; exit $$status
 

@@ -67,9 +67,14 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
 
 
+class _Logprobs(msgspec.Struct):
+    content: list[dict[str, Any]] | None = None
+
+
 class _Choice(msgspec.Struct):
     index: _Int = 0
     delta: _Delta | None = None
+    logprobs: _Logprobs | None = None
     finish_reason: str | None = None
     matched_stop: str | _Int | None = None
 
@@ -91,7 +96,7 @@ class _Capabilities(msgspec.Struct):
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One event of a stream, reduced to what a viewer needs."""
+    """One event of a stream, reduced to what a viewer needs. logprobs: OpenAI's, one object a token, if asked for."""
 
     index: int = 0
     text: str = ""
@@ -101,6 +106,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     matched_stop: str | int | None = None
     usage: dict[str, Any] | None = None
     attention_bytes: int = 0  # size of attention_tokens as JSON
+    logprobs: tuple[dict[str, Any], ...] = ()
 
 
 class Client:
@@ -272,4 +278,5 @@ def _chunk(data: str) -> Chunk:
         matched_stop=choice.matched_stop,
         usage=document.get("usage"),
         attention_bytes=len(msgspec.json.encode(entries)) if entries else 0,
+        logprobs=tuple((choice.logprobs and choice.logprobs.content) or ()),
     )

@@ -21,7 +21,10 @@ from geomcli.cli.output import drop_unread, fail
 from geomcli.errors import ExitCode, GeomError
 
 # Each is the function of its name in the module of its name, or its `app` where it has commands of its own.
-COMMANDS = ("serve", "run", "compare", "report", "spans", "tui", "models", "traces", "discover", "calibrate", "sidecar")
+COMMANDS = (
+    "serve", "run", "compare", "report", "spans", "tui", "models", "traces", "discover", "calibrate", "sidecar", "eval",
+)  # fmt: skip
+_MODULES = {"eval": "evaluate"}  # whose name is taken
 
 
 def application(names: Collection[str] = COMMANDS) -> typer.Typer:
@@ -36,7 +39,7 @@ def application(names: Collection[str] = COMMANDS) -> typer.Typer:
     )
     made.callback()(options)
     for name in names:
-        module = import_module(f"geomcli.cli.{name}")
+        module = import_module(f"geomcli.cli.{_MODULES.get(name, name)}")
         if hasattr(module, "app"):
             made.add_typer(module.app, name=name)
         else:

@@ -70,12 +70,17 @@ def write_data(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
+    """`json_text` on stdout."""
+    write_data(json_text(value))
+
+
+def json_text(value: Any) -> str:
     """A value as JSON that every reader takes: null for numbers that are not finite."""
     try:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    write_data(text + "\n")
+    return text + "\n"
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,234 @@
+"""Token by token: how soon after a wrong answer parts from the right one an alarm comes, at a rate of false ones.
+
+Causal: a token's score rests on the answer's tokens up to it. Thresholds are split-conformal on clean answers of groups
+that neither the detector was fitted on nor the result is counted on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from geomcli.evaluation.dataset import Bools, Dataset, Floats, Ints
+from geomcli.evaluation.features import WINDOW, causal_drift, rolling
+from geomcli.evaluation.fitting import logistic
+from geomcli.evaluation.metrics import quartiles, wilson
+from geomcli.evaluation.splits import folds
+
+RATES = (0.01, 0.05)
+PER_ANSWER, PER_TOKEN = "answer", "token"
+COMPASS_THRESHOLDS = (0.1, 0.3, 0.5)
+_STRENGTH = 0.03
+_FITTED = 0.6  # of the training groups; the others are for thresholds
+_FEWEST = 20  # tokens or answers, of each class
+
+
+def conformal_threshold(clean: Floats, rate: float) -> float | None:
+    """The score that a clean one is above with probability `rate` at most: the ceil((n+1)(1-rate))-th smallest of n.
+
+    None when n is too small for the rate: at least `needed(rate)`.
+    """
+    rank = math.ceil((len(clean) + 1) * (1 - rate) - 1e-9)
+    return float(np.sort(clean)[rank - 1]) if 0 < rank <= len(clean) else None
+
+
+def needed(rate: float) -> int:
+    """Clean scores without which there is no threshold."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
+def cusum(ratios: Floats) -> Floats:
+    """S_t = max(0, S_{t-1} + ratios_t) of log-likelihood ratios [t]; Page (1954)."""
+    made = np.zeros(len(ratios))
+    value = 0.0
+    for at, ratio in enumerate(ratios):
+        value = max(0.0, value + ratio)
+        made[at] = value
+    return made
+
+
+def token_labels(data: Dataset) -> tuple[Bools, Bools]:
+    """[T] known, [T] bad: tokens of right answers are good, and those of a wrong one before its onset; from there on
+    they are bad. Of other answers nothing is known.
+    """
+    known, bad = np.zeros(len(data.drift), dtype=bool), np.zeros(len(data.drift), dtype=bool)
+    for row, (a, b) in enumerate(zip(data.starts[:-1], data.starts[1:], strict=True)):
+        if data.outcome[row] == "right":
+            known[a:b] = True
+        elif data.outcome[row] == "wrong" and data.onset[row] >= 0:
+            known[a:b] = True
+            bad[a + data.onset[row] : b] = True
+    return known, bad
+
+
+def causal_features(data: Dataset, values: Floats) -> Floats:
+    """values [T, d]: of each token its own, means of the last tokens and of all so far, and the largest and smallest so
+    far; [T, 5 d].
+    """
+    made = np.full((len(values), 5 * values.shape[1]), np.nan)
+    filled = np.where(np.isfinite(values), values, 0.0)
+    for a, b in zip(data.starts[:-1], data.starts[1:], strict=True):
+        x = filled[a:b]
+        made[a:b] = np.hstack([x, rolling(x, WINDOW), rolling(x, b - a), np.maximum.accumulate(x),
+                               np.minimum.accumulate(x)])  # fmt: skip
+    return made
+
+
+@dataclass(frozen=True)
+class _Detector:
+    """Token scores of its own, or features from which they are learned."""
+
+    name: str
+    scores: Floats | None = None
+    features: Floats | None = None
+
+
+def _detectors(data: Dataset) -> Iterable[_Detector]:
+    place = np.concatenate([np.arange(n) for n in data.length])[:, None]
+    surprise = np.where(np.isfinite(data.logits[:, :1]), -data.logits[:, :1], 0.0)
+    if np.isfinite(data.logits[:, 0]).any():
+        of_logits = causal_features(data, data.logits)
+        yield _Detector("logprob, mean so far", scores=of_logits_mean(data, surprise))
+        yield _Detector(f"logprob, last {WINDOW}", scores=_rolled(data, surprise, WINDOW))
+        yield _Detector("logits", features=np.hstack([of_logits, np.log1p(place)]))
+    yield _Detector("compass", scores=np.where(np.isfinite(drift := causal_drift(data)), drift, 0.0))
+    if data.heads is not None:
+        flat = data.heads.reshape(len(data.heads), -1)
+        finite = np.where(np.isfinite(flat), flat, 0.0)
+        window = np.hstack([finite, *[_rolled_rows(data, finite, WINDOW)]])
+        yield _Detector("heads", features=np.hstack([window, np.log1p(place)]))
+        if np.isfinite(data.logits[:, 0]).any():
+            yield _Detector("heads + logits", features=np.hstack([window, of_logits, np.log1p(place)]))
+
+
+def of_logits_mean(data: Dataset, surprise: Floats) -> Floats:
+    return _rolled(data, surprise, int(data.length.max()))
+
+
+def _rolled(data: Dataset, values: Floats, window: int) -> Floats:
+    return _rolled_rows(data, values, window)[:, 0]
+
+
+def _rolled_rows(data: Dataset, values: Floats, window: int) -> Floats:
+    return np.concatenate([rolling(values[a:b].copy(), window)
+                           for a, b in zip(data.starts[:-1], data.starts[1:], strict=True)])  # fmt: skip
+
+
+def evaluate(data: Dataset, jobs: list[tuple[Ints, Ints]], seed: int) -> dict[str, Any]:
+    """jobs: rows to fit and calibrate on, rows to count on, no group in both."""
+    known, bad = token_labels(data)
+    owner = np.repeat(np.arange(len(data)), data.length)
+    result: list[dict[str, Any]] = []
+    split = []
+    for training, test in jobs:
+        fitting = folds(data.group[training], data.domain[training], seed + 5, 10) < round(10 * _FITTED)
+        split.append((training[fitting], training[~fitting], test))
+    for detector in _detectors(data):
+        counted: dict[tuple[str, str, float], _Counts] = {}
+        for fitted, calibrating, test in split:
+            for name, scores in _token_scores(detector, fitted, known, bad, owner).items():
+                for kind in (PER_ANSWER, PER_TOKEN):
+                    for rate in RATES:
+                        counts = counted.setdefault((name, kind, rate), _Counts())
+                        counts.add(data, scores, calibrating, test, kind, rate)
+        result += [{"detector": name, "per": kind, "rate": rate, **counts.summary()}
+                   for (name, kind, rate), counts in counted.items()]  # fmt: skip
+    tested = np.concatenate([test for _, _, test in split])
+    return {
+        "alarms": result,
+        "compass_thresholds": compass_thresholds(data, tested),
+        "with_onset": int(((data.outcome[tested] == "wrong") & (data.onset[tested] >= 0)).sum()),
+        "right": int((data.outcome[tested] == "right").sum()),
+    }
+
+
+def _token_scores(detector: _Detector, fitted: Ints, known: Bools, bad: Bools, owner: Ints) -> dict[str, Floats]:
+    if detector.scores is not None:
+        return {detector.name: detector.scores}
+    assert detector.features is not None
+    rows = np.flatnonzero(known & np.isin(owner, fitted))
+    if min(bad[rows].sum(), (~bad[rows]).sum()) < _FEWEST:
+        return {}
+    odds = logistic(detector.features[rows], bad[rows], _STRENGTH)(detector.features)
+    share = bad[rows].mean()
+    ratios = odds - math.log(share / (1 - share))
+    cuts = np.flatnonzero(np.diff(owner)) + 1
+    sums = np.concatenate([cusum(part) for part in np.split(ratios, cuts)])
+    return {f"{detector.name}, probability": odds, f"{detector.name}, CUSUM": sums}
+
+
+class _Counts:
+    """What alarms a detector gives on answers it has not seen, over the folds."""
+
+    def __init__(self) -> None:
+        self.refused: str | None = None
+        self.right = self.right_alarmed = 0
+        self.clean_tokens = self.clean_alarms = 0
+        self.wrong = self.before = 0
+        self.delays: list[int] = []
+
+    def add(self, data: Dataset, scores: Floats, calibrating: Ints, test: Ints, per: str, rate: float) -> None:
+        clean = [scores[data.starts[row] : data.starts[row + 1]] for row in calibrating if data.outcome[row] == "right"]
+        values = np.array([part.max() for part in clean]) if per == PER_ANSWER else np.concatenate([[], *clean])
+        threshold = conformal_threshold(values, rate)
+        if threshold is None:
+            self.refused = f"needs {needed(rate)} clean {per}s to calibrate on, has {len(values)}"
+            return
+        for row in test:
+            alarms = np.flatnonzero(scores[data.starts[row] : data.starts[row + 1]] > threshold)
+            onset, length = int(data.onset[row]), int(data.length[row])
+            if data.outcome[row] == "right":
+                self.right += 1
+                self.right_alarmed += len(alarms) > 0
+                self.clean_tokens += length
+                self.clean_alarms += len(alarms)
+            elif data.outcome[row] == "wrong" and onset >= 0:
+                self.wrong += 1
+                self.clean_tokens += onset
+                self.clean_alarms += int((alarms < onset).sum())
+                if len(alarms) and alarms[0] < onset:
+                    self.before += 1
+                elif len(alarms):
+                    self.delays.append(int(alarms[0]) - onset)
+
+    def summary(self) -> dict[str, Any]:
+        """recall: of answers with a known onset, alarmed from there on, not before; delay 0: at the onset's token."""
+        if self.refused is not None:
+            return {"refused": self.refused}
+        detected = len(self.delays)
+        spread = quartiles(self.delays)
+        return {
+            "recall": detected / self.wrong if self.wrong else math.nan,
+            "recall_interval": wilson(detected, self.wrong),
+            "too_early": self.before / self.wrong if self.wrong else math.nan,
+            "delay_median": spread[1] if spread else None,
+            "delay_quartiles": (spread[0], spread[2]) if spread else None,
+            "false_alarms_per_answer": self.right_alarmed / self.right if self.right else math.nan,
+            "false_alarms_interval": wilson(self.right_alarmed, self.right),
+            "alarms_per_1k_clean_tokens": 1000 * self.clean_alarms / self.clean_tokens
+            if self.clean_tokens
+            else math.nan,
+            "answers_with_onset": self.wrong,
+            "clean_answers": self.right,
+        }
+
+
+def compass_thresholds(data: Dataset, rows: Ints) -> list[dict[str, Any]]:
+    """Shares of right and wrong answers whose published drift reaches the fixed thresholds; drift begins at the tenth
+    token, so shorter answers never do.
+    """
+    made = []
+    highest = np.array([np.nanmax(np.append(data.drift[data.starts[r] : data.starts[r + 1]], -1.0)) for r in rows])
+    for threshold in COMPASS_THRESHOLDS:
+        row: dict[str, Any] = {"threshold": threshold}
+        for outcome in ("right", "wrong"):
+            members = data.outcome[rows] == outcome
+            row[outcome] = float((highest[members] >= threshold).mean()) if members.any() else math.nan
+            row[f"{outcome}_with_drift"] = int((highest[members] >= 0).sum())
+            row[f"{outcome}_answers"] = int(members.sum())
+        made.append(row)
+    return made

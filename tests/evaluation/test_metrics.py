@@ -1,0 +1,100 @@
+"""Metrics against their definitions, and bootstrap intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geomcli.evaluation import metrics
+from geomcli.evaluation.online import conformal_threshold, cusum, needed
+
+SCORES = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40)
+
+
+@given(SCORES)
+def test_auroc_is_the_share_of_pairs_in_order_ties_half(pairs: list[tuple[int, bool]]) -> None:
+    scores, wrong = np.array([float(s) for s, _ in pairs]), np.array([w for _, w in pairs])
+    found = metrics.auroc(scores, wrong)
+    bad, good = scores[wrong], scores[~wrong]
+    if not len(bad) or not len(good):
+        assert np.isnan(found)
+        return
+    difference = bad[:, None] - good[None]
+    assert found == pytest.approx(((difference > 0) + (difference == 0) / 2).mean())
+
+
+@given(SCORES, st.integers(0, 2**31))
+def test_a_weight_is_a_repetition(pairs: list[tuple[int, bool]], seed: int) -> None:
+    scores, wrong = np.array([float(s) for s, _ in pairs]), np.array([w for _, w in pairs])
+    times = np.random.default_rng(seed).integers(0, 4, size=len(scores))
+    repeated = metrics.auroc(np.repeat(scores, times), np.repeat(wrong, times)) if times.sum() else float("nan")
+    assert metrics.auroc(scores, wrong, times.astype(float)) == pytest.approx(repeated, nan_ok=True)
+
+
+def test_average_precision_and_recall_of_cases_by_hand() -> None:
+    scores, wrong = np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False])
+    assert metrics.average_precision(scores, wrong) == pytest.approx((1 + 2 / 3) / 2)
+    assert metrics.average_precision(np.zeros(4), wrong) == pytest.approx(0.5)
+    assert metrics.recall_at(scores, wrong, 0.0) == pytest.approx(0.5)
+    assert metrics.recall_at(scores, wrong, 0.5) == pytest.approx(1.0)
+    assert metrics.recall_at(np.zeros(4), wrong, 0.05) == 0.0
+
+
+def test_calibration_error_of_right_and_of_shifted_probabilities() -> None:
+    generator = np.random.default_rng(0)
+    p = generator.random(40_000)
+    wrong = generator.random(40_000) < p
+    assert metrics.calibration_error(p, wrong) < 0.02
+    assert metrics.calibration_error(np.clip(p + 0.3, 0, 1), wrong) > 0.15
+
+
+def test_a_score_that_is_length_alone_is_worth_nothing_among_answers_of_one_length() -> None:
+    generator = np.random.default_rng(1)
+    wrong = generator.random(4000) < 0.5
+    lengths = generator.integers(1, 8, size=4000) + 4 * wrong
+    assert metrics.auroc(lengths.astype(float), wrong) > 0.85
+    assert abs(metrics.matched_auroc(lengths + generator.random(4000) / 10, wrong, lengths, bins=50) - 0.5) < 0.04
+
+
+def test_the_bootstrap_draws_groups_and_its_intervals_cover() -> None:
+    weights = metrics.bootstrap_weights(np.array(["a", "b", "a", "c"]), 0, 50)
+    assert (weights[:, 0] == weights[:, 2]).all()
+    assert (weights[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    generator = np.random.default_rng(2)
+    truth, covered, n = 0.7602, 0, 60  # of N(1, 1) over N(0, 1): Phi(1 / sqrt 2)
+    for run in range(n):
+        wrong = np.repeat(generator.random(100) < 0.5, 2)
+        scores = np.repeat(generator.normal(size=100), 2) + wrong  # both answers of a group are alike
+        groups = np.repeat(np.arange(100), 2).astype(str)
+        low, high = metrics.interval(metrics.aurocs(scores, wrong, metrics.bootstrap_weights(groups, run, 300)))
+        covered += low <= truth <= high
+    assert covered >= 0.85 * n
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
+def test_a_conformal_threshold_is_exceeded_at_its_rate_and_refused_without_enough(rate: float) -> None:
+    generator = np.random.default_rng(3)
+    assert conformal_threshold(generator.random(needed(rate) - 1), rate) is None
+    n, alarms = 3 * needed(rate) + 5, []
+    for _ in range(3000):
+        threshold = conformal_threshold(generator.normal(size=n), rate)
+        assert threshold is not None
+        alarms.append(generator.normal() > threshold)
+    assert np.mean(alarms) <= rate + 3 * np.sqrt(rate / 3000)
+    assert np.mean(alarms) >= rate / 2 - 3 * np.sqrt(rate / 3000)
+
+
+@given(st.lists(st.floats(-3, 3), max_size=30))
+def test_cusum_is_the_largest_sum_that_ends_there(ratios: list[float]) -> None:
+    found = cusum(np.array(ratios))
+    for at in range(len(ratios)):
+        assert found[at] == pytest.approx(max(0.0, *(sum(ratios[k : at + 1]) for k in range(at + 1))), abs=1e-9)
+
+
+def test_a_wilson_interval_holds_its_share_and_is_never_outside() -> None:
+    assert metrics.wilson(0, 10)[0] == 0.0
+    assert metrics.wilson(0, 10)[1] == pytest.approx(0.2775, abs=1e-3)
+    assert metrics.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
+    assert np.isnan(metrics.wilson(0, 0)[0])
