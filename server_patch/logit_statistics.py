@@ -16,22 +16,21 @@ from geomcli.server_patch.values import LOGIT_STATISTICS
 
 
 class Before:
-    """Logits [m, V] of `rows` of a batch as the model gave them, and what they say without the token."""
+    """What logits [m, V] of `rows` of a batch, as the model gave them, say without the token; uses up their memory."""
 
     def __init__(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
-        self.rows, self._logits = rows, logits
+        self.rows = rows
         top = logits.topk(2, dim=-1).values
-        self._lse = logits.logsumexp(dim=-1)
-        weighted = (logits - self._lse[:, None]).exp_().mul_(logits)
-        # Where a logit is -inf its share is 0, and 0 x inf no number; of a row without a sum lse is no number either.
-        expected = weighted.nan_to_num_(nan=0.0).sum(dim=-1)
-        self._entropy = (self._lse - expected) / math.log(2)
         self._margin = top[:, 0] - top[:, 1]
+        self._logprobs = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+        # -inf has no share, and 0 x inf is no number; where a whole row is none, its logprobs say so.
+        shares = self._logprobs.exp().mul_(self._logprobs).nan_to_num_(nan=0.0)
+        self._entropy = shares.sum(dim=-1) / -math.log(2)
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 [1, B, 3] in the order of LOGIT_STATISTICS, nan in other rows; tokens [B]: those that were chosen."""
-        chosen = self._logits.gather(1, tokens[self.rows].long()[:, None])[:, 0]
-        found = torch.stack([chosen - self._lse, self._entropy.clamp_min(0), self._margin], dim=1)
+        chosen = self._logprobs.gather(1, tokens[self.rows].long()[:, None])[:, 0]
+        found = torch.stack([chosen, self._entropy.clamp_min(0), self._margin], dim=1)
         made = torch.full((1, tokens.shape[0], len(LOGIT_STATISTICS)), torch.nan, device=found.device)
         made[0, self.rows] = found
         return made
