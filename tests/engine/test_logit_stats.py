@@ -70,7 +70,7 @@ def test_they_are_sglangs_own_logprobs(server: Server, temperature: float) -> No
         {"temperature": 0, "logit_bias": {"6": 40}},
         {"temperature": 0, "regex": "[0-9]+"},
     ],
-    ids=lambda sampling: " ".join(sampling),
+    ids=" ".join,
 )
 def test_whatever_sampling_does_they_are_of_the_models_own_distribution(
     server: Server, sampling: dict[str, Any]
