@@ -67,7 +67,7 @@ def test_they_are_sglangs_own_logprobs(server: Server, temperature: float) -> No
         {"temperature": 1.5, "top_k": 20, "min_p": 0.01},
         {"temperature": 0, "frequency_penalty": 1.5, "presence_penalty": 1.0},
         {"temperature": 1.0, "repetition_penalty": 1.5, "min_new_tokens": 4},
-        {"temperature": 0, "logit_bias": {"6": 40}},
+        {"temperature": 0, "logit_bias": {"6": 100}},
         {"temperature": 0, "regex": "[0-9]+"},
     ],
     ids=" ".join,
