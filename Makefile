@@ -8,7 +8,7 @@ SGLANG ?= 0.5.20
 ENGINE = $(VENV)/engine-$(SGLANG)
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts
-SOURCES = $(shell find geomcli kernels server_patch sidecar tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
+SOURCES = $(shell find geomcli eviction kernels server_patch sidecar tui -name '*.py' -o -name '*.tcss' -o -name '*.jsonl') pyproject.toml
 PROMPT ?= Why is the sky blue? Answer in two sentences.
 
 .PHONY: demo demo-recording snapshots keys-page test test-kernels check compatibility install model kernel-report gpu-payload clean

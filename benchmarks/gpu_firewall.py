@@ -1,12 +1,14 @@
-"""What a firewall costs a GPU server, and that it ends answers where the library says: CUDA graphs and overlap on.
+"""What watching costs a GPU server, and that it decides as the library does: CUDA graphs and overlap on.
 
     python benchmarks/gpu_firewall.py --model DIR [--shapes 1x1024 32x1024 128x1024] [--json FILE]
 
-One server with logits tapped. First an answer is asked for whole; the library (geomcli.firewall) halts it at the
-median of its drifts; asked for again, it has to end with that token. Then, for each shape (requests x tokens of
-context), every round runs in random order: nobody asks, fingerprints are asked for, a firewall watches without entries,
-and both. Tokens/s of the scheduler's own log against nobody's of the same round; medians with a bootstrap interval.
-Greedy, dummy weights will do.
+One server with logits tapped, and made calibrations of the detectors that need some. First an answer is asked for
+whole; the library (geomcli.firewall) halts it at the median of its drifts; asked for again, it has to end with that
+token. Every detector's scores are held against the library's on the entries of the same answer, and what tokens were
+sampled with against the zones before them. Then, for each shape (requests x tokens of context), every round runs in
+random order: nobody asks, fingerprints are asked for, a detector watches without entries, zones choose the sampling,
+logit statistics. Tokens/s of the scheduler's own log against nobody's of the same round; medians with a bootstrap
+interval. Dummy weights will do.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import statistics
 import sys
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 
 # Beside this script.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -30,13 +34,81 @@ from gpu_capture import bootstrap, decode, shape_of, started
 from gpu_servers import FINGERPRINT, Server, entries, machine, random_prompt
 
 from geomcli.compass import HALT
+from geomcli.detectors import registry
+from geomcli.detectors.calibration import About, Calibration, Stack, load, save
+from geomcli.detectors.heads import HeadFeatures
+from geomcli.detectors.observations import of_entries, replay
+from geomcli.detectors.summary import Summarised
 from geomcli.firewall import ManifoldFirewall
+from geomcli.server_patch.options import parse_layers
+from geomcli.zone_sampling import ZoneSampler
 
-WATCHED = {"attention_firewall": {"action": "log_only", "variance_threshold": 0.999}}
+NEVER = 1e9  # a score that nothing reaches
+DETECTORS = ("logprob", "rauq", "heads")
 ASK: dict[str, dict[str, Any]] = {
-    "nobody": {}, "fingerprints": FINGERPRINT, "watched": WATCHED, "watched, fingerprints": {**FINGERPRINT, **WATCHED}
+    "nobody": {},
+    "fingerprints": FINGERPRINT,
+    "watched by the compass": {"attention_firewall": {"action": "log_only", "variance_threshold": 0.9}},
+    **{f"watched by {name}": {"attention_firewall": {"action": "log_only", "detector": name}} for name in DETECTORS},
+    "sampled by zone": {"attention_auto_sampling": True},
+    "logit statistics": {
+        "return_attention_tokens": True, "attention_fingerprint_mode": True, "attention_logit_stats": True,
+    },
 }  # fmt: skip
+EVERYTHING = {**ASK["logit statistics"], "attention_head_stats": True}
 TOKENS_OF_CHECK = 80
+
+
+def calibrate(folder: Path, model: str, layers: tuple[int, ...], heads: int) -> list[Path]:
+    """Files of detectors with random weights, and thresholds that nothing reaches."""
+    made = []
+    for name in DETECTORS:
+        about = About(model=model, detector=name, layers=layers, heads=heads, threshold=NEVER, false_alarms=0.1, n=20)
+        stack = None
+        if registry.DETECTORS[name].trained:
+            names = Summarised(HeadFeatures(layers, heads)).names
+            weights = np.random.default_rng(1).normal(size=len(names)) / len(names)
+            ones = np.ones(len(names))
+            stack = Stack(names, 0 * ones, ones, weights, 0.0, 1.0, 0.0, 0.5, 8)
+        made.append(folder / f"{name}.npz")
+        save(Calibration(about, stack), made[-1])
+    return made
+
+
+async def check_detectors(session: aiohttp.ClientSession, server: Server, options: Any, files: Any) -> dict[str, Any]:
+    """Largest difference of each detector's scores, from the library's on the entries, and tokens without a score."""
+    found = {}
+    for file in files:
+        name = load(file).about.detector
+        watch = {"attention_firewall": {"action": "log_only", "detector": name}}
+        answer = await entries(
+            session, server.url, random_prompt(options, 200), TOKENS_OF_CHECK, {**EVERYTHING, **watch}
+        )
+        detector = registry.create(name, calibration=load(file))
+        mine = replay(detector, of_entries(answer["attention_tokens"])).tolist()
+        theirs = [entry["firewall"]["score"] for entry in answer["attention_tokens"]]
+        both = [(a, b) for a, b in zip(mine, theirs, strict=True) if b is not None]
+        found[name] = {
+            "scores": len(both), "largest difference": max(abs(a - b) / max(1, abs(a)) for a, b in both),
+            "missing": sum(b is None and not math.isnan(a) for a, b in zip(mine, theirs, strict=True)),
+        }  # fmt: skip
+    return found
+
+
+async def check_sampling(session: aiohttp.ClientSession, server: Server, options: Any) -> dict[str, Any]:
+    """After how many tokens a zone's choice holds, and whether it does for every one."""
+    asked = {**FINGERPRINT, "attention_auto_sampling": True}
+    answer = await entries(session, server.url, random_prompt(options, 200), TOKENS_OF_CHECK, asked)
+    said = [(entry["sampling"]["zone"], entry["sampling"]["temperature"]) for entry in answer["attention_tokens"]]
+    library, chosen = ZoneSampler(), [("unknown", None)]
+    for entry in answer["attention_tokens"]:
+        chosen.append(library.update(entry["zone"])[:2])
+    for after in range(4):
+        expected = [chosen[max(0, n - after)] for n in range(len(said))]
+        if all(zone == z and (t is None or abs(t - temperature) < 1e-6)
+               for (zone, temperature), (z, t) in zip(said, expected, strict=True)):  # fmt: skip
+            return {"holds": True, "tokens between": after, "zones": sorted({zone for zone, _ in said})}
+    return {"holds": False, "said": said, "zones": [entry["zone"] for entry in answer["attention_tokens"]]}
 
 
 async def check(session: aiohttp.ClientSession, server: Server, options: Any) -> dict[str, Any]:
@@ -64,13 +136,19 @@ async def check(session: aiohttp.ClientSession, server: Server, options: Any) ->
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     document: dict[str, Any] = {"machine": machine(), "shapes": options.shapes, "rows": []}
     with tempfile.TemporaryDirectory() as name:
+        config = json.loads((Path(options.model) / "config.json").read_text())
+        layers = parse_layers(options.layers, config["num_hidden_layers"])
+        files = calibrate(Path(name), options.model, layers, config["num_attention_heads"])
+        options.server += ["--attention-calibration", *map(str, files)]
         server = started("tap", options.port, options, options.logs or Path(name))
         try:
             timeout = aiohttp.ClientTimeout(total=600)
             async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
                 await server.ready(session)
                 document["check"] = await check(session, server, options)
-                print(json.dumps(document["check"]), flush=True)
+                document["detectors"] = await check_detectors(session, server, options, files)
+                document["sampling"] = await check_sampling(session, server, options)
+                print(json.dumps({k: document[k] for k in ("check", "detectors", "sampling")}), flush=True)
                 for n, context, interval in options.shapes:
                     document["rows"] += await of_shape(session, server, options, (n, context, interval))
         finally:

@@ -72,6 +72,7 @@ class Entry(TypedDict, total=False):
     derotated: dict[str, list[float]]
     logit_stats: dict[str, float] | None
     moe: dict[str, Any] | None
+    kv: dict[str, Any]
 
 
 Record = dict[str, Any]

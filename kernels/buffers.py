@@ -59,6 +59,8 @@ class Buffers:
 
     pool_rows: slots of the engine's request pool, the padding slot 0 included. `dtype` is the queries'. `means_length`
     > 0 keeps the head-mean probabilities [layers, rows, means_length] (column sums and several ranks need them).
+    `places_length` > 0: keys of a row may have left; [pool_rows, places_length] lists where in the text those stand
+    that stayed (layout.C_KEPT).
     `tap_length` > 0 allocates the logits [layers, rows, heads, tap_length] that a tap writes.
     """
 
@@ -74,6 +76,7 @@ class Buffers:
         per_head: bool = True,
         means_length: int = 0,
         tap_length: int = 0,
+        places_length: int = 0,
         splits: int = 8,
         mean_splits: int = 8,
     ) -> None:
@@ -90,6 +93,7 @@ class Buffers:
         self.partial = zeros(n, rows, shape.heads, splits, PARTIAL_WORDS)
         self.candidates = zeros(n, rows, mean_splits, KEEP, dtype=torch.int64)
         self.means = zeros(n, rows, means_length) if means_length else None
+        self.places = zeros(pool_rows, places_length, dtype=torch.int32) if places_length else None
         self.tap = None
         if tap_length:
             # One column more for the flag of each row, see tap.py; rows begin where wide loads may, and the last of

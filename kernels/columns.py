@@ -9,7 +9,7 @@ import triton.language as tl
 from geomcli.kernels.buffers import Buffers
 from geomcli.kernels.constants import CONTROL_WORDS
 from geomcli.kernels.probe import Rows
-from geomcli.kernels.rows import first_key, is_due
+from geomcli.kernels.rows import first_key, is_due, text_length
 
 _BLOCK = 256
 
@@ -24,8 +24,9 @@ def column_kernel(
     request = tl.load(pool + row).to(tl.int64)
     control = control_table + request * CONTROL_WORDS
     length = tl.load(lengths + row).to(tl.int32)
-    if is_due(control, length, layer):
-        first = first_key(control, length, layer, layer_ints)
+    text = text_length(control, length)
+    if is_due(control, text, layer):
+        first = tl.maximum(first_key(control, text, layer, layer_ints) - (text - length), 0)
         for start in range(first + tl.program_id(2) * BLOCK, length, SPLITS * BLOCK):
             positions = start + tl.arange(0, BLOCK)
             mask = positions < length

@@ -36,6 +36,7 @@ from geomcli.kernels.constants import (
     R_ENTROPY,
     R_HEADS,
     R_HISTOGRAM,
+    R_KEPT,
     R_LENGTH,
     R_LINKS,
     R_LSE,
@@ -46,7 +47,17 @@ from geomcli.kernels.constants import (
     R_STAMP,
     RECORD_WORDS,
 )
-from geomcli.kernels.rows import aligned, first_key, is_due, logits_tile, merged, query_tile, selected
+from geomcli.kernels.rows import (
+    aligned,
+    first_key,
+    is_due,
+    logits_tile,
+    merged,
+    places_of,
+    query_tile,
+    selected,
+    text_length,
+)
 
 
 @triton.jit
@@ -66,10 +77,10 @@ def strongest(kept, fresh):
 @triton.jit
 def mean_kernel(
     queries, keys, stride_k_t, stride_k_h, slots, slot_starts, stride_slots, tapped, stride_a_l, stride_a_t, stride_a_h,
-    pool, lengths, control_table, layer_floats, layer_ints, partial, rows, learned_sinks, means, stride_m_l, stride_m_t,
-    candidates, records,
+    pool, lengths, control_table, layer_floats, layer_ints, places, stride_places, partial, rows, records,
+    learned_sinks, means, stride_m_l, stride_m_t, candidates,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, HAS_CAP: tl.constexpr,
-    TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr,
+    TAP: tl.constexpr, WIDEN: tl.constexpr, FLAT: tl.constexpr, EVICTS: tl.constexpr,
     HAS_SINKS: tl.constexpr, HAS_MEANS: tl.constexpr, EVERY: tl.constexpr, SPLITS: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCKS_H: tl.constexpr, PARTIAL_SPLITS: tl.constexpr,
 ):  # fmt: skip
@@ -80,13 +91,15 @@ def mean_kernel(
     request = tl.load(pool + row).to(tl.int64)
     control = control_table + request * CONTROL_WORDS
     length = tl.load(lengths + row).to(tl.int32)
-    if is_due(control, length, layer):
-        first = first_key(control, length, layer, layer_ints)
+    text = text_length(control, length)
+    if is_due(control, text, layer):
+        own_places = places + request * stride_places
+        first = first_key(control, text, layer, layer_ints)
         n_sink = tl.load(control + C_SINK_TOKENS)
         top_k = tl.load(control + C_TOP_K)
         visit_all = EVERY or top_k > 0
-        first = tl.where(visit_all, first, tl.maximum(first, length - PROFILE))
-        base = aligned(first, TAP)
+        begin_at = tl.maximum(first - (text - length), 0)
+        base = aligned(tl.where(visit_all, begin_at, tl.maximum(begin_at, length - PROFILE)), TAP)
         per_split = tl.cdiv(tl.cdiv(length - base, SPLITS), KEEP) * KEEP
         begin = base + split * per_split
         end = tl.minimum(begin + per_split, length)
@@ -96,8 +109,9 @@ def mean_kernel(
         for start in range(begin, end, KEEP):
             positions = start + tl.arange(0, KEEP)
             key_mask = positions < end
-            if TAP:
-                key_mask = key_mask & (positions >= first)
+            at_text = places_of(control, own_places, positions, EVICTS)
+            if TAP or EVICTS:
+                key_mask = key_mask & (at_text >= first)
             mean = tl.zeros([KEEP], tl.float32)
             count = tl.zeros([1], tl.int32)
             for block in range(HEADS // GROUP * BLOCKS_H):
@@ -124,14 +138,14 @@ def mean_kernel(
             mean = mean / tl.maximum(count, 1).to(tl.float32)
             if HAS_MEANS:
                 tl.store(means + layer * stride_m_l + row * stride_m_t + positions, mean, mask=key_mask)
-            distance = length - 1 - positions
+            distance = text - 1 - at_text
             tl.store(
                 record + R_PROFILE + distance,
-                tl.where(positions >= n_sink, mean, 0.0).to(tl.int32, bitcast=True),
+                tl.where(at_text >= n_sink, mean, 0.0).to(tl.int32, bitcast=True),
                 mask=key_mask & (distance < PROFILE),
             )
             if top_k > 0:
-                fresh = ranked(mean, positions, key_mask)
+                fresh = ranked(mean, at_text, key_mask)
                 if tl.max(fresh, axis=0) > tl.min(kept, axis=0):
                     kept = strongest(kept, fresh)
         at = candidates + ((layer * rows + row) * SPLITS + split) * KEEP
@@ -149,9 +163,10 @@ def finish_kernel(
     request = tl.load(pool + row).to(tl.int64)
     control = control_table + request * CONTROL_WORDS
     length = tl.load(lengths + row).to(tl.int32)
-    if is_due(control, length, layer):
+    text = text_length(control, length)
+    if is_due(control, text, layer):
         record = records + (layer * rows + row) * RECORD_WORDS
-        first = first_key(control, length, layer, layer_ints)
+        first = first_key(control, text, layer, layer_ints)
         columns = tl.arange(0, BINS)
         splits = tl.arange(0, SPLITS)
         histogram = tl.zeros([BINS], tl.float32)
@@ -184,7 +199,7 @@ def finish_kernel(
             histogram += tl.sum(counted[:, None] * local, axis=0)
             # H = sum p (LSE - s) with s = top + centred: exact also when a learned sink takes part of the mass.
             log_total = tl.where(total > 0, tl.log(tl.where(total > 0, total, 1.0)), 0.0)
-            h_lse = tl.where((total > 0) & (length > first), top + log_total, 0.0)
+            h_lse = tl.where((total > 0) & (text > first), top + log_total, 0.0)
             h_entropy = tl.maximum(log_total * mass - surprise, 0.0)
             count += tl.sum(wanted.to(tl.int32), axis=0)
             lse += tl.sum(tl.where(wanted, h_lse, 0.0), axis=0)
@@ -205,8 +220,9 @@ def finish_kernel(
         tl.store(record + R_ENTROPY, (entropy / n).to(tl.int32, bitcast=True))
         tl.store(record + R_SINK, (sink / n).to(tl.int32, bitcast=True))
         distances = tl.arange(0, PROFILE)
-        tl.store(record + R_PROFILE + distances, 0, mask=distances >= length - first)
+        tl.store(record + R_PROFILE + distances, 0, mask=distances >= text - first)
         top_k = tl.load(control + C_TOP_K)
+        links = 0
         if top_k > 0:
             at = candidates + (layer * rows + row) * MEAN_SPLITS * KEEP
             every = tl.load(at + tl.arange(0, MEAN_SPLITS * KEEP))
@@ -216,7 +232,9 @@ def finish_kernel(
             found = (best >= 0) & (rank < top_k)
             tl.store(record + R_POSITIONS + rank, (0x7FFFFFFF - (best & 0x7FFFFFFF)).to(tl.int32), mask=found)
             tl.store(record + R_PROBABILITIES + rank, (best >> 32).to(tl.int32), mask=found)
-        tl.store(record + R_LINKS, tl.minimum(top_k, length - first))
+            links = tl.sum(found.to(tl.int32), axis=0)
+        tl.store(record + R_LINKS, links)
         tl.store(record + R_HEADS, count)
-        tl.store(record + R_LENGTH, length)
+        tl.store(record + R_LENGTH, text)
+        tl.store(record + R_KEPT, length)
         tl.store(record + R_STAMP, tl.load(control + C_STAMP))

@@ -28,6 +28,8 @@ C_TOP_K = 7
 C_STRIDE = 8
 C_LIMIT = 9  # captured steps, 0: all
 C_HEADS = 10  # bit h: the h-th local query head; four words
+C_GONE = 14  # keys that have left the pool
+C_KEPT = 15  # keys whose place in the text is listed; those behind them follow without a gap
 CONTROL_WORDS = 16
 
 # Layer tables: one row of floats and one of int64 for each captured layer.
@@ -39,12 +41,13 @@ LAYER_WORDS = 2
 
 # Record: one for each captured layer and batch row.
 R_STAMP = 0
-R_LENGTH = 1  # keys of the row, masked ones included
+R_LENGTH = 1  # of the text: keys of the row, masked ones and those that have left included
 R_HEADS = 2  # heads averaged over
 R_LINKS = 3  # links found, at most top_k
 R_LSE = 4  # mean over heads
 R_ENTROPY = 5  # mean over heads, nats
 R_SINK = 6
+R_KEPT = 7  # keys that are still there
 R_HISTOGRAM = 8  # head-mean mass of each distance bin, sinks left out, not normalised
 R_PROFILE = R_HISTOGRAM + BINS  # head-mean mass at distance 0, 1, …, sinks left out
 R_POSITIONS = R_PROFILE + PROFILE

@@ -87,6 +87,7 @@ def launch(
     keys = blank if tapped or buffers.keys is None else buffers.keys
     tap = blank if buffers.tap is None else buffers.tap
     means = blank if buffers.means is None else buffers.means
+    places = blank if buffers.places is None else buffers.places
     # Stored logits know nothing of groups: any heads make a block.
     key_heads, group = (1, shape.heads) if tapped else (shape.key_heads, shape.group)
     block_h = _TAP_BLOCK_H if tapped else _BLOCK_H
@@ -102,13 +103,13 @@ def launch(
         buffers.queries, keys, keys.stride(0), keys.stride(1), rows.slots,
         rows.pool if rows.starts is None else rows.starts, rows.slots.stride(0), tap, tap.stride(0), tap.stride(1),
         tap.stride(2), rows.pool, rows.lengths, buffers.control, buffers.layer_floats, layer_ints,
-        buffers.partial, buffers.rows,
+        places, places.stride(0), buffers.partial, buffers.rows, buffers.records,
     )  # fmt: skip
     how = {
         "HEADS": shape.heads, "GROUP": group, "D": shape.dim,
         "BLOCK_D": max(16, min(_BLOCK_D, triton.next_power_of_2(shape.dim))),
         "HAS_CAP": any(layer.logit_cap > 0 for layer in buffers.layers), "TAP": tapped,
-        "FLAT": rows.starts is not None,
+        "FLAT": rows.starts is not None, "EVICTS": buffers.places is not None,
         # The interpreter multiplies the bits of a bf16 as if they were an integer.
         "WIDEN": bool(triton.knobs.runtime.interpret),
     }  # fmt: skip
@@ -118,7 +119,7 @@ def launch(
         num_warps=warps, **how,
     )  # fmt: skip
     mean_kernel[(rows.n, n_layers, mean_splits)](
-        *source, buffers.learned_sinks, means, means.stride(0), means.stride(1), buffers.candidates, buffers.records,
+        *source, buffers.learned_sinks, means, means.stride(0), means.stride(1), buffers.candidates,
         HAS_SINKS=learned_sinks, HAS_MEANS=buffers.means is not None, EVERY=every_key, SPLITS=mean_splits,
         PARTIAL_SPLITS=splits, BLOCK_H=mean_block_h, BLOCKS_H=triton.cdiv(group, mean_block_h),
         num_warps=4 if tapped else 8, **how,

@@ -16,6 +16,7 @@ NATS_PER_BIT = float(np.log(2.0))
 class Decoded(NamedTuple):
     """Records [L, n, RECORD_WORDS] as the statistics that they hold, each [L, n, …]."""
 
+    kept: NDArray[np.int64]  # keys that are there
     heads: NDArray[np.int64]
     lse: NDArray[np.float64]
     entropy_bits: NDArray[np.float64]
@@ -35,6 +36,7 @@ def decode(records: NDArray[np.int32]) -> Decoded:
     links = records[..., layout.R_LINKS].astype(np.int64)
     most = max(0, min(int(links.max(initial=0)), layout.KEEP))
     return Decoded(
+        kept=records[..., layout.R_KEPT].astype(np.int64),
         heads=records[..., layout.R_HEADS].astype(np.int64),
         lse=values[..., layout.R_LSE].astype(np.float64),
         entropy_bits=values[..., layout.R_ENTROPY].astype(np.float64) / NATS_PER_BIT,

@@ -81,15 +81,19 @@ def row_statistics(
     top_k: int = 0,
     head_statistics: bool = False,
     sink_logits: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
 ) -> RowStatistics:
     """Statistics of one row.
 
     logits [H, n] for the keys first_key .. query_position (n = query_position + 1 - first_key); `sink_logits` [H] are
     the learned sinks of models that add one to the normaliser. `prompt_len` separates prompt from generated keys for
-    the lookback ratio. ValueError when the shapes do not fit.
+    the lookback ratio. `places` [n], ascending: where the keys stand, when some between them have left; then there are
+    no head statistics. ValueError when the shapes do not fit.
     """
     n_heads, n = logits.shape
-    if n != query_position + 1 - first_key:
+    if places is not None and (head_statistics or places.shape[0] != n):
+        raise ValueError(f"{n} keys of {places.shape[0]} places, or head statistics of them")
+    if places is None and n != query_position + 1 - first_key:
         raise ValueError(f"{n} keys given for positions {first_key}..{query_position}")
     if n == 0:
         return _empty(n_heads, logits.device, head_statistics)
@@ -100,9 +104,10 @@ def row_statistics(
     # Term by term: the difference of two large sums would lose digits, and 0 times -inf is not a number.
     entropy = torch.where(p > 0, p * (lse[:, None] - logits), 0.0).sum(dim=1).clamp(min=0)
 
-    n_sink = max(0, min(sink_tokens - first_key, n))
-    body = mean[n_sink:]
-    bins = bins_by_distance(n, logits.device).flip(0)[n_sink:]
+    at = first_key + torch.arange(n, device=logits.device) if places is None else places
+    n_sink = max(0, min(sink_tokens - first_key, n)) if places is None else int((at < sink_tokens).sum())
+    body, distances = mean[n_sink:], query_position - at[n_sink:]
+    bins = bins_by_distance(query_position + 1, logits.device)[distances]
     histogram = torch.zeros(N_BINS, dtype=torch.float64, device=logits.device)
     histogram.scatter_add_(0, bins, body.double())
     mass = histogram.sum()
@@ -116,11 +121,19 @@ def row_statistics(
         entropy_bits=float(entropy.mean()) / _LN2,
         sink_mass=float(mean[:n_sink].sum()),
         histogram=histogram.float(),
-        positions=top.indices + first_key if top else torch.empty(0, dtype=torch.int64),
+        positions=at[top.indices] if top else torch.empty(0, dtype=torch.int64),
         probabilities=top.values if top else torch.empty(0),
-        profile=body.flip(0)[:PROFILE_SIZE],
+        profile=_profile(body, distances, query_position + 1 - max(first_key, sink_tokens)),
         head_statistics=_heads(p, entropy, n_sink, first_key, prompt_len) if head_statistics else None,
     )
+
+
+def _profile(body: torch.Tensor, distances: torch.Tensor, length: int) -> torch.Tensor:
+    """Mass at distance 0, 1, …, as far as there are places: none where keys have left."""
+    made = body.new_zeros(max(0, min(length, PROFILE_SIZE)))
+    near = distances < made.shape[0]
+    made[distances[near]] = body[near]
+    return made
 
 
 def _heads(p: torch.Tensor, entropy: torch.Tensor, n_sink: int, first_key: int, prompt_len: int) -> HeadStatistics:

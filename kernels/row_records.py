@@ -64,12 +64,14 @@ def heads_array(statistics: HeadStatistics) -> NDArray[np.float32]:
     return np.stack([getattr(statistics, name).cpu().numpy() for name in HEAD_STATISTICS]).astype(np.float32)
 
 
-def encode(statistics: RowStatistics, *, stamp: int, length: int) -> NDArray[np.int32]:
-    """The record [RECORD_WORDS] that a kernel would have written of these statistics."""
+def encode(statistics: RowStatistics, *, stamp: int, length: int, kept: int | None = None) -> NDArray[np.int32]:
+    """The record [RECORD_WORDS] that a kernel would have written of these statistics; kept: keys that are there, all
+    without it."""
     record = np.zeros(layout.RECORD_WORDS, dtype=np.int32)
     values, k = record.view(np.float32), statistics.positions.shape[0]
     record[layout.R_STAMP], record[layout.R_LENGTH] = stamp, length
     record[layout.R_HEADS], record[layout.R_LINKS] = statistics.heads, k
+    record[layout.R_KEPT] = length if kept is None else kept
     values[layout.R_LSE], values[layout.R_SINK] = statistics.lse, statistics.sink_mass
     values[layout.R_ENTROPY] = statistics.entropy_bits * NATS_PER_BIT
     for at, part in (

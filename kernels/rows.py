@@ -18,7 +18,9 @@ import triton.language as tl
 from geomcli.kernels.constants import (
     ALIGNMENT,
     C_ENABLED,
+    C_GONE,
     C_HEADS,
+    C_KEPT,
     C_LAYERS,
     C_LIMIT,
     C_MASK_PREFIX,
@@ -38,7 +40,7 @@ from geomcli.kernels.constants import (
 
 @triton.jit
 def is_due(control, length, layer):
-    """Whether this step and layer of the row are captured."""
+    """Whether this step and layer of the row are captured; length: of its text."""
     index = length - tl.load(control + C_PROMPT_LEN)
     stride = tl.maximum(tl.load(control + C_STRIDE), 1)
     limit = tl.load(control + C_LIMIT)
@@ -49,13 +51,29 @@ def is_due(control, length, layer):
 
 @triton.jit
 def first_key(control, length, layer, layer_ints):
-    """First position that counts: behind the mask, inside the request's and the layer's window."""
+    """First place that counts in a text: behind the mask, inside the request's and the layer's window."""
     first = tl.load(control + C_MASK_PREFIX)
     window = tl.load(control + C_WINDOW)
     first = tl.where(window > 0, tl.maximum(first, length - window), first)
     sliding = tl.load(layer_ints + layer * LAYER_WORDS + L_WINDOW).to(tl.int32)
     first = tl.where(sliding > -1, tl.maximum(first, length - 1 - sliding), first)
     return tl.minimum(first, length)
+
+
+@triton.jit
+def text_length(control, length):
+    """Of the text that a row of this many keys belongs to."""
+    return length + tl.load(control + C_GONE)
+
+
+@triton.jit
+def places_of(control, places, at, EVICTS: tl.constexpr):
+    """Where in the text the keys `at` of a row stand; places: the row's own list of those that others have left."""
+    if EVICTS:
+        kept = tl.load(control + C_KEPT)
+        listed = tl.load(places + at, mask=at < kept, other=0)
+        at = tl.where(at < kept, listed, at + tl.load(control + C_GONE))
+    return at
 
 
 @triton.jit

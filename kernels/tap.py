@@ -16,7 +16,7 @@ import triton.language as tl
 
 from geomcli.kernels.buffers import Buffers, Shape
 from geomcli.kernels.constants import CONTROL_WORDS
-from geomcli.kernels.rows import is_due
+from geomcli.kernels.rows import is_due, text_length
 
 _FLOAT_BYTES = 4
 
@@ -36,7 +36,7 @@ def open_kernel(tapped, stride_a_l, stride_a_t, flag, pool, lengths, control_tab
     row = tl.program_id(0).to(tl.int64)
     layer = tl.program_id(1).to(tl.int64)
     control = control_table + tl.load(pool + row).to(tl.int64) * CONTROL_WORDS
-    due = is_due(control, tl.load(lengths + row).to(tl.int32), layer)
+    due = is_due(control, text_length(control, tl.load(lengths + row).to(tl.int32)), layer)
     tl.store(tapped + layer * stride_a_l + row * stride_a_t + flag, due.to(tl.float32))
 
 

@@ -13,7 +13,7 @@ from types import FrameType
 
 logger = logging.getLogger("geom")
 
-_OUR_FLAGS = ("--return-attention-tokens", "--attention-", "--config")
+_OUR_FLAGS = ("--return-attention-tokens", "--attention-", "--spectral-", "--config")
 # `--attention-backend` is SGLang's own.
 _NOT_OURS = ("--attention-backend",)
 
@@ -51,6 +51,10 @@ def register() -> None:
                 raise SystemExit(f"{sentence} Install a supported version, or leave the attention flags out.") from None
             logger.warning("%s Attention capture is off.", sentence)
             return
+    else:
+        from geomcli.server_patch import radix_policy
+
+        radix_policy.register()
     _register_role(role)
 
 

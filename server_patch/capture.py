@@ -14,12 +14,23 @@ from typing import Any
 
 from geomcli.errors import GeomError
 from geomcli.kernels import layout
-from geomcli.server_patch import faults, flags, hooks, moe, native, transport, zone_sampling
+from geomcli.server_patch import (
+    eviction,
+    eviction_options,
+    faults,
+    flags,
+    hooks,
+    moe,
+    native,
+    transport,
+    zone_sampling,
+)
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.deviations import deviations
 from geomcli.server_patch.firewall_options import check_known
+from geomcli.server_patch.held import text_length
 from geomcli.server_patch.logit_statistics import Logits
-from geomcli.server_patch.options import parse_layers
+from geomcli.server_patch.options import ServerOptions, parse_layers
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.ropes import NotUndone, embeddings_of
@@ -30,6 +41,7 @@ from geomcli.server_patch.values import LOGIT_STATISTICS
 logger = logging.getLogger("geom")
 
 STEP_ATTRIBUTE = "_geom_step"
+_EVICTING = ("torch_native", "triton")  # backends that keys may leave under
 
 
 def after_init_attention_backends(_result: Any, runner: Any) -> None:
@@ -86,7 +98,8 @@ def _prepare(runner: Any, server_args: Any) -> None:
             )
 
         source = options.source if scheduler.backend == "triton" else "probe"
-        capture = DeviceCapture(runner, scheduler.layers, source, group, options.chunk_size)
+        evicts = options.retention is not None
+        capture = DeviceCapture(runner, scheduler.layers, source, group, options.chunk_size, evicts=evicts)
         capture.attach(decode, extend=extend is decode)
         if extend is not decode:
             capture.attach(extend, decode=False)
@@ -96,6 +109,8 @@ def _prepare(runner: Any, server_args: Any) -> None:
         check_known(options.calibrations, model, scheduler.layers)
     except GeomError as error:
         raise ValueError(str(error).removesuffix(".")) from None
+    if options.retention is not None:
+        _prepare_eviction(runner, options)
     _prepare_derotation(runner.model, insisted=options.derotate)
     if scheduler.device is not None:
         scheduler.device.compile_kernels()
@@ -121,8 +136,26 @@ def _prepare(runner: Any, server_args: Any) -> None:
             scheduler.device.pin(scheduler.publisher.ring)
 
 
+def _prepare_eviction(runner: Any, options: ServerOptions) -> None:
+    from geomcli.server_patch.evictor import Evictor
+
+    if scheduler.backend not in _EVICTING:
+        raise ValueError(
+            f"keys do not leave under the {scheduler.backend} attention backend; leave {eviction_options.FLAG} out, or "
+            f"start with --attention-backend {' or '.join(_EVICTING)}"
+        )
+    buffers = None if scheduler.device is None else scheduler.device.buffers
+    try:
+        scheduler.evictor = Evictor(runner, scheduler.layers, options.sink_tokens, buffers)
+    except ValueError as reason:
+        raise ValueError(f"{eviction_options.FLAG} cannot be: {reason}") from None
+
+
 def _prepare_derotation(model: Any, *, insisted: bool) -> None:
     """Offer the de-rotated view where it costs those nothing who do not ask for it, or where the server insists."""
+    if scheduler.evictor is not None:
+        scheduler.not_derotated = f"links are not de-rotated where keys leave ({eviction_options.FLAG})"
+        return
     try:
         found = embeddings_of(model, scheduler.layers)
     except NotUndone as reason:
@@ -176,6 +209,7 @@ def after_get_init_info(info: Any, _scheduler: Any) -> Any:
 def after_init_new(forward_batch: Any, _cls: type, batch: Any, _model_runner: Any, *_: Any, **__: Any) -> None:
     if not scheduler.options.enabled:
         return
+    eviction.begin(forward_batch, batch)
     try:
         step = _plan(forward_batch, batch)
         if step is not None and population.logits:
@@ -224,20 +258,29 @@ def _any_due(requests: Any, lengths: Any) -> bool:
             return True
         if known is None:
             known = lengths.tolist()
-        if state.captures(max(0, known[row] - len(req.origin_input_ids))):
+        if state.captures(max(0, text_length(req, known[row]) - len(req.origin_input_ids))):
             return True
     return False
 
 
 def around_forward(original: Callable[..., Any], runner: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
     step = getattr(forward_batch, STEP_ATTRIBUTE, None)
-    if step is None:
+    writes = None if scheduler.evictor is None else scheduler.evictor.writes
+    if step is None and writes is None:
         return original(runner, forward_batch, *args, **kwargs)
+    if step is None and scheduler.device is not None:
+        # Nothing is captured, but queries are kept.
+        step = scheduler.device.plan_decode()
     scheduler.current = step
     try:
-        return original(runner, forward_batch, *args, **kwargs)
+        output = original(runner, forward_batch, *args, **kwargs)
+        if writes is not None and scheduler.device is not None:
+            eviction.remember(writes)
+        return output
     finally:
         scheduler.current = None
+        if scheduler.evictor is not None:
+            scheduler.evictor.writes = None
         if scheduler.device is not None:
             scheduler.device.join()
 

@@ -17,6 +17,7 @@ import triton
 from geomcli.kernels import layout, probe, ranks, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.server_patch import faults
+from geomcli.server_patch.attention_modules import attention_of
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_derotation import Derotation
 from geomcli.server_patch.device_step import DeviceStep
@@ -38,14 +39,21 @@ class DeviceCapture:
     """Buffers and launches of one model runner. ValueError with half a sentence when this model cannot be captured."""
 
     def __init__(
-        self, runner: Any, layers: tuple[int, ...], source: str, group: AttentionRanks | None = None, chunk: int = 2048
+        self,
+        runner: Any,
+        layers: tuple[int, ...],
+        source: str,
+        group: AttentionRanks | None = None,
+        chunk: int = 2048,
+        *,
+        evicts: bool = False,
     ) -> None:
         self.layers = layers
         self.group = group
         if len(layers) > _MAX_LAYERS:
             raise ValueError(f"at most {_MAX_LAYERS} layers can be captured, not {len(layers)}")
         pool = runner.token_to_kv_pool
-        modules = [_attention_of(runner.model, layer, pool) for layer in layers]
+        modules = [attention_of(runner.model, layer, pool) for layer in layers]
         self._places = {id(module): place for place, module in enumerate(modules)}
         self._prefills = prefill_attentions(runner.model, self._places)
         keys = [pool.get_key_buffer(layer) for layer in layers]
@@ -80,6 +88,7 @@ class DeviceCapture:
             dtype=runner.dtype,
             tap_length=length if self.source == "tap" else 0,
             means_length=0 if group is None else length,
+            places_length=length if evicts else 0,
             splits=probe.splits_for(chunk),
         )
         self.buffers.use_keys(keys)
@@ -87,6 +96,7 @@ class DeviceCapture:
         self._beside = torch.cuda.Stream() if torch.device(runner.device).type == "cuda" else None  # type: ignore[no-untyped-call]
         self._forked = False
         self._learned_sinks = False
+        self._keeps_queries = self.source != "tap" or evicts
         self._dirty: set[int] = set()
         self._derotation: Derotation | None = None
 
@@ -94,6 +104,7 @@ class DeviceCapture:
         """Offer the de-rotated view: keep queries also where logits are tapped. `embeddings`: one for each layer."""
         group = None if self.group is None else self.group.group
         self._derotation = Derotation(self.buffers, self._table, embeddings, group)
+        self._keeps_queries = True
 
     def attach(self, backend: Any, *, decode: bool = True, extend: bool = True) -> None:
         """Wrap the attention of this backend object."""
@@ -166,7 +177,7 @@ class DeviceCapture:
         row[layout.C_LAYERS] = sum(1 << self.layers.index(layer) for layer in options.layers)
         row[layout.C_PROMPT_LEN], row[layout.C_MASK_PREFIX] = prompt_len, options.mask_prefix
         row[layout.C_WINDOW], row[layout.C_SINK_TOKENS] = options.window, options.sink_tokens
-        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.top_k, options.stride
+        row[layout.C_TOP_K], row[layout.C_STRIDE] = options.links, options.stride
         row[layout.C_LIMIT] = 0 if options.observed else options.limit
         row[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(heads, n)
         return row
@@ -175,7 +186,7 @@ class DeviceCapture:
         """After sampling, on the forward stream: clone the records of n rows, before the next replay writes them."""
         # What decides about the collectives is known alike on every rank: who asks in this step, and for what.
         asking = [state.options for _, _, state in step.asking] if self.group is not None else None
-        linked = population.linked > 0 if asking is None else any(options.top_k for options in asking)
+        linked = population.linked > 0 if asking is None else any(options.links for options in asking)
         headed = population.headed > 0 if asking is None else any(options.headed for options in asking)
         width = layout.RECORD_WORDS if linked else layout.R_POSITIONS
         step.records = self.buffers.records[:, :n, :width].clone()
@@ -192,7 +203,7 @@ class DeviceCapture:
     def _merge_ranks(self, step: DeviceStep, forward_batch: Any) -> None:
         assert self.group is not None
         group = self.group.group
-        linked = [(row, req) for row, req, state in step.asking if state.options.top_k]
+        linked = [(row, req) for row, req, state in step.asking if state.options.links]
         if linked:
             device = step.records.device
             rows = torch.tensor([row for row, _ in linked], pin_memory=device.type == "cuda")
@@ -247,13 +258,15 @@ class DeviceCapture:
     def _after_decode(self, backend: Any, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
         tapped = self.source == "tap"
         index, query = self._see(layer, q, sinks)
-        if not tapped or self._derotation is not None:
+        if self._keeps_queries:
             probe.keep_queries(self.buffers, index, query)
         if index == len(self.layers) - 1:
             slots, starts = self._key_slots(backend)
             self._launch(forward_batch, query.shape[0], slots, starts, tapped=tapped)
 
     def _after_extend(self, layer: Any, q: Any, forward_batch: Any, sinks: Any) -> None:
+        if scheduler.evictor is not None:
+            scheduler.evictor.see(layer, q)
         ends = forward_batch.extend_seq_lens.cumsum(0) - 1
         if (latent := self._prefills.get(id(layer))) is not None:
             index = latent.place
@@ -365,16 +378,3 @@ def _layer_of(module: Any, eight_bit: bool, decode_window: int | None) -> Layer:
         scale *= module.k_scale_float
     window = -1 if module.sliding_window_size is None else module.sliding_window_size
     return Layer(scale, module.logit_cap or 0.0, window, decode_window if window > -1 else None)
-
-
-def _attention_of(model: Any, layer: int, pool: Any) -> Any:
-    """The attention module that decodes this layer: MLA has a second one for its prefill, of other widths."""
-    found = [
-        m for m in model.modules() if type(m).__name__ == "RadixAttention" and m.layer_id == layer
-        and not m.is_cross_attention
-    ]  # fmt: skip
-    width = pool.get_key_buffer(layer).shape[-1]
-    fitting = [m for m in found if m.qk_head_dim == width]
-    if not fitting:
-        raise ValueError(f"layer {layer} has no attention over the key pool (its keys are {width} wide)")
-    return fitting[0]

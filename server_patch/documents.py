@@ -60,6 +60,11 @@ class Firewall(_Document):
     calibrated: Annotated[bool, Field(description="whether the threshold is one of geom calibrate")]
 
 
+class Ranking(_Document):
+    weight: Annotated[float, Field(gt=0, le=1, description="of received attention against recency")]
+    stride: Annotated[int, Field(ge=1, description="every Nth output token, of requests that did not ask")]
+
+
 class Hooks(_Document):
     applied: list[str]
     missing: list[str]
@@ -108,6 +113,7 @@ class Capabilities(_Document):
     firewall: Annotated[Firewall | None, Field(description="what watches every answer; null without one")]
     detectors: Annotated[dict[str, bool], Field(description="whether there is a calibration of each")]
     auto_sampling: Annotated[bool, Field(description="whether zones choose for requests that set neither value")]
+    prefix_cache: Annotated[Ranking | None, Field(description="its ranking; null where SGLang's own policy holds")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters

@@ -50,6 +50,7 @@ def build_entries(
     shown = {"fingerprint": published, "sink": rounded(sink)}
     shown |= {"drift": rounded(drift), "ripple": rounded(ripple), "confidence": rounded([c for _, c in zones])}
     empty = (histogram.sum(axis=1) == 0).tolist()
+    kept = np.where(numbers.wanted, numbers.kept, 0).max(axis=0)
     of_layers = _Layers(numbers, due)
     entries: list[dict[str, Any]] = []
     for i, (context, one) in enumerate(zip(contexts, due, strict=True)):
@@ -79,6 +80,8 @@ def build_entries(
             entry["sampling"] = _sampling(one)
         if options.logit_stats:
             entry["logit_stats"] = _logits(one)
+        if options.retention is not None:
+            entry["kv"] = _held(one, int(kept[i]))
         of_layers.add_to(entry, i, one)
         if options.moe_layers:
             entry["moe"] = _routing(one)
@@ -241,6 +244,12 @@ def _sampling(due: CapturedToken) -> dict[str, Any] | None:
         return None
     zone, temperature, top_p = due.token.sampled
     return {"zone": zone, "temperature": round_significant(temperature), "top_p": round_significant(top_p)}
+
+
+def _held(due: CapturedToken, kept: int) -> dict[str, Any]:
+    """How many tokens of the text the step attended to, and how many had left before it."""
+    length = due.token.query_position + 1
+    return {"kept": kept, "freed": length - kept, "share": float(f"{kept / length:.6g}")}
 
 
 def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -> int:

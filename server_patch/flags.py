@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
-from geomcli.server_patch import firewall_options
+from geomcli.server_patch import eviction_options, firewall_options, radix_options
 from geomcli.server_patch.options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -22,6 +24,7 @@ BACKENDS = {
     "FlashAttentionBackend": "fa3",
     "FlashInferAttnBackend": "flashinfer",
 }
+_FIRST_EVICTING = (0, 5, 20)
 SUPPORTED_BACKENDS = ("triton", "fa3", "flashinfer", "torch_native")
 
 
@@ -108,6 +111,18 @@ def add_flags(parser: ArgumentParser) -> None:
         "--attention-sidecar-url", default=d.sidecar_url, metavar="URL",
         help="push the fingerprints of requests that ask to a geom sidecar, as in tcp://localhost:9001",
     )  # fmt: skip
+    group.add_argument(
+        radix_options.WEIGHT_FLAG, type=float, default=d.spectral_weight, metavar="W",
+        help=f"received attention against recency, in {radix_options.POLICY_FLAG} {radix_options.POLICY}; 0 = lru",
+    )  # fmt: skip
+    switch(
+        eviction_options.FLAG,
+        "tokens of running requests that are hardly looked at leave the KV cache, asked for or not",
+    )
+    group.add_argument(
+        eviction_options.RATIO_FLAG, type=float, default=eviction_options.DEFAULT_RATIO, metavar="R",
+        help="share of a running request's tokens that stays in the KV cache",
+    )  # fmt: skip
     switch("--attention-disable-in-production", f"no capture unless {DEBUG_VARIABLE}=1 is set")
 
 
@@ -145,16 +160,16 @@ def options_from(args: Namespace) -> ServerOptions:
             args.attention_firewall_detector,
             known,
         ),
+        spectral_radix=getattr(args, "radix_eviction_policy", None) == radix_options.POLICY,
+        spectral_weight=args.spectral_weight,
+        retention=eviction_options.of_flags(args.spectral_evict_decode, args.spectral_retention_ratio),
     )
-    if options.observes and not options.enabled:
+    options.check()
+    if not options.enabled and (what := options.observer):
         reason = "is off without --return-attention-tokens"
         if in_production:
             reason = f"is off under --attention-disable-in-production without {DEBUG_VARIABLE}=1"
-        flag = "--attention-auto-sampling"
-        if options.guard is not None:
-            flag = f"{firewall_options.FLAG} {options.guard.action}"
-        raise ValueError(f"{flag} watches what is captured, and capture {reason}")
-    options.check()
+        raise ValueError(f"{what} what is captured, and capture {reason}")
     return options
 
 
@@ -163,7 +178,7 @@ def without_key(command: str) -> str:
     return re.sub(r"(--attention-a(?:p[\w-]*)?[\s=])\S+", r"\1***", command)
 
 
-def refusal(server_args: Any) -> str | None:
+def refusal(server_args: Any, options: ServerOptions = ServerOptions()) -> str | None:  # noqa: B008  (frozen)
     """One sentence naming the flag to change if capture cannot be exact under this configuration, else None."""
 
     def value(name: str, default: Any = None) -> Any:
@@ -201,8 +216,35 @@ def refusal(server_args: Any) -> str | None:
     for applies, what, flag in checks:
         if applies:
             return f"--return-attention-tokens cannot capture under {what}; leave {flag} out."
+    if options.retention is not None and (sentence := _evicting(value, set_to)):
+        return sentence
     if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
         return "--return-attention-tokens cannot capture behind the Rust server; unset SGLANG_RUST_SERVER."
+    return None
+
+
+def _evicting(value: Callable[..., Any], set_to: Callable[[str], bool]) -> str | None:
+    """The same for what cannot be where keys of running requests leave."""
+    checks = (
+        (value("tp_size", 1) > 1, "tensor parallelism: ranks might choose differently", "--tp-size"),
+        ((value("page_size", None) or 1) != 1, "pages of several tokens", "--page-size"),
+        (set_to("enable_mixed_chunk"), "prefill and decode in one step", "--enable-mixed-chunk"),
+        (set_to("enable_dp_attention"), "data-parallel attention", "--enable-dp-attention"),
+        (set_to("enable_hierarchical_cache"), "a hierarchical cache", "--enable-hierarchical-cache"),
+        (set_to("enable_lmcache"), "LMCache", "--enable-lmcache"),
+        (set_to("enable_flexkv"), "FlexKV", "--enable-flexkv"),
+        (set_to("enable_streaming_session"), "streaming sessions", "--enable-streaming-session"),
+        (set_to("enable_session_radix_cache"), "sessions in the prefix cache", "--enable-session-radix-cache"),
+        (set_to("strip_thinking_cache"), "a prefix cache without thoughts", "--strip-thinking-cache"),
+        (value("kv_canary", None) not in (None, "none"), "a canary in the KV cache", "--kv-canary"),
+        ("fp8" in str(value("kv_cache_dtype")), "8-bit keys", "--kv-cache-dtype"),
+    )  # fmt: skip
+    for applies, what, flag in checks:
+        if applies:
+            return f"{eviction_options.FLAG} cannot be under {what}; leave {flag} out."
+    # Before, a request's KV lengths lie elsewhere than where rows are closed up.
+    if tuple(map(int, re.findall(r"\d+", version("sglang"))[:3])) < _FIRST_EVICTING:
+        return f"{eviction_options.FLAG} needs SGLang {'.'.join(map(str, _FIRST_EVICTING))} or later; leave it out."
     return None
 
 

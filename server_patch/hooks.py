@@ -32,6 +32,8 @@ _CHAT = "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat"
 _COMPLETION = "sglang.srt.entrypoints.openai.serving_completions.OpenAIServingCompletion"
 _RESULTS = "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor"
 _RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+_BATCH = "sglang.srt.managers.schedule_batch"
+_ADDER = "sglang.srt.managers.schedule_policy.PrefillAdder"
 _GRAPHS = "sglang.srt.model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner"
 _NATIVE = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
@@ -91,6 +93,16 @@ HOOKS = (
          ("batch", "result"), "sends the first token's records to whoever builds entries"),
     Hook(SCHEDULER, f"{_RESULTS}.process_batch_result_decode", BEFORE, "results:before_process",
          ("batch", "result"), "sends the tokens' records to whoever builds entries"),
+    Hook(SCHEDULER, "sglang.srt.mem_cache.common.release_kv_cache", AROUND, "radix_policy:around_release",
+         ("req", "tree_cache"), "credits what a request looked at to the prefix cache's nodes"),
+    Hook(SCHEDULER, f"{_BATCH}.ScheduleBatch.check_decode_mem", BEFORE, "eviction:before_check_decode_mem",
+         ("selected_indices",), "lets tokens of running requests go before a decode step asks for room"),
+    Hook(SCHEDULER, f"{_BATCH}.Req.reset_for_retract", AFTER, "eviction:after_reset_for_retract", (),
+         "forgets what had left a request that is computed again"),
+    Hook(SCHEDULER, f"{_ADDER}._get_running_request_total_token_offset", AROUND, "eviction:around_token_offset",
+         ("req",), "sets no more slots aside than a running request will hold"),
+    Hook(SCHEDULER, f"{_ADDER}.add_one_req", AROUND, "eviction:around_add_one_req", ("req",),
+         "sets no more slots aside than a new request will hold"),
     Hook(SCHEDULER, "sglang.srt.managers.scheduler.Scheduler.get_init_info", AFTER, "capture:after_get_init_info", (),
          "tells the main process what can be captured"),
 )  # fmt: skip
@@ -99,8 +111,12 @@ HOOKS = (
 REQUIRED_NAMES = (
     "sglang.srt.managers.schedule_batch.FINISH_MATCHED_STR",
     "sglang.srt.managers.schedule_batch.Req.update_finish_state",
+    "sglang.srt.mem_cache.utils._EVICTION_POLICY_FACTORIES",
+    "sglang.srt.mem_cache.common.evict_from_tree_cache",
     "sglang.srt.runtime_context.get_parallel",
     "sglang.srt.runtime_context.get_server_args",
+    "sglang.srt.server_args.RADIX_EVICTION_POLICY_CHOICES",
+    "sglang.srt.server_args.add_radix_eviction_policy_choices",
     "sglang.srt.state_capturer.routed_experts.get_global_experts_capturer",
 )
 

@@ -18,7 +18,8 @@ from geomcli.kernels import layout, row_records
 from geomcli.kernels.derotation import link_scores
 from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.kernels.reference import RowStatistics, attention_logits, row_statistics
-from geomcli.server_patch import faults
+from geomcli.server_patch import eviction, faults
+from geomcli.server_patch.held import held_of
 from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.observed import Row
 from geomcli.server_patch.plans import RowPlan
@@ -85,8 +86,9 @@ class StepPlan:
         made = np.zeros((len(layers), len(self.whole), layout.RECORD_WORDS), dtype=np.int32)
         for row, plan in enumerate(self.whole):
             for layer, statistics in plan.statistics.items():
-                length = plan.query_position + 1
-                made[layers.index(layer), row] = row_records.encode(statistics, stamp=plan.stamp, length=length)
+                made[layers.index(layer), row] = row_records.encode(
+                    statistics, stamp=plan.stamp, length=plan.query_position + 1, kept=plan.kept
+                )
         return made
 
     def publish(self, publisher: Publisher, judged: tuple[Any, ...] = ()) -> None:
@@ -136,13 +138,17 @@ def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -
     lengths = forward_batch.seq_lens_cpu if forward_batch.seq_lens_cpu is not None else forward_batch.seq_lens
     rows = []
     for row, req, request_state in asking:
-        length = int(lengths[row])
+        kept = length = int(lengths[row])
+        held = None if scheduler.evictor is None else held_of(req)
+        if held is not None and held.gone:
+            length = held.text(kept)
         prompt_len = len(req.origin_input_ids)
         if extend and length < prompt_len + len(req.output_ids):
             continue  # a middle chunk of a chunked prefill: no token comes out of it
         output_index = length - prompt_len
         if request_state.captures(output_index):
-            rows.append(RowPlan(row, req, request_state, length - 1))
+            places = held.places(kept) if held is not None and length > kept else None
+            rows.append(RowPlan(row, req, request_state, length - 1, places))
     if not rows:
         return None
     return StepPlan(rows, frozenset(layer for plan in rows for layer in plan.options.layers), extend)
@@ -151,6 +157,7 @@ def plan_step(forward_batch: Any, asking: list[tuple[int, Any, RequestState]]) -
 def after_attention(
     _output: Any, backend: Any, q: Any, _k: Any, _v: Any, layer: Any, forward_batch: Any, *_: Any, **__: Any
 ) -> None:
+    eviction.see(layer, q)
     step = scheduler.current
     if not isinstance(step, StepPlan) or layer.layer_id not in step.layers or layer.is_cross_attention:
         return
@@ -181,7 +188,13 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
     options = plan.options
     window = layer.sliding_window_size if layer.sliding_window_size is not None else -1
     first = options.first_key(plan.query_position, window)
-    slots = token_row[first : plan.query_position + 1].long()
+    places = None
+    if plan.places is None:
+        slots = token_row[first : plan.query_position + 1].long()
+    else:
+        begin = int(np.searchsorted(plan.places, first))
+        slots = token_row[begin : plan.kept].long()
+        places = torch.from_numpy(plan.places[begin:]).to(slots.device)
     logits = logits_of(query, key_buffer, slots, layer.scaling, heads=options.heads, chunk=scheduler.options.chunk_size)
     statistics = row_statistics(
         logits,
@@ -189,8 +202,9 @@ def _statistics(plan: RowPlan, query: Any, key_buffer: Any, token_row: Any, laye
         first_key=first,
         prompt_len=len(plan.request.origin_input_ids),
         sink_tokens=options.sink_tokens,
-        top_k=options.top_k,
+        top_k=options.links,
         head_statistics=options.headed,
+        places=places,
     )
     if not options.derotate:
         return statistics

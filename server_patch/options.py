@@ -13,7 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from geomcli.detectors.observations import HEADS, LOGITS
-from geomcli.server_patch import firewall_options
+from geomcli.eviction.radix_value import DEFAULT_WEIGHT
+from geomcli.server_patch import eviction_options, firewall_options, radix_options
 from geomcli.server_patch.firewall_options import Guard, Known
 
 Mode = Literal["raw", "sketch", "fingerprint"]
@@ -21,6 +22,7 @@ MAX_TOP_K = 64
 SKETCH_HUBS = 32
 SOURCES = ("auto", "tap", "probe")
 MIN_CHUNK, MAX_CHUNK = 256, 16384
+RANKED_STRIDE = 8  # of requests that did not ask, where the prefix cache is ranked by attention
 ASK = "return_attention_tokens"
 # Fields by which a request asks for something that is captured; the others only say how.
 AUTO_SAMPLING = "attention_auto_sampling"
@@ -47,7 +49,7 @@ _INT_FIELDS = (
     "attention_tokens_window",
 )
 _LIST_FIELDS = ("attention_capture_layer_ids", "attention_capture_head_ids")
-FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD)
+FIELDS = (*_BOOL_FIELDS, *_INT_FIELDS, *_LIST_FIELDS, firewall_options.FIELD, eviction_options.FIELD)
 MAX_INT = 2**31 - 1
 # Flag -> its attribute of ServerOptions, the least and the greatest value.
 RANGES: dict[str, tuple[str, int, int]] = {
@@ -90,11 +92,32 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
     guard: Guard | None = None  # watches every answer
     calibrations: tuple[Known, ...] = ()  # of detectors
     auto_sampling: bool = False  # of requests that set neither temperature nor top_p
+    retention: float | None = None  # share of its KV that a running request keeps, None: all
+    spectral_radix: bool = False  # the prefix cache is ranked by received attention
+    spectral_weight: float = DEFAULT_WEIGHT
+
+    @property
+    def ranks(self) -> bool:
+        """Whether every request's attention is taken in for the prefix cache."""
+        return self.enabled and self.spectral_radix and self.spectral_weight > 0
 
     @property
     def observes(self) -> bool:
         """Whether answers are captured that nobody asked to be."""
-        return self.guard is not None or self.auto_sampling
+        return self.guard is not None or self.auto_sampling or self.ranks
+
+    @property
+    def observer(self) -> str:
+        """The flag that captures such answers, and what it does; "" without one."""
+        if self.guard is not None:
+            return f"{firewall_options.FLAG} {self.guard.action} watches"
+        if self.auto_sampling:
+            return "--attention-auto-sampling watches"
+        if self.spectral_radix and self.spectral_weight > 0:
+            return f"{radix_options.POLICY_FLAG} {radix_options.POLICY} ranks by"
+        if self.retention is not None:
+            return f"{eviction_options.FLAG} scores by"
+        return ""
 
     @property
     def default_mode(self) -> Mode:
@@ -111,6 +134,8 @@ class ServerOptions(msgspec.Struct, frozen=True, kw_only=True):
         for flag, (name, low, high) in RANGES.items():
             if not low <= (value := getattr(self, name)) <= high:
                 raise ValueError(f"{flag} must be {low}..{high}, got {value}")
+        if not 0 <= self.spectral_weight <= 1:
+            raise ValueError(f"--spectral-weight must be 0..1, got {self.spectral_weight}")
         parse_layers(self.layers, None)
         parse_origins(self.cors_origins)
         found = _ZMQ_URL.fullmatch(self.sidecar_url)
@@ -181,11 +206,23 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     guard: Guard | None = None  # what watches the answer
     auto_sampling: bool = False  # the zone chooses temperature and top_p
     logit_stats: bool = False  # how sure the model was of each token
+    retention: float | None = None  # share of its KV that the request keeps, None: all
     entries: bool = True  # whether anything of what is captured leaves the server
+    ranked: bool = False  # what is looked at ranks the prefix cache
+
+    @property
+    def links(self) -> int:
+        """Links that are captured of each row; `top_k` of them leave the server."""
+        return MAX_TOP_K if self.ranked else self.top_k
 
     @property
     def observed(self) -> bool:
         """Whether the scheduler itself looks at what is captured, which no limit of entries ends."""
+        return self.judged or self.ranked
+
+    @property
+    def judged(self) -> bool:
+        """Whether the scheduler acts on what it sees of an answer."""
         return self.guard is not None or self.auto_sampling
 
     @property
@@ -242,6 +279,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     given = {name: body[name] for name in FIELDS if body.get(name) is not None}
     _check_types(given)
     guard = firewall_options.of_request(body, server.guard, server.calibrations)
+    retention = eviction_options.of_request(body, server.retention)
     asked, steered = given.get(ASK, False), of_sampling(body, server)
     asks_to_be_watched = guard is not None and firewall_options.FIELD in given
     if not asked and not asks_to_be_watched and not given.get(AUTO_SAMPLING):
@@ -251,6 +289,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     if not server.enabled:
         field = ASK if asked else firewall_options.FIELD if asks_to_be_watched else AUTO_SAMPLING
         raise ValueError(f"{field}: this server was started without --return-attention-tokens")
+    eviction_options.check(given, server.retention)
     own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
     firewall_options.seen_by(given, server.guard, own)
     mode = _mode(given, server)
@@ -286,7 +325,9 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         guard=guard,
         auto_sampling=steered,
         logit_stats=given.get("attention_logit_stats", False),
+        retention=server.retention if retention is None else retention,
         entries=asked,
+        ranked=server.ranks,
     )
     if guard is not None and guard.layers and (made.layers != guard.layers or made.heads is not None):
         raise ValueError(
@@ -308,15 +349,21 @@ def of_sampling(body: Mapping[str, Any], server: ServerOptions) -> bool:
 
 
 def unasked(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -> CaptureOptions | None:
-    """What the server itself captures of a request that did not ask for anything: for its firewall, for sampling."""
+    """What the server itself captures of a request that did not ask: for its firewall, sampling, or prefix cache."""
     steered = of_sampling(body, server)
-    if not server.enabled or (server.guard is None and not steered):
+    if not server.enabled or not (server.guard or steered or server.ranks):
         return None
     return CaptureOptions(
         mode="fingerprint", top_k=0, layers=model.layers_captured, heads=None, heads_total=model.heads_total,
-        mask_prefix=0, stride=server.stride, limit=0, window=server.window, sink_tokens=server.sink_tokens,
-        head_stats=False, prompt_tokens=False, guard=server.guard, auto_sampling=steered, entries=False,
+        mask_prefix=0, stride=server.stride if steered else silent_stride(server), limit=0, window=server.window,
+        sink_tokens=server.sink_tokens, head_stats=False, prompt_tokens=False, guard=server.guard,
+        auto_sampling=steered, entries=False, ranked=server.ranks,
     )  # fmt: skip
+
+
+def silent_stride(server: ServerOptions) -> int:
+    """Of requests that did not ask: a firewall sees what it would see of those that do."""
+    return server.stride if server.guard else max(server.stride, RANKED_STRIDE)
 
 
 def _moe_layers(given: Mapping[str, Any], model: ModelShape) -> tuple[int, ...]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from geomcli.kernels.reference import RowStatistics
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.request_state import RequestState
@@ -18,8 +21,14 @@ class RowPlan:
     request: Any
     state: RequestState
     query_position: int
+    places: NDArray[np.int64] | None = None  # where the keys stand that are there, None: all are
     statistics: dict[int, RowStatistics] = field(default_factory=dict)
     error: str | None = None
+
+    @property
+    def kept(self) -> int:
+        """Keys that are there."""
+        return self.query_position + 1 if self.places is None else self.places.shape[0]
 
     @property
     def options(self) -> CaptureOptions:

@@ -62,6 +62,9 @@ FLAGS = {
     "--attention-firewall-threshold": Described("0.4", "of the compass above 0 and below 1"),
     "--attention-firewall-detector": Described("logprob", "compass, logprob, rauq, heads"),
     "--attention-calibration": Described("heads.npz", "files of geom calibrate"),
+    "--spectral-weight": Described("0.5", "0..1"),
+    "--spectral-evict-decode": Described("", "switch"),
+    "--spectral-retention-ratio": Described("0.5", "above 0, at most 1"),
     "--attention-disable-in-production": Described("", "switch"),
 }
 
@@ -92,6 +95,13 @@ FIELDS = {
     ),
     "attention_auto_sampling": Field(
         "bool", "the server's", _ANY, "true", "the zone chooses temperature and top_p; `sampling` in entries"
+    ),
+    "spectral_retention_ratio": Field(
+        "number",
+        "the server's",
+        "above 0, at most the server's",
+        "0.2",
+        "share of its tokens that stays in the KV cache",
     ),
     "return_moe_routing": Field("bool", "false", "models with experts", "true", "experts and weights"),
 }

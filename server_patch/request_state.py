@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from geomcli.eviction.radix_value import Received
 from geomcli.server_patch import faults, watching
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
@@ -29,6 +30,7 @@ class _Population:
     observed = 0  # those whose numbers this process looks at itself
     logits = 0  # those of which logit statistics are taken
     steered = 0  # those whose zone chooses what they are sampled with
+    ranked = 0  # those that rank the prefix cache
     read = 0  # those of which anything leaves the server
 
 
@@ -47,26 +49,29 @@ class RequestState:
         self.always = options.stride == 1 and (options.limit == 0 or options.observed)
         self.watched = None if options.guard is None else watching.watch(options.guard)
         self.steered = Steered() if options.auto_sampling else None
+        self.received = Received() if options.ranked else None
         self._announced = False
         population.count += 1
-        population.linked += options.top_k > 0
+        population.linked += options.links > 0
         population.headed += options.headed
         population.derotated += options.derotate
         population.routed += bool(options.moe_layers)
         population.observed += options.observed
         population.steered += options.auto_sampling
         population.logits += options.logits
+        population.ranked += options.ranked
         population.read += options.entries
 
     def __del__(self) -> None:
         population.count -= 1
-        population.linked -= self.options.top_k > 0
+        population.linked -= self.options.links > 0
         population.headed -= self.options.headed
         population.derotated -= self.options.derotate
         population.routed -= bool(self.options.moe_layers)
         population.observed -= self.options.observed
         population.steered -= self.options.auto_sampling
         population.logits -= self.options.logits
+        population.ranked -= self.options.ranked
         population.read -= self.options.entries
         if self._announced and scheduler.publisher is not None:
             scheduler.publisher.forget(self.stamp)

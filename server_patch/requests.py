@@ -14,14 +14,16 @@ from typing import Any
 import msgspec
 import orjson
 
-from geomcli.server_patch import arrivals, faults, guards, reasoning, state, system_prompt
+from geomcli.server_patch import arrivals, eviction_options, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
 from geomcli.server_patch.options import ASK, FIELDS, CaptureOptions, resolve, unasked
-from geomcli.server_patch.values import PARAMS_KEY, SILENT, key_and_options, parameter_of
+from geomcli.server_patch.values import PARAMS_KEY, RETENTION_KEY, SILENT, key_and_options, parameter_of
 
 OPTIONS_ATTRIBUTE = "_geom_options"
+RETENTION_ATTRIBUTE = "_geom_retention"
 PENDING_ATTRIBUTE = "_geom_pending"
 ENTRIES_KEY = "attention_tokens"
+_OURS = (PARAMS_KEY, RETENTION_KEY)
 _GENERATES = "GenerateReqInput"  # SGLang's request for text; others want scores or embeddings
 _serials = itertools.count(1)
 
@@ -37,8 +39,12 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
             from fastapi import HTTPException
 
             raise HTTPException(refused.status_code, str(refused)) from None
+    retention = None if body is None else retention_of_body(body)
     if options is None:
-        return original(serving, request, raw_request)
+        converted = original(serving, request, raw_request)
+        if retention is not None:
+            setattr(converted[0], RETENTION_ATTRIBUTE, retention)
+        return converted
     chat = hasattr(request, "messages")
     with system_prompt.watched() as renderings:
         adapted, processed = original(serving, request, raw_request)
@@ -47,6 +53,7 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
             masked = system_prompt.tokens_of(renderings, adapted.input_ids)
         options = msgspec.structs.replace(options, mask_prefix=max(options.mask_prefix, masked))
     setattr(adapted, OPTIONS_ATTRIBUTE, options)
+    setattr(adapted, RETENTION_ATTRIBUTE, retention)
     setattr(adapted, PENDING_ATTRIBUTE, {})
     if chat:
         setattr(adapted, reasoning.THINKING_ATTRIBUTE, reasoning.of_chat(serving, request))
@@ -68,6 +75,11 @@ def options_of_body(body: Any, scope: guards.Scope) -> CaptureOptions | None:
             _refuse_beams(body.get("sampling_params"))
             guards.enter(scope, guards.width_of(body))
         return options
+
+
+def retention_of_body(body: Any) -> float | None:
+    """The share of its KV that a request asks to keep, whose fields have been checked."""
+    return eviction_options.of_request(body, state.main.options.retention) if isinstance(body, dict) else None
 
 
 @contextmanager
@@ -94,11 +106,13 @@ def around_generate_request(
     ValueError for a bad field, before anything is read.
     """
     options = getattr(obj, OPTIONS_ATTRIBUTE, None)
+    retention = getattr(obj, RETENTION_ATTRIBUTE, None)
     if options is None and request is not None and guards.path_of(request.scope) == "/generate":
-        options = options_of_body(getattr(request, "_json", None), request.scope)
+        body = getattr(request, "_json", None)
+        options, retention = options_of_body(body, request.scope), retention_of_body(body)
     if options is None and state.main.options.observes:
         options = _unasked(obj, getattr(request, "_json", None))
-    _set_params(obj, options)
+    _set_params(obj, options, retention)
     outputs: AsyncIterator[Any] = original(manager, obj, request)
     if options is None or not options.entries:
         return outputs
@@ -183,14 +197,16 @@ def _entries_of(item: Any, position: int, collector: Collector, rids: set[str]) 
     return index, collector.new_entries(index, arrivals.take(meta["id"], total), total, over=over)
 
 
-def _set_params(obj: Any, options: CaptureOptions | None) -> None:
-    """Put our options under our key, and take that key from any client that sent it itself."""
+def _set_params(obj: Any, options: CaptureOptions | None, retention: float | None = None) -> None:
+    """Put our options under our keys, and take those keys from any client that sent them itself."""
     params = getattr(obj, "sampling_params", None)
     encoded = None
+    own: dict[str, Any] = {} if retention is None else {RETENTION_KEY: retention}
     if options is not None:
         serial = f"{next(_serials)}:" if options.entries else SILENT
         encoded = serial + msgspec.json.encode(options).decode()
-    if params is None and encoded is not None:
+        own[PARAMS_KEY] = encoded
+    if params is None and own:
         params = obj.sampling_params = {}
     if encoded is not None:
         with _counted():
@@ -199,8 +215,8 @@ def _set_params(obj: Any, options: CaptureOptions | None) -> None:
         if not isinstance(one, dict):
             continue
         custom = one.get("custom_params")
-        if isinstance(custom, dict) and PARAMS_KEY in custom:
-            custom = {k: v for k, v in custom.items() if k != PARAMS_KEY}
+        if isinstance(custom, dict) and not custom.keys().isdisjoint(_OURS):
+            custom = {k: v for k, v in custom.items() if k not in _OURS}
             one["custom_params"] = custom or None
-        if encoded is not None:
-            one["custom_params"] = {**(custom if isinstance(custom, dict) else {}), PARAMS_KEY: encoded}
+        if own:
+            one["custom_params"] = {**(custom if isinstance(custom, dict) else {}), **own}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch import faults, transport, watching, zone_sampling
+from geomcli.server_patch import faults, radix_policy, transport, watching, zone_sampling
 from geomcli.server_patch.observed import Observed
 from geomcli.server_patch.request_state import population
 from geomcli.server_patch.scheduler_state import scheduler
@@ -19,6 +19,8 @@ def before_process(_processor: Any, _batch: Any, result: Any) -> None:
         if step is None:
             return
         judged = _judged(step)
+        if population.ranked:
+            _rank(step)
         if scheduler.publisher is not None:
             step.publish(scheduler.publisher, judged)
     except Exception:
@@ -30,12 +32,20 @@ def _judged(step: Any) -> tuple[Any, ...]:
     if not population.observed:
         return ()
     try:
-        observed = Observed(step.watched_rows(), step.watched_records(), step.watched_heads, step.watched_logits())
+        rows = [row for row in step.watched_rows() if row.state.options.judged]
+        observed = Observed(rows, step.watched_records(), step.watched_heads, step.watched_logits())
         zone_sampling.take(observed)
         return watching.judge(observed)
     except Exception:
         faults.report("a step could not be looked at by the firewall or for its zones; its answers go on")
         return ()
+
+
+def _rank(step: Any) -> None:
+    try:
+        radix_policy.observe(step.watched_rows(), step.watched_records())
+    except Exception:
+        faults.report("a step could not be taken in for the prefix cache")
 
 
 def _step(output: Any) -> Any:

@@ -10,12 +10,13 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from geomcli import __version__
+from geomcli.eviction.retention import LEAST, RECENT, WINDOW
 from geomcli.schema import ATTENTION_KEY_HEADER, CAPABILITIES_PATH, CAPTURE_MODES, SCHEMA_VERSION
 from geomcli.server_patch import arrivals, documents, firewall_options, guards, hooks, state
 from geomcli.server_patch.exchange import Exchange
 from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.metrics import Metrics
-from geomcli.server_patch.options import MAX_TOP_K
+from geomcli.server_patch.options import MAX_TOP_K, silent_stride
 from geomcli.zones import ZONES_V1
 
 
@@ -58,8 +59,8 @@ def capabilities() -> dict[str, Any]:
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,
             "firewall": options.enabled,
             "auto_sampling": options.enabled,
-            "spectral_radix": False,
-            "spectral_decode": False,
+            "spectral_radix": options.ranks,
+            "spectral_decode": options.enabled and options.retention is not None,
             "logit_lens": False,
         },
         "guardrails": {
@@ -80,6 +81,10 @@ def capabilities() -> dict[str, Any]:
             name: any(one.detector == name for one in options.calibrations) for name in firewall_options.DETECTORS
         },
         "auto_sampling": options.enabled and options.auto_sampling,
+        "prefix_cache": {"weight": options.spectral_weight, "stride": silent_stride(options)}
+        if options.ranks
+        else None,
+        "eviction": _eviction(options.retention) if options.enabled else None,
         "hooks": {
             "applied": applied + info.get("hooks", {}).get("applied", []),
             "missing": missing + info.get("hooks", {}).get("missing", []),
@@ -92,6 +97,12 @@ def capabilities() -> dict[str, Any]:
             "waiting_requests": arrivals.waiting(),
         },
     }
+
+
+def _eviction(ratio: float | None) -> dict[str, Any] | None:
+    if ratio is None:
+        return None
+    return {"retention_ratio": ratio, "least": LEAST, "recent": RECENT, "queries": WINDOW}
 
 
 async def require_key(request: Request) -> None:

@@ -24,7 +24,9 @@ class SchedulerState:
         self.routing: Any = None  # the moe.Routing of a model with experts, where the server captures it
         self.routing_missing = ""  # why there is none
         self.device: Any = None  # the DeviceCapture of backends that run kernels
+        self.evictor: Any = None  # where keys of running requests leave
         self.metrics = False  # whether the server has any
+        self.ranking: Any = None  # of the prefix cache's nodes, where the policy is spectral
         self.publisher: Any = None  # where records go; None on ranks that send no tokens
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from geomcli.server_patch import flags, routes, state, system_prompt
+from geomcli.server_patch import flags, radix_options, routes, state, system_prompt
 from geomcli.server_patch.options import ServerOptions
 from geomcli.server_patch.sidecar_push import Pusher
 
@@ -18,6 +18,7 @@ _COMMAND_ATTRIBUTE = "_launch_command"  # what /server_info shows, from SGLang 0
 
 def after_add_cli_args(_result: Any, parser: ArgumentParser) -> None:
     flags.add_flags(parser)
+    radix_options.offer(parser)
 
 
 def after_from_cli_args(server_args: Any, _cls: type, args: Namespace) -> None:
@@ -29,6 +30,8 @@ def after_from_cli_args(server_args: Any, _cls: type, args: Namespace) -> None:
     state.main.key = options.api_key
     sys.argv[:] = flags.without_key("\n".join(sys.argv)).split("\n")
     setattr(server_args, flags.CONFIG_ATTRIBUTE, msgspec.structs.replace(options, api_key=""))
+    if options.spectral_radix and not options.ranks:
+        server_args.radix_eviction_policy = "lru"
 
 
 def options_of(server_args: Any) -> ServerOptions:
@@ -38,8 +41,13 @@ def options_of(server_args: Any) -> ServerOptions:
 
 
 def after_check_server_args(_result: Any, server_args: Any) -> None:
-    if options_of(server_args).enabled and (sentence := flags.refusal(server_args)):
+    options = options_of(server_args)
+    if options.enabled and (sentence := flags.refusal(server_args, options)):
         raise SystemExit(f"geom: {sentence}")
+    if options.ranks:
+        if sentence := radix_options.refusal(server_args):
+            raise SystemExit(f"geom: {sentence}")
+        radix_options.choose_core()
 
 
 def before_run_http_server(

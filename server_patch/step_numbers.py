@@ -54,6 +54,7 @@ class StepNumbers:
     layers: tuple[int, ...]
     wanted: NDArray[np.bool_]  # [L, n]: the layer is one of the request's options
     failed: NDArray[np.bool_]  # [n]
+    kept: NDArray[np.int64]  # [L, n]: keys that are there
     heads: NDArray[np.int64]  # [L, n]: averaged over
     lse: NDArray[np.float64]
     entropy_bits: NDArray[np.float64]
@@ -91,11 +92,20 @@ def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
         layers=layers,
         wanted=wanted,
         failed=(wanted & ~fits).any(axis=0) | np.array([one.options.derotate and one.derotated is None for one in due]),
-        **records.decode(found)._asdict(),
+        **records.decode(_cut(found, due))._asdict(),
     )
     made.check()
     if made.failed.any():
         faults.note("a step has records that do not fit their tokens (stamp or value)")
+    return made
+
+
+def _cut(found: NDArray[np.int32], due: Sequence[Due]) -> NDArray[np.int32]:
+    """Without the links that were captured beyond those that a request asked for."""
+    if not any(one.options.ranked for one in due):
+        return found
+    made = found.copy()
+    made[..., layout.R_LINKS] = np.minimum(made[..., layout.R_LINKS], [one.options.top_k for one in due])
     return made
 
 

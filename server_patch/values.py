@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 SILENT = "0:"  # begins the parameter of a request of which nothing leaves the server
 PARAMS_KEY = "__geom__"  # in sampling_params.custom_params, on the way to the scheduler
+RETENTION_KEY = "__geom_kv__"  # beside it: the share of its KV that a request keeps
 _NAME_LETTERS = 64
 LOGIT_STATISTICS = ("logprob", "entropy_bits", "margin")
 NOT_CAPTURED, CAPTURED, FAILED, STOPPED = range(4)

@@ -238,7 +238,7 @@ def _read(root: Path) -> Found:
     try:
         if not root.exists():
             return Found()
-        from geomcli.discovery.artifacts import load
+        from geomcli.discovery.artifacts import check_file, load
         from geomcli.discovery.classification import Classifier
 
         classifier = Classifier(load(root))
@@ -248,6 +248,7 @@ def _read(root: Path) -> Found:
         return Found(problem=f"The discovery in {root} cannot be read: {error.strerror or error}.")
     path = classifier.artifacts.path / "embeddings.parquet"
     try:
+        check_file(path.parent, classifier.artifacts.manifest, path.name)
         return Found(classifier, _plane(path, classifier.artifacts))
     except ImportError:
         return Found(classifier, plane_problem=_NO_READER)

@@ -37,6 +37,7 @@ _OPTIONS = {
     "attention_max_concurrent_capture": "max_concurrent",
     "attention_sidecar_url": "sidecar_url",
     "attention_auto_sampling": "auto_sampling",
+    "spectral_weight": "spectral_weight",
     "attention_disable_in_production": "disable_in_production",
 }
 # Those of the firewall, which are one value together, as `of_flags` names them.
@@ -135,6 +136,17 @@ def serve(
     attention_calibration: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A file of geom calibrate; once for each detector.")
     ] = None,
+    spectral_weight: Annotated[
+        float | None,
+        typer.Option(metavar="W", help="Attention against recency, with `-- --radix-eviction-policy spectral` (0.7)."),
+    ] = None,
+    spectral_evict_decode: Annotated[
+        bool,
+        typer.Option("--spectral-evict-decode", help="Let tokens of running requests leave the KV cache."),
+    ] = False,
+    spectral_retention_ratio: Annotated[
+        float | None, typer.Option(metavar="R", help="Share of a request's tokens that stays in the KV cache (0.3).")
+    ] = None,
     attention_disable_in_production: Annotated[
         bool, typer.Option("--attention-disable-in-production", help="No capture unless GEOM_DEBUG=1 is set.")
     ] = False,
@@ -178,6 +190,9 @@ def serve(
         "attention_firewall_threshold": attention_firewall_threshold,
         "attention_firewall_detector": attention_firewall_detector,
         "attention_calibration": attention_calibration or None,
+        "spectral_weight": spectral_weight,
+        "spectral_evict_decode": spectral_evict_decode,
+        "spectral_retention_ratio": spectral_retention_ratio,
         "attention_disable_in_production": attention_disable_in_production,
     }
     check_attention(values)
@@ -198,6 +213,7 @@ def serve(
 
 def check_attention(values: dict[str, Any]) -> None:
     """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
+    from geomcli.server_patch import eviction_options
     from geomcli.server_patch.firewall_options import OFF, known_from, of_flags
     from geomcli.server_patch.options import SOURCES, ServerOptions
 
@@ -209,9 +225,14 @@ def check_attention(values: dict[str, Any]) -> None:
         ServerOptions(**given).check()
         known = known_from([str(path) for path in values["attention_calibration"] or ()])
         guard = of_flags(**{"action": OFF, **firewall}, known=known)
-        watching = "--attention-firewall" if guard is not None else "--attention-auto-sampling"
-        if (guard is not None or values["attention_auto_sampling"]) and not values["return_attention_tokens"]:
-            raise ValueError(f"{watching} watches what is captured, and --no-return-attention-tokens captures nothing")
+        given_ratio = values["spectral_retention_ratio"]
+        ratio = eviction_options.DEFAULT_RATIO if given_ratio is None else given_ratio
+        retention = eviction_options.of_flags(values["spectral_evict_decode"], ratio)
+        watching = "--attention-firewall watches" if guard is not None else ""
+        watching = watching or ("--attention-auto-sampling watches" if values["attention_auto_sampling"] else "")
+        watching = watching or (f"{eviction_options.FLAG} scores by" if retention is not None else "")
+        if watching and not values["return_attention_tokens"]:
+            raise ValueError(f"{watching} what is captured, and --no-return-attention-tokens captures nothing")
     except ValueError as error:
         raise UsageError(f"{error}.", "geom serve --help") from None
 

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli import config, trace_files
+from geomcli import trace_files
 from geomcli.detectors.observations import Floats
 from geomcli.errors import GeomError
 
@@ -114,6 +114,8 @@ class Calibration:
 
 def default_path(model: str, detector: str) -> Path:
     """Where the user's calibrations are kept."""
+    from geomcli import config  # what a server loads needs none of it
+
     return config.data_dir() / "detectors" / f"{_UNSAFE.sub('_', model)}-{detector}.npz"
 
 

@@ -191,9 +191,7 @@ def load(path: Path) -> Artifacts:
                 "pip install --upgrade geomcli",
             )
         manifest = msgspec.convert(raw, Manifest)
-        for name, digest in manifest.files.items():
-            if Path(name).name != name or _digest(folder / name) != digest:
-                raise ValueError(f"{name} is not the file that the run wrote")
+        check_file(folder, manifest, _MODEL)
         with np.load(folder / _MODEL, allow_pickle=False) as stored:
             arrays = {name: np.asarray(stored[name], dtype=np.float64) for name in stored.files}
         return _checked(folder, manifest, arrays)
@@ -201,6 +199,12 @@ def load(path: Path) -> Artifacts:
         raise
     except Exception as error:  # numpy's readers of damaged files raise what they like
         raise GeomError(f"the artifacts in {folder} are damaged: {str(error) or type(error).__name__}.", MAKE) from None
+
+
+def check_file(folder: Path, manifest: Manifest, name: str) -> None:
+    """ValueError where a file of the run is another one than it wrote; OSError where it cannot be read."""
+    if (digest := manifest.files.get(name)) is not None and _digest(folder / name) != digest:
+        raise ValueError(f"{name} is not the file that the run wrote")
 
 
 def _digest(file: Path) -> str:

@@ -139,7 +139,7 @@ async def _answer(
             async for chunk in client.chat(
                 [{"role": "user", "content": item.prompt}], model=header.model, fields={**sampling, **fields}
             ):
-                text += chunk.reasoning + chunk.text
+                text += chunk.text  # what is thought is no answer
                 entries += chunk.entries
                 logprobs += chunk.logprobs
                 reason = chunk.finish_reason or reason

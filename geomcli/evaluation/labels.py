@@ -93,7 +93,7 @@ def onset_token(onset: int | None, tokens: Sequence[str | None], answer: str) ->
     if onset is None or any(token is None for token in tokens):
         return None
     spelled = "".join(token or "" for token in tokens)
-    shift = spelled.find(answer.strip())
+    shift = spelled.rfind(answer.strip())  # behind what was thought
     if shift < 0:
         return None
     place, end = onset - (len(answer) - len(answer.lstrip())) + shift, 0

@@ -1,4 +1,7 @@
-"""SGLang's released wheels as source to read: downloaded once into the environment, never installed or imported."""
+"""SGLang's released wheels as source to read: downloaded once into the environment, never installed.
+
+test_radix_trees.py runs what it takes out of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 # The ends of the supported range and what lies between; the plugin's transport changes at 0.5.20.
@@ -46,14 +50,14 @@ def module(version: str, name: str) -> ast.Module | None:
 
 
 def definition(version: str, target: str) -> ast.AST | None:
-    """What the dotted `target` names: a function, a class, or an assignment of a module or class."""
+    """What the dotted `target` names: a function, a class, an assignment of a module or class, or an import of it."""
     parts = target.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         tree = module(version, ".".join(parts[:cut]))
         if tree is not None:
             node: ast.AST | None = tree
             for name in parts[cut:]:
-                node = None if node is None else next(_named(node, name), None)
+                node = None if node is None else next(chain(_named(node, name), _imported(node, name)), None)
             return node
     return None
 
@@ -62,8 +66,18 @@ def _named(scope: ast.AST, name: str) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(scope):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
             yield node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+                yield node
         elif isinstance(node, ast.If | ast.Try):
             yield from _named(node, name)
+
+
+def _imported(scope: ast.AST, name: str) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.ImportFrom) and any((one.asname or one.name) == name for one in node.names):
+            yield node
 
 
 def parameters(function: ast.AST) -> set[str]:

@@ -38,6 +38,13 @@ ATTRIBUTES = (
     ("sampling_info", "sglang.srt.model_executor.forward_batch_info"),
     ("origin_input_ids", "sglang.srt.managers.schedule_batch"),
     ("extend_seq_lens", "sglang.srt.model_executor.forward_batch_info"),
+    ("extend_prefix_lens_cpu", "sglang.srt.model_executor.forward_batch_info"),
+    ("orig_seq_lens", "sglang.srt.managers.schedule_batch"),
+    ("kv_allocated_len", "sglang.srt.managers.schedule_batch"),
+    ("kv_committed_len", "sglang.srt.managers.schedule_batch"),
+    ("cache_protected_len", "sglang.srt.managers.schedule_batch"),
+    ("decode_batch_idx", "sglang.srt.managers.schedule_batch"),
+    ("skip_radix_cache_insert", "sglang.srt.managers.schedule_batch"),
     ("seq_lens_cpu", "sglang.srt.model_executor.forward_batch_info"),
     ("req_pool_indices", "sglang.srt.model_executor.forward_batch_info"),
     ("token_to_kv_pool", "sglang.srt.model_executor.model_runner"),
@@ -70,6 +77,10 @@ ATTRIBUTES = (
     ("attn_mqa", "sglang.srt.models.deepseek_v2"),
     ("attn_mha", "sglang.srt.models.deepseek_v2"),
     ("w_kc", "sglang.srt.models.deepseek_v2"),
+    ("cached_tokens", "sglang.srt.managers.schedule_batch"),
+    ("last_node", "sglang.srt.managers.schedule_batch"),
+    ("extra_key", "sglang.srt.managers.schedule_batch"),
+    ("token_to_kv_pool_allocator", "sglang.srt.mem_cache.unified_radix_cache"),
 )
 
 
@@ -164,6 +175,18 @@ def test_experts_are_stored_by_token_and_layer(version: str) -> None:
     router = definition(version, "sglang.srt.layers.moe.topk.TopK.__init__")
     assert router is not None
     assert "self.layer_id = layer_id" in ast.unparse(router)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_request_gives_its_lock_on_the_prefix_cache_back_in_one_of_two_ways(version: str) -> None:
+    cache = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
+    number = tuple(map(int, version.split(".")))
+    if number >= (0, 5, 22):
+        assert definition(version, f"{cache}.unlock") is not None
+    elif number >= (0, 5, 20):
+        release = definition(version, f"{cache}._dec_req_lock")
+        assert release is not None
+        assert "skip_swa" in parameters(release)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

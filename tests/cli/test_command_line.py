@@ -199,6 +199,8 @@ def test_version() -> None:
         (["--attention-cors-origins", "example.com"], "--attention-cors-origins must be * or origins"),
         (["--attention-api-key", "two words"], "--attention-api-key must be printable ASCII"),
         (["--attention-max-concurrent-capture", "-1"], "--attention-max-concurrent-capture must be 0.."),
+        (["--spectral-retention-ratio", "1.5"], "--spectral-retention-ratio must be above 0"),
+        (["--spectral-evict-decode", "--no-return-attention-tokens"], "--spectral-evict-decode scores by what"),
         (["--timeout", "0"], "--timeout"),
         (["--timeout", "nan"], "--timeout"),
     ],
@@ -212,8 +214,10 @@ def test_what_the_plugin_would_refuse_is_refused_at_once(arguments: list[str], s
 
 
 def test_every_attention_option_is_one_that_the_plugin_can_check() -> None:
-    # The firewall's options are one field together.
-    assert {*serve._OPTIONS.values(), "guard", "calibrations"} == set(ServerOptions.__struct_fields__)
+    # The firewall's options are one field together, and so are those of eviction; SGLang's own flag is the last.
+    assert {*serve._OPTIONS.values(), "guard", "calibrations", "retention", "spectral_radix"} == set(
+        ServerOptions.__struct_fields__
+    )
 
 
 @pytest.mark.parametrize(

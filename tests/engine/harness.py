@@ -182,4 +182,4 @@ def second_plugin(folder: Path, body: str) -> dict[str, str]:
         "import multiprocessing\n\n\ndef register():\n    in_child = multiprocessing.parent_process() is not None\n"
     )
     (folder / "second.py").write_text(source + textwrap.indent(textwrap.dedent(body), "    "))
-    return {"PYTHONPATH": str(folder)}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))}

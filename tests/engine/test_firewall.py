@@ -133,7 +133,7 @@ def test_streams_and_the_other_endpoints_say_so_too(server: Server) -> None:
         ({"window_size": 10.5}, "attention_firewall.window_size"),
         ({"variance_threshold": 1}, "attention_firewall.variance_threshold"),
         ({"variance_threshold": "low"}, "attention_firewall.variance_threshold"),
-        ({"threshold": 0.5}, "attention_firewall.threshold"),
+        ({"level": 0.5}, "attention_firewall.level"),
     ],
 )
 @pytest.mark.parametrize("asking", [True, False])

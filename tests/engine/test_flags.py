@@ -31,6 +31,7 @@ LEVEL = 2.5  # of the mean of -log p, in nats
 SGLANG_SERVE = f"{GEOM.parent / 'sglang'} serve"
 SIZES = (*TWO_LAYERS, "--context-length", "2048")
 TOP_K, MOST, STRIDE, WINDOW, STEPS = 5, 6, 2, 12, 7
+RETENTION = 0.5
 LENGTHS = f"""
 return-attention-tokens: true
 attention-sketch-mode: true
@@ -43,6 +44,7 @@ attention-fingerprint-max-steps: {STEPS}
 context-length: 2048
 """
 WATCHED_WINDOW, WATCHED_THRESHOLD = 6, 0.01
+WEIGHT = 0.4
 SINKS, CHUNK, CAPTURES, GUARDED_STRIDE = 8, 256, 2, 3
 # A rotation by three positions at once, as models of images have it; there is no way back from it.
 UNDONE = json.dumps(
@@ -96,8 +98,16 @@ def pushing(folder: Path) -> Iterator[Server]:
 def watching(folder: Path) -> Iterator[Server]:
     arguments = (
         "--attention-firewall", "early_stop", "--attention-firewall-window", str(WATCHED_WINDOW),
-        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--", *SIZES,
+        "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--spectral-weight",
+        str(WEIGHT), "--", *SIZES, "--radix-eviction-policy", "spectral",
     )  # fmt: skip
+    with served(folder, *arguments) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def evicting(folder: Path) -> Iterator[Server]:
+    arguments = ("--spectral-evict-decode", "--spectral-retention-ratio", str(RETENTION), "--", *SIZES)
     with served(folder, *arguments) as server:
         yield server
 
@@ -349,6 +359,22 @@ def reads_keys_again(server: Server) -> None:
     assert "fingerprint" in completed(server, "Hi")[0]
 
 
+def ranks_the_prefix_cache(server: Server) -> None:
+    # The firewall of this server looks at every token.
+    assert document(server)["prefix_cache"] == {"weight": WEIGHT, "stride": 1}
+
+
+def lets_tokens_go(server: Server) -> None:
+    assert document(server)["features"]["spectral_decode"] is True
+    assert sampled(server, 120)[-1]["kv"]["freed"] > 0
+
+
+def keeps_its_share(server: Server) -> None:
+    assert document(server)["eviction"]["retention_ratio"] == RETENTION
+    held = [entry["kv"] for entry in sampled(server, 240)]
+    assert all(kv["share"] <= RETENTION * 1.1 + 0.02 for kv in held if kv["kept"] + kv["freed"] > 200)
+
+
 class Case(NamedTuple):
     server: Callable[[Path], contextlib.AbstractContextManager[Server]]
     check: Callable[[Server], None]
@@ -380,7 +406,10 @@ CASES = {
     "--attention-firewall-detector": Case(pushing, watches_with_the_detector),
     "--attention-calibration": Case(pushing, halts_at_the_calibrations_threshold),
     "--attention-auto-sampling": Case(watching, samples_by_zone_what_sets_neither_value),
+    "--spectral-weight": Case(watching, ranks_the_prefix_cache),
     "--attention-capture-source": Case(probing, reads_keys_again),
+    "--spectral-evict-decode": Case(evicting, lets_tokens_go),
+    "--spectral-retention-ratio": Case(evicting, keeps_its_share),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}
 

@@ -29,8 +29,8 @@ def planted(
                  prompt="?", question="How many?", answer=("10",), match="number", stated=True)
         )  # fmt: skip
         onset = length // 2
-        words = [" so"] * length
-        words[onset] = " 77" if wrong else " 10"
+        words = [f" w{place}" for place in range(length)]
+        words[onset - 1 : onset + 1] = " is", " 77" if wrong else " 10"
         answers.append(Answer(number=number, item=f"{number}", temperature=0.0, text="".join(words),
                               tokens=tuple(words), finish_reason="stop"))  # fmt: skip
         heads = generator.normal(size=(length, len(LAYERS), 4, HEADS))

@@ -201,6 +201,7 @@ def test_an_answer_without_the_space_its_tokens_begin_with_is_found() -> None:
     assert onset_token(6, [" It", " is", " 61", ""], "It is 61") == 2
     assert onset_token(6, [" It", None, " 61"], "It is 61") is None
     assert onset_token(0, ["a"], "b") is None
+    assert onset_token(0, ["<think>", "61", "</think>", "61"], "61") == 3
     assert onset_token(None, ["a"], "a") is None
 
 

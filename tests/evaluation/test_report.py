@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from geomcli.evaluation import fitting, locking, markdown, offline, online, repo
 from geomcli.evaluation.dataset import Dataset, load
 from geomcli.evaluation.features import Family, causal_drift, families, logit_numbers, rauq
 from geomcli.evaluation.folder import Folder
+from geomcli.evaluation.metrics import auroc
 from geomcli.evaluation.splits import parts
 from tests.evaluation.planted import HEADS, LAYERS, planted
 
@@ -116,16 +118,22 @@ def test_without_final_no_answer_of_the_test_part_is_scored(folder: Folder) -> N
         np.testing.assert_array_equal(values, again.by[key])
 
 
-def test_a_feature_that_names_the_group_gains_nothing(folder: Folder) -> None:
-    """Were a group on both sides of a fold, its label could be read from this."""
+def test_a_feature_that_names_the_group_is_worth_nothing_unless_groups_are_torn_apart(folder: Folder) -> None:
     data = load(folder)
-    twins = np.unique(data.group, return_inverse=True)[1]
-    own = (twins[:, None] == np.arange(twins.max() + 1)).astype(float)
-    made = [*families(data, 0)[:2], Family("group", {"": own})]
-    split = parts(data.group, data.domain, 0)
-    scores = offline.cross_validated(data, made, split, 0, lambda _: None)
-    found = next(r for r in offline.table(data, scores, 0) if r["family"] == "group")
-    assert found["auroc_interval"][0] <= 0.5 <= found["auroc_interval"][1] + 0.1
+    group = np.unique(data.group, return_inverse=True)[1]
+    label = np.where(np.random.default_rng(0).random(group.max() + 1) < 0.5, "right", "wrong")
+    honest = replace(data, outcome=label[group])  # answers of one group are both right or both wrong
+    torn = replace(honest, group=np.array([f"{row}" for row in range(len(data))]))
+    own = np.random.default_rng(1).normal(size=(group.max() + 1, 150))[group]
+    made = [*families(data, 0)[:1], Family("group", {"": own})]
+    found = {}
+    for name, one in (("honest", honest), ("torn", torn)):
+        split = parts(one.group, one.domain, 0)
+        scores = offline.cross_validated(one, made, split, 0, lambda _: None).by["group", offline.ALONE]
+        rows = np.flatnonzero(split.development)
+        found[name] = auroc(scores[rows], one.wrong[rows])
+    assert abs(found["honest"] - 0.5) < 0.08
+    assert found["torn"] > 0.65
 
 
 def test_final_writes_a_lock_repeats_itself_and_refuses_another_configuration(tmp_path: Path) -> None:

@@ -32,6 +32,12 @@ class Ask:
     limit: int = 0
     heads: tuple[int, ...] | None = None
     layers: int = 0b10
+    gone: int = 0  # keys that have left
+    listed: int = 0  # keys that stayed when they left
+
+    @property
+    def text(self) -> int:
+        return self.length + self.gone
 
 
 @dataclass
@@ -83,19 +89,34 @@ class Scene:
         self.pool_slots = [n - i for i in range(n)]  # descending: a row is not its request's slot; slot 0 pads
         self.table = torch.stack([torch.randperm(slots, generator=generator)[:longest] for _ in range(n + 1)])
         self.table = self.table.to(torch.int32).to(DEVICE)
+        self.places = [self._places(ask) for ask in self.asks]
         self.learned = randn(len(self.layers), shape.heads).to(DEVICE) if self.sinks else None
         self.token_of = torch.randperm(n + 3, generator=generator)[:n] if self.tokens else torch.arange(n)
         self.buffers = Buffers(
             shape, layers=self.layers, rows=n + 1, pool_rows=n + 1, device=DEVICE, dtype=self.dtype,
             splits=self.splits, mean_splits=self.mean_splits or self.splits, means_length=longest if self.means else 0,
             tap_length=longest if self.tapped else 0,
+            places_length=longest if any(ask.gone for ask in self.asks) else 0,
         )  # fmt: skip
         poison(self.buffers)
         if not self.tapped:
             self.buffers.use_keys(self.keys)
         if self.learned is not None:
             self.buffers.learned_sinks.copy_(self.learned)
+        if self.buffers.places is not None:
+            self.buffers.places.fill_(-1)
+            for slot, ask, places in zip(self.pool_slots, self.asks, self.places, strict=True):
+                self.buffers.places[slot, : ask.listed] = places[: ask.listed].int().to(DEVICE)
         self.buffers.write_control(self.pool_slots, [self.control(ask) for ask in self.asks])
+
+    def _places(self, ask: Ask) -> torch.Tensor:
+        """Where the keys stand: of the oldest some have left, first and last stayed."""
+        found = torch.arange(ask.length) + ask.gone
+        if ask.gone:
+            generator = torch.Generator().manual_seed(self.seed + ask.length)
+            order = torch.randperm(ask.listed + ask.gone - 2, generator=generator)[: ask.listed - 1] + 1
+            found[: ask.listed] = torch.cat([torch.zeros(1, dtype=torch.int64), order.sort().values])
+        return found
 
     def control(self, ask: Ask) -> list[int]:
         words = [0] * layout.CONTROL_WORDS
@@ -103,6 +124,7 @@ class Scene:
         words[layout.C_PROMPT_LEN], words[layout.C_MASK_PREFIX] = ask.prompt_len, ask.mask_prefix
         words[layout.C_WINDOW], words[layout.C_SINK_TOKENS] = ask.window, SINK_TOKENS
         words[layout.C_TOP_K], words[layout.C_STRIDE], words[layout.C_LIMIT] = ask.top_k, ask.stride, ask.limit
+        words[layout.C_GONE], words[layout.C_KEPT] = ask.gone, ask.listed
         words[layout.C_HEADS : layout.C_HEADS + 4] = layout.head_words(ask.heads, self.shape.heads)
         return words
 
@@ -147,17 +169,19 @@ class Scene:
 
     def first(self, row: int, layer: int = 1) -> int:
         ask, sliding = self.asks[row], self.layers[layer].sliding_window
-        first = max(ask.mask_prefix, ask.length - ask.window if ask.window else 0)
+        first = max(ask.mask_prefix, ask.text - ask.window if ask.window else 0)
         if sliding > -1:
-            first = max(first, ask.length - 1 - sliding + (self.narrow and not self.prefill))
-        return min(first, ask.length)
+            first = max(first, ask.text - 1 - sliding + (self.narrow and not self.prefill))
+        return min(first, ask.text)
 
     def expected(self, row: int, layer: int = 1) -> RowStatistics:
         ask, first = self.asks[row], self.first(row, layer)
         heads = list(range(self.shape.heads) if ask.heads is None else ask.heads)
+        places = self.places[row]
         return row_statistics(
-            self.logits(row, layer)[heads, first:], query_position=ask.length - 1, first_key=first,
-            prompt_len=ask.prompt_len, sink_tokens=SINK_TOKENS, top_k=ask.top_k, head_statistics=True,
+            self.logits(row, layer)[heads][:, places >= first], query_position=ask.text - 1, first_key=first,
+            prompt_len=ask.prompt_len, sink_tokens=SINK_TOKENS, top_k=ask.top_k, head_statistics=not ask.gone,
+            places=places[places >= first].to(DEVICE) if ask.gone else None,
             sink_logits=None if self.learned is None else self.learned[layer, heads].double(),
         )  # fmt: skip
 
@@ -185,13 +209,13 @@ class Scene:
                 where = (row, layer)
                 found, expected = self.found(row, layer), self.expected(row, layer)
                 stamp = row_records.stamp_of(self.buffers.records[layer, row].cpu().numpy())
-                assert stamp == (STAMP, ask.length), where
-                compare(found, expected, self.logits(row, layer), self.first(row, layer), tolerance, where)
+                assert stamp == (STAMP, ask.text), where
+                assert self.buffers.records[layer, row, layout.R_KEPT] == ask.length
+                seen = set(self.places[row][self.places[row] >= self.first(row, layer)].tolist())
+                compare(found, expected, seen, tolerance, where)
 
 
-def compare(
-    found: RowStatistics, expected: RowStatistics, logits: torch.Tensor, first: int, tolerance: float, row: Any
-) -> None:
+def compare(found: RowStatistics, expected: RowStatistics, seen: set[int], tolerance: float, row: Any) -> None:
     def close(name: str, a: Any, b: Any) -> None:
         a, b = torch.as_tensor(a).double().cpu(), torch.as_tensor(b).double().cpu()
         assert a.shape == b.shape, (row, name, a.shape, b.shape)
@@ -204,11 +228,10 @@ def compare(
     for name in ("lse", "entropy_bits", "sink_mass", "histogram", "profile", "probabilities"):
         close(name, getattr(found, name), getattr(expected, name))
     assert found.head_statistics is not None
-    assert expected.head_statistics is not None
-    for name in ("entropy", "sink", "prev", "lookback"):
+    for name in ("entropy", "sink", "prev", "lookback") if expected.head_statistics is not None else ():
         close(name, getattr(found.head_statistics, name), getattr(expected.head_statistics, name))
     assert len(set(found.positions.tolist())) == len(found.positions), row
-    assert all(first <= n < logits.shape[1] for n in found.positions.tolist()), row
+    assert seen.issuperset(found.positions.tolist()), row
 
 
 POISON = 0x7FC00000  # a quiet nan as a float

@@ -90,6 +90,29 @@ def test_steps_and_layers_that_were_not_asked_for_are_not_written(ask: Ask, due:
     assert not scene.untouched(1)
 
 
+@pytest.mark.parametrize("source", ["table", "flat", "tap"])
+@pytest.mark.parametrize("block_n", [16, 64])
+def test_keys_that_have_left_leave_the_others_where_they_stand(source: str, block_n: int) -> None:
+    asks = [
+        Ask(120, gone=300, listed=80, prompt_len=200),
+        Ask(90, gone=40, listed=60, prompt_len=20, top_k=64),
+        Ask(70, gone=1, listed=64, prompt_len=71),
+        Ask(333, gone=900, listed=300, prompt_len=1000, top_k=0),
+        Ask(120, gone=300, listed=80, mask_prefix=150, prompt_len=200),
+        Ask(120, gone=300, listed=80, window=60, prompt_len=200),
+        Ask(120, gone=300, listed=80, window=330, mask_prefix=100, prompt_len=200),
+        Ask(60, prompt_len=20),
+    ]
+    Scene(SHAPES["GQA"], asks, flat=source == "flat", tapped=source == "tap", block_n=block_n).check()
+
+
+@pytest.mark.parametrize(("stride", "limit", "due"), [(1, 0, True), (3, 0, True), (4, 0, False), (3, 9, False)])
+def test_a_row_is_due_by_the_length_of_its_text(stride: int, limit: int, due: bool) -> None:
+    scene = Scene(SHAPES["MQA"], [Ask(80, gone=50, listed=40, prompt_len=100, stride=stride, limit=limit), Ask(10)])
+    scene.launch()
+    assert scene.untouched(0) is not due
+
+
 def test_latent_keys_of_mla() -> None:
     Scene(Shape(16, 1, 576), [Ask(40), Ask(150, prompt_len=100, mask_prefix=7)], flat=True).check()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser
 from typing import Any
 
@@ -9,7 +10,8 @@ import msgspec
 import pytest
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve
+from geomcli.server_patch.firewall_options import Guard
+from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve, unasked
 from geomcli.server_patch.request_state import RequestState
 
 MODEL = ModelShape(30, (7, 15, 22, 29), 9)
@@ -175,6 +177,10 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
             "can never halt: the drift of 2 tokens is at most 0.5",
         ),
         (["--attention-auto-sampling"], "--attention-auto-sampling watches what is captured"),
+        (["--spectral-weight", "-0.1"], "--spectral-weight must be 0..1, got -0.1"),
+        (["--spectral-weight", "nan"], "--spectral-weight must be 0..1, got nan"),
+        (["--spectral-evict-decode"], "--spectral-evict-decode .* --return-attention-tokens"),
+        (["--spectral-retention-ratio", "0"], "--spectral-retention-ratio must be above 0"),
         (["--attention-tokens-top-k", "0"], "--attention-tokens-top-k must be 1..64"),
         (["--attention-tokens-stride", "0"], "--attention-tokens-stride must be 1.."),
         (["--attention-sink-tokens", "-1"], "--attention-sink-tokens must be 0..1024"),
@@ -185,6 +191,33 @@ def test_flags_round_trip_and_out_of_range_flags_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             flags.options_from(parser.parse_args(arguments))
+
+
+EVICTING = ServerOptions(enabled=True, retention=0.5)
+
+
+def test_a_request_keeps_the_share_of_the_server_or_less() -> None:
+    for given, expected in ((None, 0.5), (0.5, 0.5), (0.2, 0.2)):
+        fields = {} if given is None else {"spectral_retention_ratio": given}
+        found = resolve({"return_attention_tokens": True, **fields}, EVICTING, MODEL)
+        assert found is not None
+        assert found.retention == expected
+
+
+@pytest.mark.parametrize("given", [0, -0.1, 0.51, 1, True, "0.3", math.nan, math.inf, [0.3]])
+@pytest.mark.parametrize("asking", [True, False])
+def test_a_share_that_cannot_be_is_named(given: Any, asking: bool) -> None:
+    body = {"spectral_retention_ratio": given, "return_attention_tokens": asking}
+    with pytest.raises(ValueError, match=r"spectral_retention_ratio must be above 0 and at most 0\.5"):
+        resolve(body, EVICTING, MODEL)
+    with pytest.raises(ValueError, match="evicts nothing"):
+        resolve(body, ServerOptions(enabled=True), MODEL)
+
+
+@pytest.mark.parametrize("field", ["attention_derotate", "attention_head_stats"])
+def test_what_needs_every_key_is_refused_where_keys_leave(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} cannot be had where keys leave"):
+        resolve({"return_attention_tokens": True, field: True}, EVICTING, MODEL)
 
 
 @pytest.mark.parametrize(("debug", "on"), [(None, False), ("1", True), ("true", False), ("0", False)])
@@ -210,3 +243,25 @@ def test_the_first_key_is_behind_the_mask_and_inside_every_window() -> None:
     assert options.first_key(100) == 81
     assert options.first_key(100, sliding_window=7) == 93
     assert options.first_key(3) == 4  # everything is masked
+
+
+def test_where_the_prefix_cache_is_ranked_every_request_is_captured_now_and_then() -> None:
+    server = ServerOptions(enabled=True, spectral_radix=True, stride=2)
+    silent = unasked({}, server, MODEL)
+    assert silent is not None
+    assert (silent.ranked, silent.entries, silent.stride, silent.limit, silent.top_k, silent.links) == (
+        True, False, 8, 0, 0, 64,
+    )  # fmt: skip
+    guarded = unasked({}, msgspec.structs.replace(server, guard=Guard("log_only")), MODEL)
+    assert guarded is not None
+    assert (guarded.ranked, guarded.stride) == (True, 2)
+    asking = resolve({**ASK, "top_k_attention": 5}, server, MODEL)
+    assert asking is not None
+    assert (asking.ranked, asking.top_k, asking.links) == (True, 5, 64)
+
+
+@pytest.mark.parametrize("change", [{"spectral_radix": False}, {"spectral_weight": 0.0}, {"enabled": False}])
+def test_where_it_is_not_ranked_nothing_is_captured_for_it(change: dict[str, Any]) -> None:
+    server = msgspec.structs.replace(ServerOptions(enabled=True, spectral_radix=True), **change)
+    assert unasked({}, server, MODEL) is None
+    assert asked(attention_tokens_stride=3).links == asked(attention_tokens_stride=3).top_k

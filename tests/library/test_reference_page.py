@@ -41,6 +41,8 @@ BESIDE = {
         "0.4",
     ),
     "--attention-auto-sampling": CAPTURING,
+    "--spectral-evict-decode": CAPTURING,
+    "--spectral-retention-ratio": (*CAPTURING, "--spectral-evict-decode"),
 }
 
 
@@ -60,7 +62,8 @@ def test_examples_of_flags_are_accepted_and_change_something(
 @pytest.mark.parametrize("field", reference.FIELDS)
 def test_examples_of_fields_are_accepted(field: str) -> None:
     value = json.loads(reference.FIELDS[field].example.replace("{layer}", "3"))
-    assert resolve({**ASK, field: value}, ServerOptions(enabled=True), MODEL) is not None
+    server = ServerOptions(enabled=True, retention=0.3 if field == "spectral_retention_ratio" else None)
+    assert resolve({**ASK, field: value}, server, MODEL) is not None
 
 
 @pytest.mark.parametrize("path", [path for path, one in reference.ENDPOINTS.items() if one.example])
@@ -78,6 +81,8 @@ def test_examples_of_bodies_ask(path: str) -> None:
         ("--attention-chunk-size", "16385"),
         ("--attention-capture-layers", "first"), ("--attention-api-key", "two words"),
         ("--attention-cors-origins", "example.com"), ("--attention-max-concurrent-capture", "-1"),
+        ("--spectral-retention-ratio", "0"), ("--spectral-retention-ratio", "1.1"),
+        ("--spectral-retention-ratio", "nan"),
     ],
 )  # fmt: skip
 def test_what_is_outside_the_ranges_is_refused_by_name(flag: str, value: str) -> None:

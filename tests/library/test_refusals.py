@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from geomcli.server_patch import flags, graphs, recording
+from geomcli.server_patch.options import ServerOptions
 from geomcli.server_patch.scheduler_state import scheduler
 
 PREFILL_IN_ONE = SimpleNamespace(prefill=SimpleNamespace(backend="full"))
@@ -44,6 +45,31 @@ def test_what_capture_cannot_be_exact_under(changes: dict[str, Any], flag: str) 
     assert sentence is not None
     assert sentence.endswith(f"leave {flag} out.")
     assert ". " not in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"tp_size": 2}, "--tp-size"),
+        ({"page_size": 16}, "--page-size"),
+        ({"enable_mixed_chunk": True}, "--enable-mixed-chunk"),
+        ({"enable_hierarchical_cache": True}, "--enable-hierarchical-cache"),
+        ({"enable_lmcache": True}, "--enable-lmcache"),
+        ({"enable_streaming_session": True}, "--enable-streaming-session"),
+        ({"kv_canary": "on"}, "--kv-canary"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_keys_cannot_leave_under(changes: dict[str, Any], flag: str) -> None:
+    sentence = flags.refusal(SimpleNamespace(**changes), ServerOptions(enabled=True, retention=0.3))
+    assert sentence is not None
+    assert sentence.startswith("--spectral-evict-decode cannot be under ")
+    assert sentence.endswith(f"leave {flag} out.")
+    assert ". " not in sentence
+    assert flags.refusal(SimpleNamespace(**changes), ServerOptions(enabled=True)) is None
+    harmless = SimpleNamespace(page_size=1, kv_canary="none")
+    assert flags.refusal(harmless, ServerOptions(enabled=True, retention=0.3)) is None
 
 
 @pytest.mark.parametrize(

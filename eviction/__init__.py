@@ -1,0 +1,1 @@
+"""KV eviction by received attention."""

@@ -1,0 +1,104 @@
+"""Scheduler process: a running request's row of SGLang's token table closes up over the tokens that leave.
+
+The row, `kv_allocated_len` and `seq_lens` stay what SGLang takes them for, the tokens that are there; only positions
+are those of the text, which `orig_seq_lens` counts. What stays of a prompt that the prefix cache owns is copied into
+slots of the request's own, so that the cache may give the prompt up; where there is no room, it stays the cache's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geomcli.server_patch.held import Change, Held
+from geomcli.server_patch.query_ring import to_device
+
+
+def is_settled(request: Any, physical: int) -> bool:
+    """Whether SGLang's accounts of the request are all of one length, and nothing ends or moves it in this step."""
+    kv = request.kv
+    return (
+        kv.holds_kv
+        and kv.kv_allocated_len == kv.kv_committed_len == physical
+        and request.decode_batch_idx >= 1
+        and getattr(request, "beam_group", None) is None
+        and request.to_finish is None
+        and not request.finished()
+        and not request.is_retracted
+    )
+
+
+def compact(request: Any, held: Held, physical: int, stay: NDArray[np.int64], table: Any, tree: Any) -> None:
+    """Of the request's `physical` tokens only `stay` (ascending indices) keep a slot. table: SGLang's req_to_token.
+
+    Between two steps, on the stream that SGLang schedules on, behind all that reads the table.
+    """
+    from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+    kv, allocator = request.kv, tree.token_to_kv_pool_allocator
+    slot, owned_by_tree, device = kv.req_pool_idx, kv.cache_protected_len, table.device
+    of_tree = int(np.searchsorted(stay, owned_by_tree))
+    leaves = np.ones(physical, dtype=np.bool_)
+    leaves[stay] = False
+    leaves[:owned_by_tree] = False
+    row = table[slot, :physical]
+    new = row[to_device(stay, device)]
+    dead = row[to_device(np.flatnonzero(leaves), device)].to(torch.int64)
+    source = target = None
+    if dead.numel():
+        allocator.free(dead)
+    if owned_by_tree:
+        evict_from_tree_cache(tree, of_tree)
+        target = allocator.alloc(of_tree)
+        if target is not None:
+            source = new[:of_tree].to(torch.int64)
+            new[:of_tree] = target.to(new.dtype)
+            _unlock(tree, request)
+            kv.cache_protected_len = 0
+        else:
+            kv.cache_protected_len = of_tree
+    table[slot, : new.shape[0]] = new
+    kv.kv_allocated_len = kv.kv_committed_len = new.shape[0]
+    if not getattr(request, "skip_radix_cache_insert", False):
+        request.skip_radix_cache_insert = held.barred = True
+    held.left(physical, stay)
+    places = to_device(held.listed, device, torch.int32)
+    held.change = Change(source, target, places, slot, held.gone)
+
+
+def _unlock(tree: Any, request: Any) -> None:
+    """The prefix cache may give up the prompt; SGLang 0.5.22 keeps the lock in one object."""
+    if hasattr(tree, "unlock"):
+        tree.unlock(request.lock)
+        request.lock = None
+        request.prefix_len = 0
+        return
+    from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
+
+    tree._dec_req_lock(request, skip_swa=request.swa_prefix_lock_released)
+    request.last_node = None
+    request.lock_receipt = DecLockRefParams()
+    request.prefix_indices = request.prefix_indices[:0]
+
+
+def shorten(batch: Any, lengths: dict[int, tuple[int, int]]) -> None:
+    """The batch's lengths of some rows: row -> (before, now). New tensors: a step in flight holds the old ones."""
+    on_host = batch.seq_lens_cpu.clone()
+    less = torch.zeros(on_host.shape[0], dtype=batch.seq_lens.dtype)
+    for row, (before, now) in lengths.items():
+        on_host[row] = now
+        less[row] = before - now
+    batch.seq_lens_cpu = on_host
+    batch.seq_lens = batch.seq_lens - to_device(less, batch.seq_lens.device, less.dtype)
+    batch.seq_lens_sum = None
+
+
+def move(pool: Any, layers: int, source: Any, target: Any) -> None:
+    """Copy keys and values from slots [n] to slots [n] in every layer, on the current stream."""
+    first = pool.start_layer or 0
+    for layer in range(first, first + layers):
+        for buffer in (pool.get_key_buffer(layer), pool.get_value_buffer(layer)):
+            buffer[target] = buffer[source]
