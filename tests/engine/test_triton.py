@@ -76,7 +76,9 @@ def assert_same(found: Any, expected: Any, where: str) -> None:
         for n, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert_same(a, b, f"{where}[{n}]")
     elif isinstance(expected, float):
-        assert abs(found - expected) <= 1e-5 * max(1.0, abs(expected)), (where, found, expected)
+        # The model's logits carry the rounding of every layer; attention's numbers are of one.
+        tolerance = 1e-4 if ".logit_stats." in where else 1e-5
+        assert abs(found - expected) <= tolerance * max(1.0, abs(expected)), (where, found, expected)
     else:
         assert found == expected, where
 
