@@ -333,7 +333,7 @@ def test_the_first_rank_s_logit_statistics_are_judged_on_all(monkeypatch: pytest
     monkeypatch.setattr(ranks, "merge_sums", lambda *_, **__: None)
     monkeypatch.setattr(ranks, "share", share)
     capture: Any = SimpleNamespace(group=AttentionRanks(1, 2, None))
-    watching = SimpleNamespace(options=SimpleNamespace(top_k=0, observed=True, logits=True))
+    watching = SimpleNamespace(options=SimpleNamespace(links=False, observed=True, logits=True))
     unread = Logits([0])  # as where this rank's own reading failed
     step = DeviceStep(records=records(2), asking=((0, None, watching),), logits=unread)
     DeviceCapture._merge_ranks(capture, step, None)
