@@ -1,4 +1,5 @@
-"""What each captured layer of a step is like: fingerprint, zone, sinks; and what its single heads do.
+"""What each captured layer of a step is like: fingerprint, zone, sinks; what its single heads do; and how sure the
+model was of the step's token.
 
 Reads the step records of traces that come from files and servers: what cannot be read is left out, never guessed.
 """
@@ -53,6 +54,16 @@ class HeadStats(msgspec.Struct, frozen=True):
     lookback: list[float] = []
 
 
+class LogitStats(msgspec.Struct, frozen=True):
+    """How sure the model was of a token before sampling: ln of its probability, entropy of the distribution in bits,
+    the two largest logits apart.
+    """
+
+    logprob: float
+    entropy_bits: float
+    margin: float
+
+
 class _Layer(msgspec.Struct):
     fingerprint: list[float] | None = None
     dist_hist: list[float] | None = None
@@ -87,6 +98,14 @@ def head_stats(step: Mapping[str, Any], layer: int | None = None) -> HeadStats |
     except (msgspec.ValidationError, AttributeError):
         return None
     return stats if stats is not None and stats.entropy else None
+
+
+def logit_stats(step: Mapping[str, Any]) -> LogitStats | None:
+    """The step's own; None where it has none."""
+    try:
+        return msgspec.convert(step.get("logit_stats"), LogitStats | None)
+    except msgspec.ValidationError:
+        return None
 
 
 def _request_view(step: Mapping[str, Any], layer: int | None) -> LayerView:

@@ -108,6 +108,8 @@ def _options(fields: dict[str, Any]) -> list[str] | None:
         "top_k_attention": _is_int,
         "attention_capture_layer_ids": lambda v: isinstance(v, list) and bool(v) and all(map(_is_int, v)),
         "attention_derotate": lambda v: v is True,
+        "attention_head_stats": lambda v: v is True and fields.get("attention_logit_stats") is True,
+        "attention_logit_stats": lambda v: v is True and fields.get("attention_head_stats") is True,
         # What it sends of itself, for the mode or because the server can do it.
         "return_attention_tokens": lambda v: v is True,
         "attention_fingerprint_mode": lambda v: v is (mode == "fingerprint"),
@@ -129,7 +131,8 @@ def _options(fields: dict[str, Any]) -> list[str] | None:
         words += ["--top-k", str(fields["top_k_attention"])]
     if "attention_capture_layer_ids" in fields:
         words += ["--layers", ",".join(map(str, fields["attention_capture_layer_ids"]))]
-    return [*words, "--derotate"] if "attention_derotate" in fields else words
+    words += ["--derotate"] if "attention_derotate" in fields else []
+    return [*words, "--stats"] if "attention_logit_stats" in fields else words
 
 
 def _is_int(value: Any) -> bool:

@@ -70,6 +70,7 @@ class Entry(TypedDict, total=False):
     layer_sketches: dict[str, Any]
     head_stats: dict[str, Any]
     derotated: dict[str, list[float]]
+    logit_stats: dict[str, float] | None
     moe: dict[str, Any] | None
     kv: dict[str, Any]
 

@@ -48,9 +48,9 @@ def merge_sums(records: torch.Tensor, *, healthy: bool, group: Any) -> None:
     records[..., R_STAMP].masked_fill_(ranks < dist.get_world_size(group), UNHEALTHY_STAMP)
 
 
-def share_records(records: torch.Tensor, *, group: Any) -> None:
-    """The first rank's records [layers, n, words] on all of `group`, in place: decisions must not differ by a bit."""
-    dist.broadcast(records, group=group, group_src=0)
+def share(values: torch.Tensor, *, group: Any) -> None:
+    """The first rank's values, of any shape, on all of `group`, in place: decisions must not differ by a bit."""
+    dist.broadcast(values, group=group, group_src=0)
 
 
 def merge_links(

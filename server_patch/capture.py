@@ -301,11 +301,18 @@ def after_sample(tokens: Any, _runner: Any, logits_output: Any, forward_batch: A
         transport.forget(logits_output)
         if step is None:
             return
+        if step.logits is not None:
+            _finish(step.logits, tokens)
         if scheduler.device is not None:
             scheduler.device.collect(step, forward_batch, tokens.shape[0])
         moe.collect(scheduler.routing, step, forward_batch, tokens.shape[0])
-        if step.logits is not None:
-            step.logits.finish(tokens)
         transport.attach(logits_output, step)
     except Exception:
         faults.report("a step's statistics could not be sent along; its tokens carry error entries")
+
+
+def _finish(logits: Logits, tokens: Any) -> None:
+    try:
+        logits.finish(tokens)
+    except Exception:
+        faults.report("the logits of a step could not be used; its entries say null")

@@ -212,8 +212,11 @@ class DeviceCapture:
             pool = forward_batch.req_pool_indices[rows]
             ranks.merge_links(self.buffers, step.records, rows, pool, width, group, prefill=step.prefill)
         ranks.merge_sums(step.records, healthy=step.error is None, group=group)
-        if any(state.options.observed for _, _, state in step.asking):
-            ranks.share_records(step.records, group=group)
+        observed = [state.options for _, _, state in step.asking if state.options.observed]
+        if observed:
+            ranks.share(step.records, group=group)
+        if step.logits is not None and any(options.logits for options in observed):
+            ranks.share(step.logits.all_ranks(step.records.shape[1], step.records.device), group=group)
         if step.heads is not None:
             step.heads = ranks.gather_heads(step.heads, group)
 

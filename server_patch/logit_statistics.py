@@ -1,7 +1,8 @@
 """Scheduler process: how sure the model itself was of each token, before anything was done to its logits.
 
 Sampling divides logits by the temperature and adds penalties and biases in place. So they are read before, those of the
-rows that ask alone: a copy of rows x vocabulary floats, and after it what the chosen token had of them.
+rows that ask alone: a copy of rows x vocabulary floats, kept until the token is known, and as much again while it is
+read.
 """
 
 from __future__ import annotations
@@ -15,22 +16,21 @@ from geomcli.server_patch.values import LOGIT_STATISTICS
 
 
 class Before:
-    """Logits [m, V] of `rows` of a batch as the model gave them, and what they say without the token."""
+    """What logits [m, V] of `rows` of a batch, as the model gave them, say without the token; uses up their memory."""
 
     def __init__(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
-        self.rows, self._logits = rows, logits
+        self.rows = rows
         top = logits.topk(2, dim=-1).values
-        self._lse = logits.logsumexp(dim=-1)
-        probabilities = (logits - self._lse[:, None]).exp_()
-        # Where a logit is -inf its share is 0, and 0 x inf no number.
-        expected = (probabilities * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(dim=-1)
-        self._entropy = (self._lse - expected) / math.log(2)
         self._margin = top[:, 0] - top[:, 1]
+        self._logprobs = logits.sub_(logits.logsumexp(dim=-1, keepdim=True))
+        # -inf has no share, and 0 x inf is no number; where a whole row is none, its logprobs say so.
+        shares = self._logprobs.exp().mul_(self._logprobs).nan_to_num_(nan=0.0)
+        self._entropy = shares.sum(dim=-1) / -math.log(2)
 
     def of(self, tokens: torch.Tensor) -> torch.Tensor:
         """float32 [1, B, 3] in the order of LOGIT_STATISTICS, nan in other rows; tokens [B]: those that were chosen."""
-        chosen = self._logits.gather(1, tokens[self.rows].long()[:, None])[:, 0]
-        found = torch.stack([chosen - self._lse, self._entropy.clamp_min(0), self._margin], dim=1)
+        chosen = self._logprobs.gather(1, tokens[self.rows].long()[:, None])[:, 0]
+        found = torch.stack([chosen, self._entropy.clamp_min(0), self._margin], dim=1)
         made = torch.full((1, tokens.shape[0], len(LOGIT_STATISTICS)), torch.nan, device=found.device)
         made[0, self.rows] = found
         return made
@@ -51,7 +51,13 @@ class Logits:
         self._before = Before(rows, logits.index_select(0, rows).float())
 
     def finish(self, tokens: torch.Tensor) -> None:
-        """After it: tokens [B]."""
+        """After it: tokens [B]; nan where the logits could not be read."""
         before, self._before = self._before, None
         if before is not None:
             self.found = before.of(tokens)
+
+    def all_ranks(self, n: int, device: torch.device) -> torch.Tensor:
+        """What is known of n rows, to be sent or received: nothing that one rank alone lacks may change its size."""
+        if self.found is None:
+            self.found = torch.full((1, n, len(LOGIT_STATISTICS)), torch.nan, device=device)
+        return self.found

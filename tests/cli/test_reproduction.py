@@ -29,7 +29,7 @@ from tests.library.made_traces import LOCAL, entry, records
 CAPABILITIES: dict[str, Any] = {
     "supported": True,
     "modes": ["raw", "sketch", "fingerprint"],
-    "features": {"prompt_tokens": True, "moe_routing": False},
+    "features": {"prompt_tokens": True, "moe_routing": False, "head_stats": True, "logit_stats": True},
 }
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 prompts = texts.filter(lambda t: t.strip() != "")
@@ -117,6 +117,7 @@ def asked_by_run(draw: Any) -> tuple[list[Any], dict[str, Any], str]:
         top_k=draw(st.none() | st.integers(-1, 64)) if raw else None,
         layers=draw(st.none() | st.lists(st.integers(-2, 40), min_size=1, max_size=3)),
         derotate=draw(st.booleans()) and raw,
+        statistics=draw(st.booleans()),
     )
     sampling = {"max_tokens": draw(st.integers(1, 2**31 - 1)), "temperature": draw(numbers | st.integers(0, 2))}
     if draw(st.booleans()):

@@ -13,7 +13,7 @@ from geomcli import models
 from tests.engine import transformers_oracle as oracle
 from tests.engine.harness import TWO_LAYERS, Server, sse, started_directly
 
-ASK = {"return_attention_tokens": True, "top_k_attention": 8}
+ASK = {"return_attention_tokens": True, "top_k_attention": 8, "attention_logit_stats": True}
 SHARED = "The harbour log of the northern sea lists ships, their masters and all that they ever carried. " * 8
 PROMPTS = [SHARED + f"Entry number {n}:" for n in range(4)] + ["Short", "Two words", SHARED[:300]]
 TOKENS = 40
@@ -61,7 +61,9 @@ def test_entries_are_complete_and_exact(tmp_path: Path, name: str) -> None:
         output = [e["token_id"] for e in entries]
         found, greedy = oracle.forward(folder, ids + output[:-1], [1], len(ids) - 1, depth=2)
         assert output == greedy
+        sure = oracle.logit_statistics(folder, ids + output, len(ids) - 1, depth=2)
         for i, entry in enumerate(entries):
+            assert entry["logit_stats"] == pytest.approx(sure[i], abs=1e-4)
             mean = found[1][i][:, : entry["query_position"] + 1].mean(axis=0)
             for n, logit in zip(entry["token_positions"], entry["topk_logits"], strict=True):
                 assert abs(math.exp(logit - entry["logsumexp_candidates"]) - mean[n]) <= 1e-5

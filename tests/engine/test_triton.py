@@ -11,17 +11,18 @@ import pytest
 from tests.engine.harness import TWO_LAYERS, Server, started_directly
 
 ASK = {"return_attention_tokens": True}
+FINGERPRINTS = {**ASK, "attention_fingerprint_mode": True}
 SHARED = "The harbour log of the northern sea lists ships and masters."
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (SHARED, {**ASK, "top_k_attention": 8, "attention_head_stats": True, "attention_derotate": True}),
-    (SHARED + " Entry", {**ASK, "attention_fingerprint_mode": True, "attention_mask_prefix": 5}),
+    (SHARED + " Entry", {**FINGERPRINTS, "attention_mask_prefix": 5, "attention_logit_stats": True}),
     ("Short", {**ASK, "attention_sketch_mode": True, "attention_tokens_window": 6}),
     ("Two words", {**ASK, "attention_capture_head_ids": [1, 4, 8], "attention_capture_layer_ids": [0]}),
     (
         "Three more words",
         {**ASK, "attention_capture_layer_ids": [0], "attention_tokens_stride": 2, "attention_derotate": True},
     ),
-    (SHARED[:30], {**ASK, "attention_tokens_stride": 2, "attention_tokens_max": 2}),
+    (SHARED[:30], {**ASK, "attention_tokens_stride": 2, "attention_tokens_max": 2, "attention_logit_stats": True}),
     (SHARED, {}),
 ]
 TOKENS = 5
@@ -75,7 +76,9 @@ def assert_same(found: Any, expected: Any, where: str) -> None:
         for n, (a, b) in enumerate(zip(found, expected, strict=True)):
             assert_same(a, b, f"{where}[{n}]")
     elif isinstance(expected, float):
-        assert abs(found - expected) <= 1e-5 * max(1.0, abs(expected)), (where, found, expected)
+        # The model's logits carry the rounding of every layer; attention's numbers are of one.
+        tolerance = 1e-4 if ".logit_stats." in where else 1e-5
+        assert abs(found - expected) <= tolerance * max(1.0, abs(expected)), (where, found, expected)
     else:
         assert found == expected, where
 
@@ -107,6 +110,7 @@ def test_the_triton_backend_gives_the_same_entries(
     assert_same(ended, native[len(REQUESTS) :], "firewall")
     assert [one["end"].get("matched") for one in ended] == ["attention_drift", "attention_reroute", None]
     assert len(ended[0]["firewall"]) == 3 < len(ended[2]["firewall"]) == TOKENS
+    assert all(entry["logit_stats"]["logprob"] <= 0 for entry in found[1]["attention_tokens"])
     assert "derotated" in found[0]["attention_tokens"][-1]["layers"]["0"]
     steps = [e["decode_step"] for e in found[5]["attention_tokens"]]
     assert steps == [1, 3, 5]

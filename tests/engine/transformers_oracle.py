@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,19 @@ def forward(
         out = model(torch.tensor([ids]), attention_mask=masks, output_attentions=True)
     found = {n: out.attentions[n][0, :, first_row:].transpose(0, 1).double().numpy() for n in layers}
     return found, out.logits[0, first_row:].argmax(-1).tolist()
+
+
+def logit_statistics(folder: str, ids: list[int], first_row: int, depth: int | None = None) -> list[dict[str, float]]:
+    """What an entry's `logit_stats` says of each of ids[first_row + 1:], in float64."""
+    import torch
+
+    with torch.no_grad():
+        logits = load(folder, depth)[1](torch.tensor([ids[:-1]])).logits[0, first_row:].double()
+    logprobs, top = logits.log_softmax(dim=-1), logits.topk(2).values
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1) / math.log(2)
+    of_tokens = logprobs.gather(1, torch.tensor(ids[first_row + 1 :])[:, None])[:, 0]
+    rows = zip(of_tokens.tolist(), entropy.tolist(), (top[:, 0] - top[:, 1]).tolist(), strict=True)
+    return [{"logprob": p, "entropy_bits": bits, "margin": margin} for p, bits, margin in rows]
 
 
 def with_and_without_rope(

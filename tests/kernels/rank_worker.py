@@ -84,6 +84,9 @@ def run(rank: int, size: int, store: str, shape: list[int], variant: dict[str, A
             where = (rank, row, layer)
             compare(statistics, scene.expected(row, layer), set(range(first, ask.length)), 1e-5, where)
     check_derotated(scene, buffers, found, linked, sick=sick >= 0)
+    mine = torch.full((1, n, 3), float(rank))
+    ranks.share(mine, group=dist.group.WORLD)
+    assert (mine == 0).all()
     del keys
     dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,13 @@ import orjson
 import pytest
 import torch
 
-from geomcli.kernels import layout, row_records
+from geomcli.kernels import layout, ranks, row_records
 from geomcli.kernels.reference import row_statistics
 from geomcli.server_patch import results, transport, worker
+from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device import DeviceCapture
 from geomcli.server_patch.device_step import DeviceStep
+from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.receiver import Receiver
@@ -281,6 +284,65 @@ def test_scores_that_are_missing_or_not_finite_are_error_entries(builder: Builde
     scores = scores_of((0,), 2).index_fill_(0, torch.tensor(1), float("nan")) if broken else None
     entries = entries_of(builder, [options(derotate=True), options()], records(2), derotated=scores)
     assert [e["flags"] for e in entries] == [["error"], []]
+
+
+def logits_of(rows: Sequence[int], n: int) -> Logits:
+    kept = Logits(rows)
+    kept.read(torch.tensor([[2.0, 0.0], [0.0, 0.0], [math.nan, 0.0]])[:n])
+    kept.finish(torch.zeros(n, dtype=torch.int64))
+    return kept
+
+
+def test_logit_statistics_reach_those_who_asked(builder: Builder) -> None:
+    requests = [options(logit_stats=True), options(), options(logit_stats=True)]
+    first, second, third = entries_of(builder, requests, records(3), logits=logits_of((0, 2), 3))
+    p = 1 / (1 + math.exp(-2))
+    entropy = -(p * math.log2(p) + (1 - p) * math.log2(1 - p))
+    assert first["logit_stats"] == pytest.approx(
+        {"logprob": math.log(p), "entropy_bits": entropy, "margin": 2}, abs=1e-6
+    )
+    assert "logit_stats" not in second
+    assert third["logit_stats"] is None
+    assert first["bytes"] == second["bytes"] + 12
+
+
+def test_logit_statistics_of_an_earlier_step_are_no_token_s(builder: Builder) -> None:
+    requests = [options(logit_stats=True), options(logit_stats=True)]
+    announce(*requests)
+    publish(records(2), logits=logits_of((0, 1), 2))
+    unread = Logits([0, 1])
+    unread.finish(torch.tensor([0, 0]))
+    publish(records(2, length=PROMPT + 1), logits=unread)
+    publish(records(2, length=PROMPT + 2))
+    stale = records(2, length=PROMPT + 3)
+    stale[:, 1, layout.R_STAMP] = 0
+    publish(stale, logits=logits_of((0,), 2))
+    found = [[entry.get("logit_stats") for entry in of] for of in read(builder, order(requests, count=4))]
+    assert [[one is not None for one in of] for of in found] == [
+        [True, False, False, True],
+        [True, False, False, False],
+    ]
+
+
+def test_the_first_rank_s_logit_statistics_are_judged_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared: list[torch.Tensor] = []
+
+    def share(values: torch.Tensor, *, group: Any) -> None:
+        shared.append(values)
+
+    monkeypatch.setattr(ranks, "merge_sums", lambda *_, **__: None)
+    monkeypatch.setattr(ranks, "share", share)
+    capture: Any = SimpleNamespace(group=AttentionRanks(1, 2, None))
+    watching = SimpleNamespace(options=SimpleNamespace(links=False, observed=True, logits=True))
+    unread = Logits([0])  # as where this rank's own reading failed
+    step = DeviceStep(records=records(2), asking=((0, None, watching),), logits=unread)
+    DeviceCapture._merge_ranks(capture, step, None)
+    assert shared[0] is step.records
+    assert shared[1] is unread.found
+    assert (shared[1].shape, shared[1].isnan().all().item()) == ((1, 2, 3), True)
+    watching.options.observed = False
+    DeviceCapture._merge_ranks(capture, step, None)
+    assert len(shared) == 2
 
 
 def test_the_recomputed_row_travels_like_a_record() -> None:

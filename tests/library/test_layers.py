@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from geomcli.layers import head_stats, layer_views, request_view
+from geomcli.layers import LogitStats, head_stats, layer_views, logit_stats, request_view
 from geomcli.trace import step_record
 from tests.library.made_traces import LOCAL, LONG, MID, entry, numbers
 
@@ -72,3 +72,11 @@ def test_head_statistics() -> None:
     assert head_stats(step(head_stats={"29": {"entropy": "x"}})) is None
     assert head_stats(step(head_stats=[1])) is None
     assert head_stats(step()) is None
+
+
+def test_logit_statistics() -> None:
+    stats = {"logprob": -0.5, "entropy_bits": 2.0, "margin": 1.0}
+    assert logit_stats({"logit_stats": stats, "zone": "unknown"}) == LogitStats(**stats)
+    for odd in (None, 3, {}, {**stats, "margin": None}, {**stats, "logprob": "x"}):
+        assert logit_stats({"logit_stats": odd}) is None
+    assert logit_stats({}) is None

@@ -56,6 +56,7 @@ def entries(draw: Any) -> Entry:
             "compass": "OK",
             "sink_mass": draw(six_digits),
             "bytes": 80,
+            "logit_stats": draw(st.none() | st.just({"logprob": -0.125, "entropy_bits": 1.5, "margin": 0.25})),
         }
     if entry["mode"] == "raw" and draw(st.booleans()):
         entry |= {"token_positions": [0, 3], "topk_logits": [1.5, 0.25], "logsumexp_candidates": 2.0}

@@ -239,6 +239,18 @@ async def test_statistics_of_heads_stand_below_or_beside(make_app: MakeApp) -> N
         assert "lookback" not in text_of(app, "positions")
 
 
+async def test_how_sure_the_model_was_stands_below_the_map(make_app: MakeApp) -> None:
+    stats = {"logprob": -0.6931472, "entropy_bits": 1.25, "margin": 0.5}
+    app = make_app([made(["mid"] * 2, each={**TWO_LAYERS, "logit_stats": stats}), made(["mid"] * 2)], mode="inspect")
+    async with app.run_test(size=WIDE) as pilot:
+        await settled(pilot)
+        assert "logits" not in text_of(app, "layer-map")
+        app.session.go(Place(0, 0))
+        await settled(pilot)
+        last = text_of(app, "layer-map").splitlines()[-1]
+        assert last.startswith("logits  probability .50  over all tokens 1.25 bits  margin 0.50")
+
+
 async def test_where_it_is_narrow_there_is_the_map_or_the_list(make_app: MakeApp, demo: list[list[Record]]) -> None:
     app = make_app(demo, mode="inspect")
     async with app.run_test(size=NARROW) as pilot:

@@ -10,7 +10,7 @@ from textual import events
 from textual.containers import VerticalScroll
 
 from geomcli.display import printable
-from geomcli.layers import LayerView, head_stats, layer_views, request_view
+from geomcli.layers import LayerView, head_stats, layer_views, logit_stats, request_view
 from geomcli.links import layers_of
 from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
@@ -133,6 +133,8 @@ class LayerMap(TokenText):
         if whole is not None:
             rows.append(parts.map_row(whole, "mean", top, paint, width, chosen=False))
         rows += [Text(""), self._facts(views, chosen)]
+        if (sure := logit_stats(token.step)) is not None:
+            rows.append(self.heading("logits  ").append_text(parts.logit_facts(sure, paint)))
         return rows
 
     def _in_view(self, views: list[LayerView], chosen: int | None) -> tuple[list[LayerView], int]:

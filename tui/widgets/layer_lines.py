@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from geomcli.display import ZONE_GLYPHS, bar, printable, zone_label
 from geomcli.fingerprint import BIN_ENTROPY, LOCAL, LOCAL_BINS, LONG, LONG_BINS, MID, MID_BINS, N_BINS, bin_edges
-from geomcli.layers import HeadStats, LayerView
+from geomcli.layers import HeadStats, LayerView, LogitStats
 from geomcli.links import Link
 from geomcli.spans import SpanReading
 from geomcli.tui.session import Place, Session
@@ -104,6 +105,14 @@ def layer_facts(view: LayerView, paint: Paint) -> Text:
     if view.entropy_bits is not None:
         line.append(f"{view.entropy_bits:.2f} ").append("bits", paint.fore("muted"))
     return line
+
+
+def logit_facts(stats: LogitStats, paint: Paint) -> Text:
+    """How sure the model was of the token, of all tokens, and between the first two."""
+    muted = paint.fore("muted")
+    line = Text().append("probability ", muted).append(f"{short(math.exp(min(0.0, stats.logprob))).strip()}  ")
+    line.append("over all tokens ", muted).append(f"{stats.entropy_bits:.2f} ").append("bits  ", muted)
+    return line.append("margin ", muted).append(f"{stats.margin:.2f}")
 
 
 def position_heading(links: Sequence[Link], paint: Paint, width: int) -> Text:
