@@ -84,6 +84,15 @@ class Counters(_Document):
     waiting_requests: Annotated[int, Field(ge=0, description="requests of which values wait for their answer")]
 
 
+class Eviction(_Document):
+    """Of tokens of running requests."""
+
+    retention_ratio: Annotated[float, Field(gt=0, le=1, description="share of the text so far that stays")]
+    least: Annotated[int, Field(ge=1, description="tokens that stay however short the text is")]
+    recent: Annotated[int, Field(ge=1, description="newest tokens, which stay")]
+    queries: Annotated[int, Field(ge=1, description="newest queries that a score looks at")]
+
+
 class Capabilities(_Document):
     """What is true of the running process: docs/wire.md, Capabilities."""
 
@@ -114,6 +123,7 @@ class Capabilities(_Document):
     detectors: Annotated[dict[str, bool], Field(description="whether there is a calibration of each")]
     auto_sampling: Annotated[bool, Field(description="whether zones choose for requests that set neither value")]
     prefix_cache: Annotated[Ranking | None, Field(description="its ranking; null where SGLang's own policy holds")]
+    eviction: Annotated[Eviction | None, Field(description="null where running requests keep every token")]
     hooks: Hooks
     sidecar: Annotated[Sidecar | None, Field(description="null without --attention-sidecar-url")]
     counters: Counters
