@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from geomcli.errors import ExitCode
 from geomcli.store import Store
 from geomcli.trace import Trace
 from tests.conftest import GEOM
+from tests.stand_in import Answers, listening
 
 CAPABILITIES: dict[str, Any] = {"supported": True, "modes": ["fingerprint"], "features": {}}
 FINGERPRINT = [0.5] * 20
@@ -42,32 +41,18 @@ def entry(step: int, token: str, **more: Any) -> dict[str, Any]:
 def answering(*events: Any, capabilities: Any = CAPABILITIES, model: str = "m") -> Iterator[str]:
     """A server whose chat streams these events, then ends; its base URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_GET(self) -> None:
             known = {"/v1/models": {"data": [{"id": model}]}, "/v1/attention/capabilities": capabilities}
-            self._send("application/json", json.dumps(known[self.path]))
+            self.send("application/json", json.dumps(known[self.path]))
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             lines = [f"data: {e if isinstance(e, str) else json.dumps(e)}\n\n" for e in events]
-            self._send("text/event-stream", "".join(lines))
+            self.send("text/event-stream", "".join(lines))
 
-        def _send(self, kind: str, text: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 def geom(*arguments: str | bytes, env: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -6,10 +6,8 @@ import json
 import os
 import shlex
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from geomcli.store import Store
 from geomcli.trace import Trace
 from tests.conftest import GEOM
 from tests.library.made_traces import LOCAL, entry, records
+from tests.stand_in import Answers, listening
 
 CAPABILITIES: dict[str, Any] = {
     "supported": True,
@@ -36,37 +35,25 @@ prompts = texts.filter(lambda t: t.strip() != "")
 numbers = st.floats(0, 2, allow_nan=False)
 
 
-class Recorder(BaseHTTPRequestHandler):
+class Recorder(Answers):
     """Keeps every request body and answers one token."""
 
     bodies: list[Any] = []  # noqa: RUF012
 
     def do_GET(self) -> None:
         known = {"/v1/models": {"data": [{"id": "m"}]}, "/v1/attention/capabilities": CAPABILITIES}
-        self._send("application/json", json.dumps(known[self.path]))
+        self.send("application/json", json.dumps(known[self.path]))
 
     def do_POST(self) -> None:
         self.bodies.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
         event = {"choices": [{"index": 0, "delta": {"content": "a"}}], "attention_tokens": [entry(1, "a", LOCAL)]}
-        self._send("text/event-stream", f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
-
-    def _send(self, kind: str, text: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_: Any) -> None:
-        pass
+        self.send("text/event-stream", f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n")
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
-    threading.Thread(target=listening.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{listening.server_port}"
-    listening.shutdown()
-    listening.server_close()
+    with listening(Recorder) as url:
+        yield url
 
 
 def sent(line: str, db: Path) -> Any:

@@ -6,8 +6,9 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.stand_in import Answers, listening
 
 LAYERS, HEADS = (3, 7), 2
 CAPABILITIES: dict[str, Any] = {
@@ -52,17 +53,17 @@ def serving(answer: Callable[[str], list[str]], capabilities: dict[str, Any] = C
     """`answer`: the tokens of an answer to a prompt."""
     state, lock = Served(), threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_GET(self) -> None:
             known = {"/v1/models": {"data": [{"id": "m"}]}, "/v1/attention/capabilities": capabilities}
-            self._send(200, "application/json", json.dumps(known[self.path]))
+            self.send("application/json", json.dumps(known[self.path]))
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 if state.busy:
                     state.busy -= 1
-                    self._send(429, "application/json", json.dumps({"error": {"message": "later"}}))
+                    self.send("application/json", json.dumps({"error": {"message": "later"}}), status=429)
                     return
                 state.bodies.append(body)
                 cut_off = state.refuse_after is not None and len(state.bodies) > state.refuse_after
@@ -75,22 +76,7 @@ def serving(answer: Callable[[str], list[str]], capabilities: dict[str, Any] = C
             events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
             events.append({"choices": [], "usage": {"completion_tokens": len(tokens), "prompt_tokens": PROMPT_LENGTH}})
             lines = [f"data: {json.dumps(event)}\n\n" for event in events]
-            self._send(200, "text/event-stream", lines[0] if cut_off else "".join([*lines, "data: [DONE]\n\n"]))
+            self.send("text/event-stream", lines[0] if cut_off else "".join([*lines, "data: [DONE]\n\n"]))
 
-        def _send(self, status: int, kind: str, text: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    state.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(Handler) as state.url:
         yield state
-    finally:
-        server.shutdown()
-        server.server_close()

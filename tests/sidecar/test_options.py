@@ -115,7 +115,6 @@ def test_a_threshold_is_of_online_clusters(tmp_path: Path) -> None:
     assert "--online" in refused(tmp_path, "--online-threshold", "0.4")
 
 
-@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
 def test_ipv6(tmp_path: Path, host: str) -> None:
     with sidecar(tmp_path, "--host", host, "--zmq-bind", "tcp://[::1]:*") as running:
