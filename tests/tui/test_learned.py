@@ -234,8 +234,8 @@ async def test_it_is_read_in_a_thread_after_the_first_paint_and_keys_work_meanwh
     before = module._read
 
     def slow(root: Path) -> module.Found:
-        threads.append(threading.get_ident())
         painted.append(app.screen._compositor.render_strips() != [])
+        threads.append(threading.get_ident())
         may.wait(30)
         return before(root)
 
