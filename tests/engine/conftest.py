@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 _HERE = Path(__file__).parent
+# Of every process of every engine that is started here.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, (str(_HERE / "fewer_collections"), os.environ.get("PYTHONPATH")))
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

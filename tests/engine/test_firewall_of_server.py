@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import GEOM
 from tests.engine.harness import TWO_LAYERS, Server, chat_body, served
-from tests.engine.test_firewall import ASK, PROMPTS, TOKENS, answer
+from tests.engine.watching.test_firewall import ASK, PROMPTS, TOKENS, answer
 
 SERVER_THRESHOLD = 0.02
 

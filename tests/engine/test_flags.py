@@ -88,7 +88,8 @@ def pushing(folder: Path) -> Iterator[Server]:
     save(Calibration(about), folder / "logprob.npz")
     arguments = (
         "--attention-sidecar-url", f"ipc://{folder}/nobody", "--attention-calibration", str(folder / "logprob.npz"),
-        "--attention-firewall", "log_only", "--attention-firewall-detector", "logprob", "--", *SIZES,
+        "--attention-firewall", "log_only", "--attention-firewall-detector", "logprob",
+        "--spectral-evict-decode", "--spectral-retention-ratio", str(RETENTION), "--", *SIZES,
     )  # fmt: skip
     with served(folder, *arguments) as server:
         yield server
@@ -101,13 +102,6 @@ def watching(folder: Path) -> Iterator[Server]:
         "--attention-firewall-threshold", str(WATCHED_THRESHOLD), "--attention-auto-sampling", "--spectral-weight",
         str(WEIGHT), "--", *SIZES, "--radix-eviction-policy", "spectral",
     )  # fmt: skip
-    with served(folder, *arguments) as server:
-        yield server
-
-
-@contextlib.contextmanager
-def evicting(folder: Path) -> Iterator[Server]:
-    arguments = ("--spectral-evict-decode", "--spectral-retention-ratio", str(RETENTION), "--", *SIZES)
     with served(folder, *arguments) as server:
         yield server
 
@@ -402,16 +396,16 @@ CASES = {
     "--attention-fingerprint-only": Case(private, lets_only_fingerprints_out),
     "--attention-disable-in-production": Case(production, captures_nothing_in_production),
     "--attention-sidecar-url": Case(pushing, pushes_fingerprints),
+    "--attention-firewall-detector": Case(pushing, watches_with_the_detector),
+    "--attention-calibration": Case(pushing, halts_at_the_calibrations_threshold),
+    "--spectral-evict-decode": Case(pushing, lets_tokens_go),
+    "--spectral-retention-ratio": Case(pushing, keeps_its_share),
     "--attention-firewall": Case(watching, watches_every_answer),
     "--attention-firewall-window": Case(watching, takes_drift_over_so_many_tokens),
     "--attention-firewall-threshold": Case(watching, halts_at_the_threshold),
-    "--attention-firewall-detector": Case(pushing, watches_with_the_detector),
-    "--attention-calibration": Case(pushing, halts_at_the_calibrations_threshold),
     "--attention-auto-sampling": Case(watching, samples_by_zone_what_sets_neither_value),
     "--spectral-weight": Case(watching, ranks_the_prefix_cache),
     "--attention-capture-source": Case(probing, reads_keys_again),
-    "--spectral-evict-decode": Case(evicting, lets_tokens_go),
-    "--spectral-retention-ratio": Case(evicting, keeps_its_share),
 }
 STOPS_THE_SERVER = {"--attention-derotate"}
 

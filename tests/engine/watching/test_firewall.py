@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,17 +11,11 @@ import pytest
 
 from geomcli.compass import HALT
 from geomcli.firewall import ManifoldFirewall
-from tests.engine.harness import TWO_LAYERS, Server, chat_body, served, sse
+from tests.engine.harness import Server, chat_body, sse
 
 PROMPTS = ("Tell a long story of the sea.", "List ten animals.", "What is 12 + 30?")
 TOKENS = 60
 ASK = {"return_attention_tokens": True, "attention_fingerprint_mode": True}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with served(tmp_path_factory.mktemp("engine"), "--", *TWO_LAYERS, "--enable-metrics") as running:
-        yield running
 
 
 def answer(server: Server, prompt: str, **fields: Any) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,17 +11,11 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.engine.harness import TWO_LAYERS, Server, chat_body, served, sse
+from tests.engine.harness import Server, chat_body, sse
 
 TOKENS, VOCABULARY = 12, 49_152
 ASK = {"return_attention_tokens": True, "attention_fingerprint_mode": True, "attention_logit_stats": True}
 PROMPTS = ("Tell a long story of the sea.", "List ten animals.", "What is 12 + 30?", "Hi")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with served(tmp_path_factory.mktemp("engine"), "--", *TWO_LAYERS) as running:
-        yield running
 
 
 def answer(server: Server, prompt: str = PROMPTS[0], **fields: Any) -> tuple[list[dict[str, float]], list[Any], str]:
