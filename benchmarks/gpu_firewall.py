@@ -40,7 +40,7 @@ from geomcli.detectors.heads import HeadFeatures
 from geomcli.detectors.observations import of_entries, replay
 from geomcli.detectors.summary import Summarised
 from geomcli.firewall import ManifoldFirewall
-from geomcli.server_patch.options import parse_layers
+from geomcli.server_patch.server_options import parse_layers
 from geomcli.zone_sampling import ZoneSampler
 
 NEVER = 1e9  # a score that nothing reaches

@@ -28,7 +28,7 @@ from local_servers import free_port, wait
 from prefix_cache import ANSWER, HISTORY, KINDS, QUESTION, RECORDED, SYSTEM, keep
 
 from geomcli.eviction.radix_value import Received
-from geomcli.server_patch.options import RANKED_STRIDE
+from geomcli.server_patch.server_options import RANKED_STRIDE
 
 GEOM = Path(sys.executable).with_name("geom")
 LINKS, SINKS = 64, 4

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from geomcli.compass import Compass
 from geomcli.server_patch import head_numbers
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.values import CAPTURED, FAILED, NOT_CAPTURED, STOPPED, Token
 from geomcli.trackers import Trackers
 

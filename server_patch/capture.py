@@ -30,11 +30,11 @@ from geomcli.server_patch.deviations import deviations
 from geomcli.server_patch.firewall_options import check_known
 from geomcli.server_patch.held import text_length
 from geomcli.server_patch.logit_statistics import Logits
-from geomcli.server_patch.options import ServerOptions, parse_layers
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.request_state import RequestState, population, state_of
 from geomcli.server_patch.ropes import NotUndone, embeddings_of
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.server_options import ServerOptions, parse_layers
 from geomcli.server_patch.startup import INIT_INFO_KEY, options_of
 from geomcli.server_patch.values import LOGIT_STATISTICS
 

@@ -22,8 +22,8 @@ from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_derotation import Derotation
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.latent import prefill_attentions
-from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.recording import guarded, recording
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.request_state import RequestState, population
 from geomcli.server_patch.ring import Ring, address_of
 from geomcli.server_patch.scheduler_state import scheduler

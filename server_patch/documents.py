@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from geomcli.server_patch.options import MAX_TOP_K, Mode
+from geomcli.server_patch.server_options import MAX_TOP_K, Mode
 
 Count = Annotated[int, Field(ge=0)]
 

@@ -22,7 +22,7 @@ from geomcli.fingerprint import (
 from geomcli.kernels.records import HEAD_STATISTICS
 from geomcli.schema import SCHEMA_VERSION
 from geomcli.server_patch.answers import trackers
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.step_numbers import CapturedToken, StepNumbers
 from geomcli.server_patch.values import LOGIT_STATISTICS
 from geomcli.zones import ZONES_V1, classify_many

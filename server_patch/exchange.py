@@ -14,8 +14,9 @@ import orjson
 from geomcli.schema import ATTENTION_KEY_HEADER, ATTENTION_PATH
 from geomcli.server_patch import guards, state
 from geomcli.server_patch.metrics import Metrics
-from geomcli.server_patch.options import ASKING, FIELDS, parse_origins
+from geomcli.server_patch.request_options import ASKING, FIELDS
 from geomcli.server_patch.requests import options_of_body
+from geomcli.server_patch.server_options import parse_origins
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -1,4 +1,4 @@
-"""What a firewall is to do: the server's flags and one request's field as checked values. Pure, as options.py."""
+"""What a firewall is to do: the server's flags and one request's field as checked values. Pure."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from geomcli.server_patch import eviction_options, firewall_options, radix_options
-from geomcli.server_patch.options import SOURCES, ServerOptions
+from geomcli.server_patch.server_options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
 DEBUG_VARIABLE = "GEOM_DEBUG"

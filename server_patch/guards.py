@@ -13,7 +13,7 @@ from typing import Any
 
 from geomcli.schema import ATTENTION_KEY_HEADER
 from geomcli.server_patch import state
-from geomcli.server_patch.options import ASK, ASKING
+from geomcli.server_patch.request_options import ASK, ASKING
 
 Scope = MutableMapping[str, Any]
 _CAPTURE, _HEADERS = "geom.capture", "geom.headers"  # on the scope

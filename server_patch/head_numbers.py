@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.kernels import records
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 
 
 def of_sums(

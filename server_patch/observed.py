@@ -14,7 +14,7 @@ from geomcli.detectors.observations import HEADS, LOGITS, Observations
 from geomcli.fingerprint import FINGERPRINT_SIZE, rounded
 from geomcli.kernels import layout
 from geomcli.server_patch.entries import published_fingerprints
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.step_numbers import StepNumbers, numbers_of
 from geomcli.server_patch.values import CAPTURED, LOGIT_STATISTICS, Token

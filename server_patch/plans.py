@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.kernels.reference import RowStatistics
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.request_state import RequestState
 
 

@@ -9,14 +9,14 @@ import argparse
 from typing import Any, NamedTuple
 
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import MAX_INT, MAX_TOP_K, RANGES
+from geomcli.server_patch.server_options import MAX_INT, MAX_TOP_K, RANGES
 
 _ANY = "any"
 _CEILING = "1..the server's; 0 = all, where the server's is 0"
 
 
 class Described(NamedTuple):
-    """An example, what follows the flag, and its range in words; a number's is in options.RANGES."""
+    """An example, what follows the flag, and its range in words; a number's is in server_options.RANGES."""
 
     example: str
     range: str = ""

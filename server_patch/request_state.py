@@ -9,7 +9,7 @@ import msgspec
 
 from geomcli.eviction.radix_value import Received
 from geomcli.server_patch import faults, watching
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.values import PARAMS_KEY, key_and_options
 from geomcli.server_patch.zone_sampling import Steered

@@ -16,7 +16,7 @@ import orjson
 
 from geomcli.server_patch import arrivals, eviction_options, faults, guards, reasoning, state, system_prompt
 from geomcli.server_patch.collector import Collector
-from geomcli.server_patch.options import ASK, FIELDS, CaptureOptions, resolve, unasked
+from geomcli.server_patch.request_options import ASK, FIELDS, CaptureOptions, resolve, unasked
 from geomcli.server_patch.values import PARAMS_KEY, RETENTION_KEY, SILENT, key_and_options, parameter_of
 
 OPTIONS_ATTRIBUTE = "_geom_options"

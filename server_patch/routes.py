@@ -16,7 +16,7 @@ from geomcli.server_patch import arrivals, documents, firewall_options, guards, 
 from geomcli.server_patch.exchange import Exchange
 from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.metrics import Metrics
-from geomcli.server_patch.options import MAX_TOP_K, silent_stride
+from geomcli.server_patch.server_options import MAX_TOP_K, silent_stride
 from geomcli.zones import ZONES_V1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.server_options import ServerOptions
 
 
 class SchedulerState:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from geomcli.server_patch import flags, radix_options, routes, state, system_prompt
-from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.server_options import ServerOptions
 from geomcli.server_patch.sidecar_push import Pusher
 
 INIT_INFO_KEY = "geom"

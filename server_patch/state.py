@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from geomcli.server_patch.options import ModelShape, ServerOptions
+from geomcli.server_patch.request_options import ModelShape
+from geomcli.server_patch.server_options import ServerOptions
 from geomcli.server_patch.sidecar_push import Pusher
 from geomcli.server_patch.values import Value
 from geomcli.server_patch.worker_client import EntryWorker

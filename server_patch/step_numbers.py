@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from geomcli.kernels import layout, records
 from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.values import Token
 
 

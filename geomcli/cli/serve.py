@@ -215,7 +215,7 @@ def check_attention(values: dict[str, Any]) -> None:
     """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
     from geomcli.server_patch import eviction_options
     from geomcli.server_patch.firewall_options import OFF, known_from, of_flags
-    from geomcli.server_patch.options import SOURCES, ServerOptions
+    from geomcli.server_patch.server_options import SOURCES, ServerOptions
 
     if (source := values["attention_capture_source"]) not in (None, *SOURCES):
         raise UsageError(f"--attention-capture-source must be one of {', '.join(SOURCES)}, got {source!r}.")

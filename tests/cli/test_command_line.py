@@ -15,7 +15,7 @@ import pytest
 from geomcli.cli import serve
 from geomcli.display import printable
 from geomcli.server_patch import flags
-from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.server_options import ServerOptions
 from geomcli.store import Store
 from geomcli.trace import TraceBuilder
 from tests.conftest import GEOM

@@ -19,7 +19,7 @@ import pytest
 
 from geomcli import models
 from geomcli.server_patch import flags, reference
-from geomcli.server_patch.options import ServerOptions
+from geomcli.server_patch.server_options import ServerOptions
 from tests.conftest import GEOM
 from tests.engine.harness import TWO_LAYERS, free_port, ready
 

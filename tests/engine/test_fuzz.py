@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from geomcli.server_patch.options import FIELDS
+from geomcli.server_patch.request_options import FIELDS
 from tests.engine.harness import TWO_LAYERS, Server, served, sse
 
 REQUESTS = 2000

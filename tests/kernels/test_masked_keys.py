@@ -20,7 +20,8 @@ from geomcli.kernels.reference import row_statistics
 from geomcli.server_patch.answers import Answer
 from geomcli.server_patch.building import build
 from geomcli.server_patch.native import logits_of
-from geomcli.server_patch.options import CaptureOptions, Mode
+from geomcli.server_patch.request_options import CaptureOptions
+from geomcli.server_patch.server_options import Mode
 from geomcli.server_patch.values import CAPTURED, Token
 from tests.kernels.scenes import SINK_TOKENS, STAMP, Ask, Scene
 

@@ -16,7 +16,7 @@ import pytest
 
 from geomcli.server_patch import arrivals, faults, state
 from geomcli.server_patch.collector import Collector
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.requests import _set_params, after_create_tokenized
 from geomcli.server_patch.values import PARAMS_KEY, Value
 from geomcli.server_patch.worker import Order

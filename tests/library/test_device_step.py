@@ -19,9 +19,9 @@ from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device import DeviceCapture
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.logit_statistics import Logits
-from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.receiver import Receiver
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.values import Value
 from geomcli.server_patch.worker import Builder, Order

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geomcli.server_patch import flags, guards, state
 from geomcli.server_patch.exchange import Exchange
-from geomcli.server_patch.options import ServerOptions, parse_origins
+from geomcli.server_patch.server_options import ServerOptions, parse_origins
 
 KEY = "k-1"
 

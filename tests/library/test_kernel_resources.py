@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from geomcli.kernels.probe import splits_for
-from geomcli.server_patch.options import MIN_CHUNK
+from geomcli.server_patch.server_options import MIN_CHUNK
 
 _SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 

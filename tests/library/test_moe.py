@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from geomcli.server_patch import moe
-from geomcli.server_patch.options import ModelShape, ServerOptions, resolve
+from geomcli.server_patch.request_options import ModelShape, resolve
+from geomcli.server_patch.server_options import ServerOptions
 from geomcli.server_patch.worker import Builder
 from tests.library.test_device_step import PROMPT, builder, entries_of, options, records  # noqa: F401
 from tests.library.test_graph_safety import NoAllocation

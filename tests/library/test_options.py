@@ -11,8 +11,9 @@ import pytest
 
 from geomcli.server_patch import flags
 from geomcli.server_patch.firewall_options import Guard
-from geomcli.server_patch.options import CaptureOptions, ModelShape, ServerOptions, parse_layers, resolve, unasked
+from geomcli.server_patch.request_options import CaptureOptions, ModelShape, resolve, unasked
 from geomcli.server_patch.request_state import RequestState
+from geomcli.server_patch.server_options import ServerOptions, parse_layers
 
 MODEL = ModelShape(30, (7, 15, 22, 29), 9)
 ON = ServerOptions(enabled=True)

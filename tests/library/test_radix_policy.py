@@ -15,7 +15,7 @@ from geomcli.kernels import layout, row_records
 from geomcli.kernels.reference import RowStatistics, row_statistics
 from geomcli.server_patch import radix_options, radix_policy
 from geomcli.server_patch.observed import Row
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 
 LAYERS, HEADS, PROMPT = (2, 5), 4, 50

@@ -9,7 +9,8 @@ import pytest
 
 from geomcli.detectors.calibration import save
 from geomcli.server_patch import flags, reference
-from geomcli.server_patch.options import FIELDS, ModelShape, ServerOptions, resolve
+from geomcli.server_patch.request_options import FIELDS, ModelShape, resolve
+from geomcli.server_patch.server_options import ServerOptions
 from tests.library.made_answers import made_calibration
 
 MODEL = ModelShape(4, (1, 3), 8, moe_layers=(0, 1))

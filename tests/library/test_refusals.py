@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from geomcli.server_patch import flags, graphs, recording
-from geomcli.server_patch.options import ServerOptions
 from geomcli.server_patch.scheduler_state import scheduler
+from geomcli.server_patch.server_options import ServerOptions
 
 PREFILL_IN_ONE = SimpleNamespace(prefill=SimpleNamespace(backend="full"))
 

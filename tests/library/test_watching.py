@@ -17,7 +17,7 @@ from geomcli.server_patch import endings, watching
 from geomcli.server_patch.device_step import HostStep
 from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.observed import Observed, Row
-from geomcli.server_patch.options import CaptureOptions
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 
 LAYERS, HEADS, PROMPT = (2, 5), 4, 30

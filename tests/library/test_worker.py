@@ -12,8 +12,8 @@ import pytest
 from geomcli.kernels import layout
 from geomcli.server_patch import publisher as publishing
 from geomcli.server_patch import worker_client
-from geomcli.server_patch.options import CaptureOptions
 from geomcli.server_patch.publisher import Part, Publisher
+from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.values import Value
 from geomcli.server_patch.worker import Order
 from geomcli.server_patch.worker_client import EntryWorker
