@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomcli.detectors.observations import Observations, Updated, replay
 from geomcli.errors import GeomError
 from geomcli.evaluation.folder import Answer, Folder
 from geomcli.evaluation.items import Item
@@ -67,6 +68,17 @@ class Dataset:
     def stated(self) -> Bools:
         """[n] right or wrong: what the detectors learn from."""
         return np.isin(self.outcome, (RIGHT, WRONG))
+
+    def seen(self, answer: int) -> Observations:
+        """What a detector sees of this answer's tokens; without links."""
+        tokens = slice(self.starts[answer], self.starts[answer + 1])
+        heads = None if self.heads is None else self.heads[tokens]
+        logprob, entropy, margin = self.logits[tokens].T
+        return Observations(self.fingerprint[tokens], logprob, entropy, margin, heads)
+
+    def replayed(self, detector: Updated) -> Floats:
+        """[T, ...]: what a detector's `update` gives for each token."""
+        return np.concatenate([replay(detector, self.seen(answer)) for answer in range(len(self))])
 
 
 def load(folder: Folder) -> Dataset:

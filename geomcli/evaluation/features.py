@@ -9,16 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from geomcli.compass import DRIFT_WINDOW, drifts
+from geomcli.detectors.observations import HEAD_SCALARS
+from geomcli.detectors.rauq import RauqDetector
 from geomcli.evaluation.dataset import Dataset, Floats, Ints
-from geomcli.evaluation.recording import HEAD_SCALARS
 from geomcli.fingerprint import N_BINS
 
 LOGITS, SERIES, TEXT, RANDOM = "logits + length", "logit series", "text", "random"
 BASELINES = (LOGITS, SERIES)
 WINDOW = 4
-_RAUQ_ALPHA = 0.2
 _RANDOM_FEATURES = 16
-_SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
@@ -174,27 +173,12 @@ def causal_drift(data: Dataset) -> Floats:
     return made
 
 
-def rauq(data: Dataset, alpha: float = _RAUQ_ALPHA) -> Floats:
-    """[n]: Vazhentsev et al., arXiv 2505.20045, for the captured layers:
-
-        c_1 = p_1,  c_i = alpha p_i + (1 - alpha) a_i c_{i-1},  u = max over layers of mean over i of -log c_i
-
-    a_i: from token i to token i-1, of each layer's head whose mean is largest. A token's own row is that of the entry
-    behind it, so the last token is left out.
-    """
-    assert data.heads is not None
-    previous = data.heads[:, :, HEAD_SCALARS.index("prev")]
+def rauq(data: Dataset) -> Floats:
+    """[n]: what the detector says of all tokens but the last one, whose own row is in no entry."""
+    scores = data.replayed(RauqDetector(least=1))
     made = np.full(len(data), np.nan)
-    for row, (start, end) in enumerate(zip(data.starts[:-1], data.starts[1:], strict=True)):
-        p, a = np.exp(data.logits[start : end - 1, 0]), previous[start + 1 : end]
-        if not len(p) or not np.isfinite(p).all() or not np.isfinite(a).all():
-            continue
-        head = a[1:].mean(axis=0).argmax(axis=1) if len(a) > 1 else a[0].argmax(axis=1)
-        chosen = a[:, np.arange(a.shape[1]), head]
-        confidence = np.full(a.shape[1], p[0])
-        logs = np.log(np.maximum(confidence, _SMALLEST))
-        for step in range(1, len(p)):
-            confidence = alpha * p[step] + (1 - alpha) * chosen[step] * confidence
-            logs = logs + np.log(np.maximum(confidence, _SMALLEST))
-        made[row] = (-logs / len(p)).max()
+    for row, (start, end) in enumerate(itertools.pairwise(data.starts)):
+        known = np.flatnonzero(np.isfinite(scores[start:end]))
+        if len(known):
+            made[row] = scores[start + known[-1]]
     return made

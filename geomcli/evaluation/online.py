@@ -13,11 +13,21 @@ from typing import Any
 
 import numpy as np
 
+from geomcli.detector_training import fit
+from geomcli.detectors.compass import CompassDetector
+from geomcli.detectors.conformal import answers_needed, level, per_answer
+from geomcli.detectors.heads import HeadFeatures
+from geomcli.detectors.logprob import LogprobDetector
+from geomcli.detectors.rauq import RauqDetector
+from geomcli.detectors.summary import Features
+from geomcli.detectors.trained import TrainedDetector
+from geomcli.errors import GeomError
 from geomcli.evaluation.dataset import Bools, Dataset, Floats, Ints
 from geomcli.evaluation.features import WINDOW, causal_drift, rolling
 from geomcli.evaluation.fitting import logistic
 from geomcli.evaluation.metrics import quartiles, wilson
 from geomcli.evaluation.splits import folds
+from geomcli.labelled_answers import Answer
 
 RATES = (0.01, 0.05)
 PER_ANSWER, PER_TOKEN = "answer", "token"
@@ -25,20 +35,6 @@ COMPASS_THRESHOLDS = (0.1, 0.3, 0.5)
 _STRENGTH = 0.03
 _FITTED = 0.6  # of the training groups; the others are for thresholds
 _FEWEST = 20  # tokens or answers, of each class
-
-
-def conformal_threshold(clean: Floats, rate: float) -> float | None:
-    """The score that a clean one is above with probability `rate` at most: the ceil((n+1)(1-rate))-th smallest of n.
-
-    None when n is too small for the rate: at least `needed(rate)`.
-    """
-    rank = math.ceil((len(clean) + 1) * (1 - rate) - 1e-9)
-    return float(np.sort(clean)[rank - 1]) if 0 < rank <= len(clean) else None
-
-
-def needed(rate: float) -> int:
-    """Clean scores without which there is no threshold."""
-    return math.ceil(1 / rate - 1e-9) - 1
 
 
 def cusum(ratios: Floats) -> Floats:
@@ -80,11 +76,12 @@ def causal_features(data: Dataset, values: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Detector:
-    """Token scores of its own, or features from which they are learned."""
+    """Token scores of its own, features from which they are learned, or what `geom calibrate` learns from."""
 
     name: str
     scores: Floats | None = None
     features: Floats | None = None
+    shipped: Features | None = None
 
 
 def _detectors(data: Dataset) -> Iterable[_Detector]:
@@ -92,17 +89,21 @@ def _detectors(data: Dataset) -> Iterable[_Detector]:
     surprise = np.where(np.isfinite(data.logits[:, :1]), -data.logits[:, :1], 0.0)
     if np.isfinite(data.logits[:, 0]).any():
         of_logits = causal_features(data, data.logits)
-        yield _Detector("logprob, mean so far", scores=of_logits_mean(data, surprise))
+        yield _Detector("logprob", scores=data.replayed(LogprobDetector()))
+        yield _Detector("logprob, mean from the first token", scores=of_logits_mean(data, surprise))
         yield _Detector(f"logprob, last {WINDOW}", scores=_rolled(data, surprise, WINDOW))
         yield _Detector("logits", features=np.hstack([of_logits, np.log1p(place)]))
-    yield _Detector("compass", scores=np.where(np.isfinite(drift := causal_drift(data)), drift, 0.0))
+    yield _Detector("compass", scores=data.replayed(CompassDetector()))
+    yield _Detector("compass, from the second token", scores=causal_drift(data))
     if data.heads is not None:
         flat = data.heads.reshape(len(data.heads), -1)
         finite = np.where(np.isfinite(flat), flat, 0.0)
         window = np.hstack([finite, *[_rolled_rows(data, finite, WINDOW)]])
-        yield _Detector("heads", features=np.hstack([window, np.log1p(place)]))
+        yield _Detector("head statistics", features=np.hstack([window, np.log1p(place)]))
         if np.isfinite(data.logits[:, 0]).any():
-            yield _Detector("heads + logits", features=np.hstack([window, of_logits, np.log1p(place)]))
+            yield _Detector("head statistics + logits", features=np.hstack([window, of_logits, np.log1p(place)]))
+            yield _Detector("rauq", scores=data.replayed(RauqDetector()))
+            yield _Detector("heads", shipped=HeadFeatures(data.layers, data.heads.shape[-1]))
 
 
 def of_logits_mean(data: Dataset, surprise: Floats) -> Floats:
@@ -130,7 +131,7 @@ def evaluate(data: Dataset, jobs: list[tuple[Ints, Ints]], seed: int) -> dict[st
     for detector in _detectors(data):
         counted: dict[tuple[str, str, float], _Counts] = {}
         for fitted, calibrating, test in split:
-            for name, scores in _token_scores(detector, fitted, known, bad, owner).items():
+            for name, scores in _token_scores(data, detector, fitted, known, bad, owner, seed).items():
                 for kind in (PER_ANSWER, PER_TOKEN):
                     for rate in RATES:
                         counts = counted.setdefault((name, kind, rate), _Counts())
@@ -146,9 +147,13 @@ def evaluate(data: Dataset, jobs: list[tuple[Ints, Ints]], seed: int) -> dict[st
     }
 
 
-def _token_scores(detector: _Detector, fitted: Ints, known: Bools, bad: Bools, owner: Ints) -> dict[str, Floats]:
+def _token_scores(
+    data: Dataset, detector: _Detector, fitted: Ints, known: Bools, bad: Bools, owner: Ints, seed: int
+) -> dict[str, Floats]:
     if detector.scores is not None:
         return {detector.name: detector.scores}
+    if detector.shipped is not None:
+        return _as_shipped(data, detector.name, detector.shipped, fitted, seed)
     assert detector.features is not None
     rows = np.flatnonzero(known & np.isin(owner, fitted))
     if min(bad[rows].sum(), (~bad[rows]).sum()) < _FEWEST:
@@ -159,6 +164,21 @@ def _token_scores(detector: _Detector, fitted: Ints, known: Bools, bad: Bools, o
     cuts = np.flatnonzero(np.diff(owner)) + 1
     sums = np.concatenate([cusum(part) for part in np.split(ratios, cuts)])
     return {f"{detector.name}, probability": odds, f"{detector.name}, CUSUM": sums}
+
+
+def _as_shipped(data: Dataset, name: str, features: Features, fitted: Ints, seed: int) -> dict[str, Floats]:
+    """Scores of the detector that `geom calibrate` would make of these answers; nothing where it makes none."""
+    answers = [
+        Answer("", "", str(data.group[row]), bool(data.wrong[row]), data.seen(row), int(data.length[row]), (), 0)
+        for row in fitted.tolist()
+        if data.stated[row]
+    ]
+    halves = folds(np.array([answer.group for answer in answers]), np.full(len(answers), ""), seed + 6, 2)
+    train, calibrate = ([answers[at] for at in np.flatnonzero(halves == half)] for half in (0, 1))
+    try:
+        return {name: data.replayed(TrainedDetector(name, features, fit(features, train, calibrate)))}
+    except GeomError:
+        return {}
 
 
 class _Counts:
@@ -173,13 +193,19 @@ class _Counts:
 
     def add(self, data: Dataset, scores: Floats, calibrating: Ints, test: Ints, per: str, rate: float) -> None:
         clean = [scores[data.starts[row] : data.starts[row + 1]] for row in calibrating if data.outcome[row] == "right"]
-        values = np.array([part.max() for part in clean]) if per == PER_ANSWER else np.concatenate([[], *clean])
-        threshold = conformal_threshold(values, rate)
-        if threshold is None:
-            self.refused = f"needs {needed(rate)} clean {per}s to calibrate on, has {len(values)}"
+        levels = [level(part) for part in clean] if per == PER_ANSWER else np.concatenate([[], *clean])
+        values = np.array(levels)[np.isfinite(levels)].tolist() if per == PER_TOKEN else list(levels)
+        if len(values) < answers_needed(rate):
+            self.refused = f"needs {answers_needed(rate)} clean {per}s to calibrate on, has {len(values)}"
+            return
+        try:
+            threshold = per_answer(values, rate)
+        except GeomError:
+            scored = int(np.isfinite(values).sum())
+            self.refused = f"{scored} of {len(values)} clean answers are long enough for a score"
             return
         for row in test:
-            alarms = np.flatnonzero(scores[data.starts[row] : data.starts[row + 1]] > threshold)
+            alarms = np.flatnonzero(scores[data.starts[row] : data.starts[row + 1]] >= threshold)
             onset, length = int(data.onset[row]), int(data.length[row])
             if data.outcome[row] == "right":
                 self.right += 1

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geomcli.detectors.observations import HEAD_SCALARS
+from geomcli.detectors.received import TOP, Received
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.links import links_of
 
 Floats32 = NDArray[np.float32]
 
-HEAD_SCALARS = ("entropy", "sink", "prev", "lookback")
 LOGITS = ("logprob", "entropy_bits", "margin")
-TOP_RECEIVED = 5
+TOP_RECEIVED = TOP
 TOP_LOGPROBS = 20
 
 
@@ -117,34 +118,16 @@ def _heads(rows: Sequence[Mapping[str, Any]], layers: Sequence[int], heads: int)
 
 
 def _received(rows: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> Floats32:
-    """SinkProbe (arXiv 2604.10697) and the Laplacian's eigenvalues of LapEigvals (arXiv 2502.17598), of the raw links
-    of the answer's rows, mean over heads: lower bounds, and the prompt's own rows are not in them.
-    """
+    """What the detector `received` sees, for each layer (geomcli/detectors/received.py)."""
     made = np.full((len(rows), len(layers), 2 * TOP_RECEIVED), np.nan, dtype=np.float32)
     for place, layer in enumerate(layers):
-        mass: dict[int, float] = {}
-        own: dict[int, float] = {}
-        queries: list[int] = []
+        state = Received()
         for at, entry in enumerate(rows):
             query = entry.get("query_position")
             if query is None and entry.get("prompt_len") is not None:
                 query = entry["prompt_len"] + entry.get("decode_step", 1) - 2
             found = links_of({"attention": entry, "layer_id": entry.get("layer_id")}, layer)
-            if not found or query is None:
-                continue
-            queries.append(query)
-            for link in found:
-                mass[link.position] = mass.get(link.position, 0.0) + link.probability
-                if link.position == query:
-                    own[query] = link.probability
-            positions = np.fromiter(mass, dtype=np.int64)
-            since = len(queries) - np.searchsorted(np.array(queries), positions)
-            mean = np.fromiter(mass.values(), dtype=np.float64) / np.maximum(since, 1)
-            lessened = mean - np.array([own.get(int(position), 0.0) for position in positions])
-            made[at, place] = [*_largest(mean), *_largest(lessened)]
+            if found and query is not None:
+                state.take(query, [link.position for link in found], [link.probability for link in found])
+                made[at, place] = state.largest(TOP_RECEIVED)
     return made
-
-
-def _largest(values: NDArray[np.float64]) -> list[float]:
-    most: list[float] = np.sort(values)[::-1][:TOP_RECEIVED].tolist()
-    return most + [0.0] * (TOP_RECEIVED - len(most))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geomcli.evaluation import metrics
-from geomcli.evaluation.online import conformal_threshold, cusum, needed
+from geomcli.evaluation.online import cusum
 
 SCORES = st.lists(st.tuples(st.integers(-4, 4), st.booleans()), min_size=2, max_size=40)
 
@@ -71,19 +71,6 @@ def test_the_bootstrap_draws_groups_and_its_intervals_cover() -> None:
         low, high = metrics.interval(metrics.aurocs(scores, wrong, metrics.bootstrap_weights(groups, run, 300)))
         covered += low <= truth <= high
     assert covered >= 0.85 * n
-
-
-@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
-def test_a_conformal_threshold_is_exceeded_at_its_rate_and_refused_without_enough(rate: float) -> None:
-    generator = np.random.default_rng(3)
-    assert conformal_threshold(generator.random(needed(rate) - 1), rate) is None
-    n, alarms = 3 * needed(rate) + 5, []
-    for _ in range(3000):
-        threshold = conformal_threshold(generator.normal(size=n), rate)
-        assert threshold is not None
-        alarms.append(generator.normal() > threshold)
-    assert np.mean(alarms) <= rate + 3 * np.sqrt(rate / 3000)
-    assert np.mean(alarms) >= rate / 2 - 3 * np.sqrt(rate / 3000)
 
 
 @given(st.lists(st.floats(-3, 3), max_size=30))

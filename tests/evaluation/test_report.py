@@ -82,11 +82,14 @@ def test_transfer_and_kinds_hold_where_domains_are_alike(document: dict[str, Any
 def test_alarms_come_after_the_onset_at_the_rate_that_was_allowed(document: dict[str, Any]) -> None:
     found = document["development"]["online"]
     alarms = {(r["detector"], r["per"], r["rate"]): r for r in found["alarms"]}
-    heads = alarms["heads, CUSUM", "answer", 0.05]
+    heads = alarms["head statistics, CUSUM", "answer", 0.05]
     assert heads["recall_interval"][0] > alarms["compass", "answer", 0.05]["recall_interval"][1]
     assert 0 <= heads["delay_median"] <= 5
     assert heads["false_alarms_interval"][0] < 0.05 + 0.03
-    assert "needs 99 clean answers" in alarms["heads, CUSUM", "answer", 0.01]["refused"]
+    shipped = alarms["heads", "answer", 0.05]
+    assert shipped["recall_interval"][0] > alarms["logprob", "answer", 0.05]["recall"]
+    assert shipped["false_alarms_interval"][0] < 0.05 + 0.03
+    assert "needs 99 clean answers" in alarms["head statistics, CUSUM", "answer", 0.01]["refused"]
     assert [r["wrong"] for r in found["compass_thresholds"]] == [0.0, 0.0, 0.0]
 
 
