@@ -31,7 +31,7 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from geomcli.kernels import columns, derotated_links, finish, partial, probe
+    from geomcli.kernels import columns, derotated_links, finish, logit_statistics, partial, probe
     from geomcli.kernels.buffers import Buffers, Layer, Shape
     from geomcli.kernels.derotation import Rope
 
@@ -41,6 +41,8 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
         "finish": finish.finish_kernel,
         "column": columns.column_kernel,
         "derotation": derotated_links.derotation_kernel,
+        "read": logit_statistics.read_kernel,
+        "chosen": logit_statistics.chosen_kernel,
     }[name]
     seen: dict[str, Any] = {}
 
@@ -58,7 +60,7 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     buffers.use_keys([torch.zeros(64, key_heads, dim).to(_key_dtype(key_type))] * 4)
     rows = probe.Rows(1, torch.zeros(1, dtype=torch.int64), torch.ones(1, dtype=torch.int64),
                       torch.zeros(64, dtype=torch.int64), torch.zeros(2, dtype=torch.int32))  # fmt: skip
-    originals = {(m, n): getattr(m, n) for m, n in _launched(probe, columns, derotated_links)}
+    originals = {(m, n): getattr(m, n) for m, n in _launched(probe, columns, derotated_links, logit_statistics)}
     try:
         for module, other in originals:
             setattr(module, other, Launch() if other == f"{name}_kernel" else _Ignored())
@@ -68,6 +70,8 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
             buffers, buffers.records, ropes=[(Rope(torch.zeros(64, min(dim, 128)), False), rows.pool)],
             chosen=rows.pool, pool=rows.pool, slots=torch.zeros(2, 64, dtype=torch.int32),
         )  # fmt: skip
+        logits = torch.zeros(2, 151_936, dtype=_key_dtype(key_type))
+        logit_statistics.finish(logit_statistics.read(logits, rows.pool), torch.zeros(2, dtype=torch.int64))
     finally:
         for (module, other), original in originals.items():
             setattr(module, other, original)
@@ -93,10 +97,10 @@ def compiled(name: str, shape: tuple[int, int, int], key_type: str, *, tapped: b
     return triton.compile(source, target=GPUTarget("cuda", TARGET, 32), options={"num_warps": warps})
 
 
-def _launched(probe: Any, columns: Any, derotated_links: Any) -> list[tuple[Any, str]]:
+def _launched(probe: Any, columns: Any, derotated_links: Any, logit_statistics: Any) -> list[tuple[Any, str]]:
     return [
         (probe, "partial_kernel"), (probe, "mean_kernel"), (probe, "finish_kernel"), (columns, "column_kernel"),
-        (derotated_links, "derotation_kernel"),
+        (derotated_links, "derotation_kernel"), (logit_statistics, "read_kernel"), (logit_statistics, "chosen_kernel"),
     ]  # fmt: skip
 
 

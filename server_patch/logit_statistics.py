@@ -1,8 +1,7 @@
 """Scheduler process: how sure the model itself was of each token, before anything was done to its logits.
 
 Sampling divides logits by the temperature and adds penalties and biases in place. So they are read before, those of the
-rows that ask alone: a copy of rows x vocabulary floats, kept until the token is known, and as much again while it is
-read.
+rows that ask alone: a copy of rows x vocabulary logits, kept until the token is known. On a GPU a kernel reads them.
 """
 
 from __future__ import annotations
@@ -36,19 +35,34 @@ class Before:
         return made
 
 
+class Fused:
+    """The same, by a kernel."""
+
+    def __init__(self, rows: torch.Tensor, logits: torch.Tensor) -> None:
+        from geomcli.kernels import logit_statistics as kernel  # the CPU's engine does without Triton
+
+        self._read, self._finish = kernel.read(logits, rows), kernel.finish
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._finish(self._read, tokens)[None]
+
+
 class Logits:
     """What a step keeps of logits. rows: those that ask for it; found: float32 [1, B, 3], once it has been sampled."""
 
     def __init__(self, rows: Sequence[int]) -> None:
         self.rows = rows
         self.found: torch.Tensor | None = None
-        self._before: Before | None = None
+        self._before: Before | Fused | None = None
 
     def read(self, logits: torch.Tensor) -> None:
         """Before sampling: logits [B, V]."""
         rows = torch.tensor(self.rows, pin_memory=logits.device.type == "cuda")
         rows = rows.to(logits.device, non_blocking=True)
-        self._before = Before(rows, logits.index_select(0, rows).float())
+        if logits.is_cuda:
+            self._before = Fused(rows, logits)
+        else:
+            self._before = Before(rows, logits.index_select(0, rows).float())
 
     def finish(self, tokens: torch.Tensor) -> None:
         """After it: tokens [B]; nan where the logits could not be read."""

@@ -42,7 +42,7 @@ _KERNELS = [
 @pytest.mark.parametrize(
     ("kernel", "source", "shape"),
     [(*kernel, shape) for shape in ("GQA 32/8/128", "MLA 128/1/576") for kernel in _KERNELS]
-    + [("derotation", "probe", "GQA 32/8/128")],
+    + [(kernel, "probe", "GQA 32/8/128") for kernel in ("derotation", "read", "chosen")],
 )
 def test_no_kernel_spills_for_keys_of_16_bits(report: ModuleType, kernel: str, source: str, shape: str) -> None:
     binary = report.compiled(kernel, report.SHAPES[shape], "bf16", tapped=source == "tap")
