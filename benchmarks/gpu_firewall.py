@@ -159,13 +159,13 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 async def of_shape(session: Any, server: Server, options: Any, shape: tuple[int, int, int]) -> list[dict[str, Any]]:
     n, context, interval = shape
     prompts = [random_prompt(options, context) for _ in range(n)]
-    found: dict[str, list[tuple[float, float]]] = {what: [] for what in ASK}
+    found: dict[str, list[tuple[float, float]]] = {what: [] for what in options.what}
     ends = time.monotonic() + options.seconds / len(options.shapes)
     for round_ in range(-1, options.rounds):
         if round_ > 0 and time.monotonic() > ends:
             break
         rates: dict[str, tuple[float, float]] = {}
-        for what in random.sample(list(ASK), len(ASK)):
+        for what in random.sample(options.what, len(options.what)):
             sample = await decode(session, server, prompts, options.tokens, interval, ASK[what])
             if sample is not None and sample["engine_tokens_per_second"]:
                 rates[what] = sample["engine_tokens_per_second"], sample["tokens_per_second"]
@@ -190,6 +190,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder or name of the model")
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=[(1, 1024, 1), (32, 1024, 1), (128, 1024, 1)])
+    parser.add_argument(
+        "--what", nargs="+", choices=ASK, default=list(ASK), help="beside nobody, which is always there"
+    )
     parser.add_argument("--layers", default="last")
     parser.add_argument("--backend", default="triton")
     parser.add_argument("--tokens", type=int, default=96, help="tokens to generate")
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, help="folder for the server's log")
     options = parser.parse_args()
     options.profile = []
+    options.what = list(dict.fromkeys(["nobody", *options.what]))
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
     document = asyncio.run(measure(options))
