@@ -99,7 +99,7 @@ def calibrate(
     notes: list[str] = []
     answers, clean = _usable(answers, kind, "labelled", notes), _usable(clean, kind, "clean", notes)
     model = _one_model([*answers, *clean])
-    layers, heads = _one_shape([*answers, *clean]) if HEADS in kind.needs else ((), 0)
+    layers, heads = _seen([*answers, *clean], kind.needs)
     if kind.trained and not answers:
         raise UsageError(f"detector {kind.name} has weights to train, and needs labelled answers.", "--labels FILE")
     parts = split(answers, _SHARES[kind.trained, bool(clean)], plan.seed)
@@ -188,6 +188,18 @@ def _one_model(answers: Sequence[Answer]) -> str:
             "there is no answer to calibrate on.", "--model NAME" if models else "geom run --jsonl …",
         )  # fmt: skip
     return models[0]
+
+
+def _seen(answers: Sequence[Answer], needs: frozenset[str]) -> tuple[tuple[int, ...], int]:
+    """Layers and heads that a detector is calibrated on, of all answers the same."""
+    if HEADS in needs:
+        return _one_shape(answers)
+    if LINKS not in needs:
+        return (), 0
+    layers = sorted({answer.linked for answer in answers if answer.linked is not None})
+    if len(layers) > 1:
+        raise UsageError(f"links are of different layers: {', '.join(map(str, layers))}.", "answers captured alike")
+    return tuple(layers), 0
 
 
 def _one_shape(answers: Sequence[Answer]) -> tuple[tuple[int, ...], int]:

@@ -33,7 +33,9 @@ class Label(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """wrong: None without a label; tokens: of the answer, captured or not; layers, heads: of its head statistics."""
+    """wrong: None without a label; tokens: of the answer, captured or not; layers, heads: of its head statistics;
+    linked: the layer of its links, None without any.
+    """
 
     trace_id: str
     model: str
@@ -43,6 +45,7 @@ class Answer:
     tokens: int
     layers: tuple[int, ...]
     heads: int
+    linked: int | None = None
 
 
 class Reading(NamedTuple):
@@ -165,11 +168,12 @@ def _answer(trace: _Trace, labels: Mapping[str, Label], shown: str) -> Answer:
     try:
         seen = of_entries(entries)
         layers = next((tuple(sorted(map(int, e["head_stats"]))) for e in entries if e.get("head_stats")), ())
+        linked = next((e.get("layer_id") for e in entries if e.get("token_positions")), None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(
             f"{shown}, trace {header['trace_id']}: its entries cannot be read ({error}).", jsonl.EXPORT
         ) from None
     return Answer(
         header["trace_id"], header["model"], str(group or "\n".join(trace.prompt)), label.wrong if label else None,
-        seen, max(trace.tokens, len(entries)), layers, 0 if seen.heads is None else seen.heads.shape[-1],
+        seen, max(trace.tokens, len(entries)), layers, 0 if seen.heads is None else seen.heads.shape[-1], linked,
     )  # fmt: skip

@@ -99,6 +99,17 @@ def published_fingerprints(
     return histogram, fingerprint, rounded(fingerprint)
 
 
+def link_logits(
+    probabilities: NDArray[np.float64], lse: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """lse [...] and logits [..., K] of links, with the digits that leave.
+
+    The head-mean has no logit of its own: log p̄ + mean LSE is the one whose softmax over all keys is p̄.
+    """
+    shown = np.round(lse, 6)
+    return shown, np.round(np.log(np.maximum(probabilities, _TINY)) + shown[..., None], 6)
+
+
 def error_entry(context: Mapping[str, Any], options: CaptureOptions) -> dict[str, Any]:
     """The entry of a token whose capture failed: no number, the flag `error`."""
     return {**context, "mode": options.mode, **_common(options), "flags": ["error"], "bytes": 0}
@@ -151,11 +162,10 @@ class _Layers:
         there = np.arange(numbers.positions.shape[-1]) < numbers.links[..., None]
         p: NDArray[np.float64] = np.where(there, numbers.probabilities, 0.0)
         mass = p.sum(axis=-1)
-        # The head-mean has no logit of its own: log p̄ + mean LSE is the one whose softmax over all keys is p̄.
-        lse = np.round(numbers.lse, 6)
+        lse, logits = link_logits(p, numbers.lse)
         self._lse = lse.tolist()
         self._mass = rounded(mass)
-        self._logits = np.round(np.log(np.maximum(p, _TINY)) + lse[..., None], 6).tolist()
+        self._logits = logits.tolist()
         self._scores = rounded(np.divide(p, mass[..., None], out=np.zeros_like(p), where=mass[..., None] > 0))
         self._probabilities = rounded(p)
         self._positions = numbers.positions.tolist()

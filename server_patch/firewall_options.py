@@ -27,8 +27,7 @@ FLAG, WINDOW_FLAG, THRESHOLD_FLAG, DETECTOR_FLAG, CALIBRATION_FLAG = (
 OFF = "off"
 CHOICES = (OFF, *ACTIONS)
 COMPASS = "compass"
-# Links are captured for entries alone.
-DETECTORS = tuple(name for name, kind in registry.DETECTORS.items() if LINKS not in kind.needs)
+DETECTORS = tuple(registry.DETECTORS)
 MIN_WINDOW, MAX_WINDOW = 2, 1024
 KEYS = ("action", "detector", "window_size", "variance_threshold", "threshold")
 MAKE = "geom calibrate … --out FILE, then --attention-calibration FILE"
@@ -71,6 +70,10 @@ class Guard(msgspec.Struct, frozen=True):
     def needs(self) -> frozenset[str]:
         """What has to be captured for the detector, of geomcli.detectors.observations."""
         return registry.DETECTORS[self.detector].needs
+
+    def of_layers(self, layers: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of captured layers that the detector looks at."""
+        return layers[-1:] if LINKS in self.needs else layers
 
 
 def known_from(paths: Sequence[str]) -> tuple[Known, ...]:

@@ -10,10 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.detectors.observations import HEADS, LOGITS, Observations
+from geomcli.detectors.observations import HEADS, LINKS, LOGITS, Links, Observations
 from geomcli.fingerprint import FINGERPRINT_SIZE, rounded
 from geomcli.kernels import layout
-from geomcli.server_patch.entries import published_fingerprints
+from geomcli.kernels.records import decode
+from geomcli.server_patch.entries import link_logits, published_fingerprints
 from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.step_numbers import StepNumbers, numbers_of
@@ -98,7 +99,21 @@ class Observed:
             if shape is not None:
                 filled = [np.full(shape, np.nan) if one is None else one for one in every]
                 heads = np.array(rounded(np.array(filled, dtype=np.float32)), dtype=np.float64)
-        return Observations(self.published[list(places)], logits[:, 0], logits[:, 1], logits[:, 2], heads)
+        links = self._links(places) if LINKS in needs else None
+        return Observations(self.published[list(places)], logits[:, 0], logits[:, 1], logits[:, 2], heads, links)
+
+    def _links(self, places: Sequence[int]) -> Links:
+        """Of the last layer that a request wants: those that its entries have, and more where it asks for few."""
+        tokens = [self.tokens[n] for n in places]
+        primary = [scheduler.layers.index(self.rows[n].state.options.primary_layer) for n in places]
+        found = decode(np.stack([token.records[at] for token, at in zip(tokens, primary, strict=True)])[None])  # type: ignore[index]
+        there = np.arange(found.positions.shape[-1]) < found.links[0, :, None]
+        lse, logits = link_logits(np.where(there, found.probabilities[0], 0.0), found.lse[0])
+        return Links(
+            np.where(there.any(axis=1), [token.query_position for token in tokens], -1),
+            np.where(there, found.positions[0], -1),
+            np.where(there, np.exp(np.minimum(logits - lse[:, None], 0.0)), 0.0),
+        )
 
 
 def _tokens(rows: Sequence[Row], records: NDArray[np.int32]) -> list[tuple[Row, Token]]:

@@ -60,7 +60,7 @@ FLAGS = {
     "--attention-firewall": Described("early_stop", "off, log_only, early_stop, re_route"),
     "--attention-firewall-window": Described("16", "2..1024"),
     "--attention-firewall-threshold": Described("0.4", "of the compass above 0 and below 1"),
-    "--attention-firewall-detector": Described("logprob", "compass, logprob, rauq, heads"),
+    "--attention-firewall-detector": Described("logprob", "compass, logprob, rauq, heads, received"),
     "--attention-calibration": Described("heads.npz", "files of geom calibrate"),
     "--spectral-weight": Described("0.5", "0..1"),
     "--spectral-evict-decode": Described("", "switch"),

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from geomcli.detectors.observations import HEADS, LOGITS
+from geomcli.detectors.observations import HEADS, LINKS, LOGITS
+from geomcli.detectors.received import STRONGEST
 from geomcli.server_patch import eviction_options, firewall_options
 from geomcli.server_patch.firewall_options import Guard
 from geomcli.server_patch.server_options import MAX_INT, MAX_TOP_K, SKETCH_HUBS, Mode, ServerOptions, silent_stride
@@ -72,7 +73,10 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def links(self) -> int:
         """Links that are captured of each row; `top_k` of them leave the server."""
-        return MAX_TOP_K if self.ranked else self.top_k
+        if self.ranked:
+            return MAX_TOP_K
+        linked = self.guard is not None and LINKS in self.guard.needs
+        return max(self.top_k, STRONGEST) if linked else self.top_k
 
     @property
     def observed(self) -> bool:
@@ -188,7 +192,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
         entries=asked,
         ranked=server.ranks,
     )
-    if guard is not None and guard.layers and (made.layers != guard.layers or made.heads is not None):
+    if guard is not None and guard.layers and (guard.of_layers(made.layers) != guard.layers or made.heads is not None):
         raise ValueError(
             f"{firewall_options.FIELD}.detector: {guard.detector} was calibrated on all heads of the layers "
             f"{_span(guard.layers)}; leave attention_capture_layer_ids and attention_capture_head_ids out"

@@ -102,7 +102,7 @@ def numbers_of(due: Sequence[Due], layers: tuple[int, ...]) -> StepNumbers:
 
 def _cut(found: NDArray[np.int32], due: Sequence[Due]) -> NDArray[np.int32]:
     """Without the links that were captured beyond those that a request asked for."""
-    if not any(one.options.ranked for one in due):
+    if all(one.options.links <= one.options.top_k for one in due):
         return found
     made = found.copy()
     made[..., layout.R_LINKS] = np.minimum(made[..., layout.R_LINKS], [one.options.top_k for one in due])

@@ -131,7 +131,7 @@ def serve(
     ] = None,
     attention_firewall_detector: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="What it watches with: compass, logprob, rauq or heads (compass)."),
+        typer.Option(metavar="NAME", help="What it watches with: compass, logprob, rauq, heads or received (compass)."),
     ] = None,
     attention_calibration: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A file of geom calibrate; once for each detector.")

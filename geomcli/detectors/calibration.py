@@ -61,9 +61,9 @@ class Stack:
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """model, detector; settings: of the detector; layers: ids of the captured ones, heads: of each, 0 where the
-    detector sees none; threshold: score that `consecutive` tokens in a row must reach; false_alarms for each `per`, on
-    n clean answers; created: epoch ms; trained_on: a sentence.
+    """model, detector; settings: of the detector; layers: ids of the captured ones whose heads it sees, and how many,
+    or with 0 heads the one whose links it sees; none where it sees neither; threshold: score that `consecutive` tokens
+    in a row must reach; false_alarms for each `per`, on n clean answers; created: epoch ms; trained_on: a sentence.
     """
 
     model: str
@@ -104,6 +104,8 @@ class Calibration:
         about = self.about
         if about.model != model:
             raise GeomError(f"the calibration of {about.detector} is for {about.model}, not for {model}.", MAKE)
+        if layers is not None:
+            layers = layers if about.heads else layers[-1:]
         if layers is not None and about.layers and about.layers != layers:
             raise GeomError(
                 f"the calibration of {about.detector} is for the layers {_listed(about.layers)}, and "

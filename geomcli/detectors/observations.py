@@ -31,6 +31,14 @@ class Links:
     def take(self, rows: NDArray[np.int64]) -> Links:
         return Links(self.query[rows], self.positions[rows], self.masses[rows])
 
+    def strongest(self, most: int) -> Links:
+        """With at most `most` links a row; of equal ones those that stand first."""
+        if self.masses.shape[1] <= most:
+            return self
+        order = np.argsort(-self.masses, axis=1, kind="stable")[:, :most]
+        positions = np.take_along_axis(self.positions, order, axis=1)
+        return Links(self.query, positions, np.take_along_axis(self.masses, order, axis=1))
+
 
 @dataclass(frozen=True)
 class Observations:

@@ -2,8 +2,8 @@
 
 SinkProbe (arXiv 2604.10697): c_i / s_i, what the rows behind position i give it, on average. LapEigvals (Binkowski et
 al., 2025, arXiv 2502.17598): c_i / s_i - p_ii, the eigenvalues of the graph Laplacian of causal attention, which is
-triangular. Here c_i adds up raw links of the answer's rows: it is a lower bound, of the mean over heads, and the
-prompt's rows are not in it.
+triangular. Here c_i adds up the STRONGEST links of each of the answer's rows: it is a lower bound, of the mean over
+heads, and the prompt's rows are not in it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from geomcli.detectors.observations import LINKS, Floats, Observations
 
 TOP = 5
+STRONGEST = 16  # links of a row that are looked at
 
 
 class Received:
@@ -72,6 +73,7 @@ class ReceivedFeatures:
         links = seen.links
         if links is None:
             return made
+        links = links.strongest(STRONGEST)
         rows = zip(states, links.query.tolist(), links.positions.tolist(), links.masses.tolist(), strict=True)
         for row, (state, query, positions, masses) in enumerate(rows):
             if query >= 0:

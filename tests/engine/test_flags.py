@@ -343,7 +343,7 @@ def watches_with_the_detector(server: Server) -> None:
 def halts_at_the_calibrations_threshold(server: Server) -> None:
     found = document(server)
     assert (found["firewall"]["variance_threshold"], found["firewall"]["calibrated"]) == (LEVEL, True)
-    assert found["detectors"] == {"compass": False, "logprob": True, "rauq": False, "heads": False}
+    assert found["detectors"] == {"compass": False, "logprob": True, "rauq": False, "heads": False, "received": False}
 
 
 def reads_keys_again(server: Server) -> None:

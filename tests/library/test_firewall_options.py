@@ -62,8 +62,8 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
         known_from([str(one), str(two)])
     with pytest.raises(ValueError, match="there is no calibration at"):
         known_from([str(tmp_path / "none.npz")])
-    with pytest.raises(ValueError, match="the server has no detector received"):
-        known_from([str(file_of(tmp_path, "received"))])
+    with pytest.raises(ValueError, match="the server has no detector spectrum"):
+        known_from([str(file_of(tmp_path, "logprob", detector="spectrum"))])
     known = known_from([str(one)])
     with pytest.raises(GeomError, match=r"for m, not for other"):
         check_known(known, "other", (3, 7))
