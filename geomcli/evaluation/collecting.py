@@ -11,13 +11,13 @@ from typing import Any
 import msgspec
 
 from geomcli.client import Client
+from geomcli.detectors.received import STRONGEST
 from geomcli.errors import GeomError, ServerUnreachable
 from geomcli.evaluation.folder import Answer, Folder, Header, digest
 from geomcli.evaluation.items import Item
 from geomcli.evaluation.recording import TOP_LOGPROBS, recording_of
 from geomcli.request import attention_fields
 
-LINKS = 32
 _TRIES = 4  # of an answer that the server is too busy for
 _WAIT_SECONDS = 1.0
 
@@ -57,7 +57,7 @@ def plan(
     document = dict(capabilities)
     features = document.get("features") or {}
     mode = "raw" if "raw" in (document.get("modes") or []) else "fingerprint"
-    fields = attention_fields(document, capture=mode, top_k=LINKS if mode == "raw" else None, layers=layers)
+    fields = attention_fields(document, capture=mode, top_k=STRONGEST if mode == "raw" else None, layers=layers)
     for unneeded in ("attention_prompt_tokens", "return_moe_routing"):
         fields.pop(unneeded, None)
     if features.get("head_stats"):

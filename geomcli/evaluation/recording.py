@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.detectors.observations import HEAD_SCALARS
-from geomcli.detectors.received import TOP, Received
+from geomcli.detectors.received import STRONGEST, TOP, Received
 from geomcli.fingerprint import FINGERPRINT_SIZE
 from geomcli.links import links_of
 
@@ -126,7 +126,7 @@ def _received(rows: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> Float
             query = entry.get("query_position")
             if query is None and entry.get("prompt_len") is not None:
                 query = entry["prompt_len"] + entry.get("decode_step", 1) - 2
-            found = links_of({"attention": entry, "layer_id": entry.get("layer_id")}, layer)
+            found = links_of({"attention": entry, "layer_id": entry.get("layer_id")}, layer)[:STRONGEST]
             if found and query is not None:
                 state.take(query, [link.position for link in found], [link.probability for link in found])
                 made[at, place] = state.largest(TOP_RECEIVED)
