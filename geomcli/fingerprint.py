@@ -135,13 +135,18 @@ def unpack(blob: bytes) -> NDArray[np.float32]:
 
 def rounded(values: NDArray[Any] | Sequence[float], digits: int = 6) -> Any:
     """Nested lists of the values to `digits` significant digits: what the wire carries."""
+    return rounded_array(values, digits).tolist()
+
+
+def rounded_array(values: NDArray[Any] | Sequence[float], digits: int = 6) -> NDArray[np.float64]:
+    """The same as an array."""
     v = np.asarray(values, dtype=np.float64)
     size = np.abs(v)
     exponent = np.floor(np.log10(size, out=np.zeros_like(size), where=size > 0))
     # Dividing by an exact power of ten gives the double that is nearest to the decimal number.
     scale = 10.0 ** (digits - 1 - np.clip(exponent, -300, 300))
     small = np.round(v * scale) / scale
-    return np.where(exponent < digits, small, np.round(v)).tolist()
+    return np.where(exponent < digits, small, np.round(v))
 
 
 def round_significant(value: float, digits: int = 6) -> float:

@@ -50,22 +50,26 @@ def decode(records: NDArray[np.int32]) -> Decoded:
 
 
 def head_statistics(
-    heads: NDArray[np.float32], selected: tuple[int, ...] | None, first_key: int, prompt_len: int, length: int
+    heads: NDArray[np.float32],
+    selected: tuple[int, ...] | None,
+    first_key: NDArray[np.int64] | int,
+    prompt_len: NDArray[np.int64] | int,
+    length: NDArray[np.int64] | int,
 ) -> NDArray[np.float32]:
-    """Per-head scalars [4, selected] in the order of HEAD_STATISTICS of one row's sums [H, HEAD_WORDS].
+    """Per-head scalars [..., 4, selected] in the order of HEAD_STATISTICS of rows' sums [..., H, HEAD_WORDS].
 
-    first_key: first position that counted; length: keys of the row. Lookback as in geometry.md: mean mass on a prompt
-    key against that on a prompt key and a generated one together.
+    Of each row [...] first_key: first position that counted; length: keys of it. Lookback as in geometry.md: mean mass
+    on a prompt key against that on a prompt key and a generated one together.
     """
     if selected is not None:
-        heads = heads[list(selected)]
-    n_prompt = max(0, min(prompt_len, length) - first_key)
-    n_generated = max(0, length - max(prompt_len, first_key))
-    prompt = heads[:, layout.H_PROMPT] / max(n_prompt, 1)
-    generated = heads[:, layout.H_GENERATED] / max(n_generated, 1)
+        heads = heads[..., list(selected), :]
+    n_prompt = np.maximum(np.minimum(prompt_len, length) - first_key, 1).astype(np.float32)
+    n_generated = np.maximum(length - np.maximum(prompt_len, first_key), 1).astype(np.float32)
+    prompt = heads[..., layout.H_PROMPT] / n_prompt[..., None]
+    generated = heads[..., layout.H_GENERATED] / n_generated[..., None]
     return np.stack([
-        heads[:, layout.H_ENTROPY] / NATS_PER_BIT,
-        heads[:, layout.H_SINK],
-        heads[:, layout.H_PREVIOUS],
+        heads[..., layout.H_ENTROPY] / NATS_PER_BIT,
+        heads[..., layout.H_SINK],
+        heads[..., layout.H_PREVIOUS],
         prompt / np.maximum(prompt + generated, np.finfo(np.float32).tiny),
-    ]).astype(np.float32)  # fmt: skip
+    ], axis=-2).astype(np.float32)  # fmt: skip

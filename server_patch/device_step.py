@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from geomcli.server_patch import faults
-from geomcli.server_patch.head_numbers import of_sums
+from geomcli.server_patch.head_numbers import of_many
 from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.observed import Row
 from geomcli.server_patch.publisher import Part, Publisher, Reservation
@@ -43,13 +43,25 @@ class HostStep:
         found = self._host("records")
         return np.zeros((len(scheduler.layers), 0, 0), dtype=np.int32) if found is None else found
 
-    def watched_heads(self, row: Row, length: int) -> NDArray[np.float32] | None:
-        """[wanted layers, 4, heads] of one of the watched rows, of so many keys."""
+    def watched_heads(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[NDArray[np.float32] | None]:
+        """[wanted layers, 4, heads] of each of some watched rows, of so many keys."""
         sums = self._host("heads")
+        made: list[NDArray[np.float32] | None] = [None] * len(rows)
         if sums is None:
-            return None
-        prompt_len = len(row.request.origin_input_ids)
-        return of_sums(sums[:, row.at], self.windows, row.state.options, scheduler.layers, prompt_len, length)
+            return made
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for n, row in enumerate(rows):
+            options = row.state.options
+            alike.setdefault((options.layers, options.heads, options.mask_prefix, options.window), []).append(n)
+        prompts = np.array([len(row.request.origin_input_ids) for row in rows])
+        keys = np.array(lengths)
+        for places in alike.values():
+            options = rows[places[0]].state.options
+            some = sums[:, [rows[n].at for n in places]]
+            found = of_many(some, self.windows, options, scheduler.layers, prompts[places], keys[places])
+            for n, one in zip(places, found, strict=True):
+                made[n] = one
+        return made
 
     def watched_logits(self) -> NDArray[np.float32] | None:
         """[rows, 3]"""

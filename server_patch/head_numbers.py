@@ -26,6 +26,21 @@ def of_sums(
     return np.stack(made)
 
 
+def of_many(
+    sums: NDArray[np.float32],
+    windows: tuple[int, ...],
+    options: CaptureOptions,
+    layers: tuple[int, ...],
+    prompt_len: NDArray[np.int64],
+    length: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """[n, wanted layers, 4, wanted heads] of the sums [layers, n, H, HEAD_WORDS] of rows that want the same."""
+    at = [layers.index(layer) for layer in options.layers]
+    first = np.array([[options.first_key(keys - 1, windows[n]) for n in at] for keys in length.tolist()])
+    every = np.moveaxis(sums[at], 0, 1)
+    return records.head_statistics(every, options.heads, first, prompt_len[:, None], length[:, None])
+
+
 def of_statistics(
     statistics: NDArray[np.float32], options: CaptureOptions, layers: tuple[int, ...]
 ) -> NDArray[np.float32]:

@@ -5,7 +5,7 @@ The step's keys are in the pool by the time the backend returns, so the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -61,8 +61,11 @@ class StepPlan:
     def watched_records(self) -> NDArray[np.int32]:
         return self.records
 
-    def watched_heads(self, row: Row, _length: int) -> NDArray[np.float32] | None:
-        """[wanted layers, 4, heads] of a row of `watched_rows`."""
+    def watched_heads(self, rows: Sequence[Row], _lengths: Sequence[int]) -> list[NDArray[np.float32] | None]:
+        """[wanted layers, 4, heads] of each of some rows of `watched_rows`."""
+        return [self._heads_of(row) for row in rows]
+
+    def _heads_of(self, row: Row) -> NDArray[np.float32] | None:
         every = self.whole[row.at].statistics
         found = [every[layer].head_statistics for layer in row.state.options.layers]
         return None if None in found else np.stack([row_records.heads_array(one) for one in found if one is not None])

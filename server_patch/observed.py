@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geomcli.detectors.observations import HEADS, LINKS, LOGITS, Links, Observations
-from geomcli.fingerprint import FINGERPRINT_SIZE, rounded
+from geomcli.fingerprint import FINGERPRINT_SIZE, rounded_array
 from geomcli.kernels import layout
 from geomcli.kernels.records import decode
 from geomcli.server_patch.entries import link_logits, published_fingerprints
@@ -37,12 +37,12 @@ class _Due(NamedTuple):
     derotated: NDArray[np.float32] | None = None
 
 
-HeadsOf = Callable[[Row, int], "NDArray[np.float32] | None"]
+HeadsOf = Callable[[Sequence[Row], Sequence[int]], "Sequence[NDArray[np.float32] | None]"]
 
 
 class Observed:
     """Tokens [n] that come out of a step for `rows`, of those whose step was captured; `sound`: places of those whose
-    numbers may be believed. heads: of a row and its number of keys the statistics [layers, 4, H] that its request's
+    numbers may be believed. heads: of rows and their numbers of keys the statistics [layers, 4, H] that their requests'
     entries would have; logits [rows, 3]: of LOGIT_STATISTICS.
     """
 
@@ -50,7 +50,7 @@ class Observed:
         self,
         rows: Sequence[Row],
         records: NDArray[np.int32],
-        heads: HeadsOf = lambda _row, _length: None,
+        heads: HeadsOf = lambda rows, _lengths: [None] * len(rows),
         logits: NDArray[np.float32] | None = None,
     ) -> None:
         due = _tokens(rows, records) if rows else []
@@ -94,11 +94,12 @@ class Observed:
             logits = np.round(np.where(np.isfinite(found).all(axis=1, keepdims=True), found, np.nan), 6)
         heads = None
         if HEADS in needs:
-            every = [self._heads(self.rows[n], self.tokens[n].query_position + 1) for n in places]
+            keys = [self.tokens[n].query_position + 1 for n in places]
+            every = self._heads([self.rows[n] for n in places], keys)
             shape = next((one.shape for one in every if one is not None), None)
             if shape is not None:
                 filled = [np.full(shape, np.nan) if one is None else one for one in every]
-                heads = np.array(rounded(np.array(filled, dtype=np.float32)), dtype=np.float64)
+                heads = rounded_array(np.array(filled, dtype=np.float32))
         links = self._links(places) if LINKS in needs else None
         return Observations(self.published[list(places)], logits[:, 0], logits[:, 1], logits[:, 2], heads, links)
 

@@ -57,7 +57,7 @@ class RauqDetector:
         if seen.heads is None:
             return made
         rows = seen.heads[:, :, _PREV]  # [n, layers, H]: of the tokens that wait
-        known = [bool(one.all()) for one in np.isfinite(rows)]
+        known = np.asarray(np.isfinite(rows).all(axis=(1, 2)))
         probability = np.exp(seen.logprob)
         ready = [row for row, state in enumerate(states) if known[row] and np.isfinite(state.waiting)]
         if ready:

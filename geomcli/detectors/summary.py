@@ -56,20 +56,28 @@ class Summarised:
         if not rows:
             return made
         x, known = values[rows], here[rows]
-        count = np.stack([states[row].seen for row in rows]) + known
-        before = np.stack([states[row].numbers for row in rows])
-        first = count <= 1
-        x = np.where(known, x, 0.0)
-        numbers = np.stack(
-            [
-                before[:, 0] + (x - before[:, 0]) / np.maximum(count, 1),
-                np.where(first, x, before[:, 1] + (x - before[:, 1]) / self.window),
-                np.where(first, x, np.maximum(before[:, 2], x)),
-            ],
-            axis=1,
-        )
-        numbers = np.where(known[:, None], numbers, before)
+        count = np.stack([states[row].seen for row in rows])
+        numbers = np.stack([states[row].numbers for row in rows])
+        if known.all():
+            count += 1
+            self._take(numbers, count, x)
+        else:
+            before = numbers.copy()
+            count += known
+            self._take(numbers, np.maximum(count, 1), np.where(known, x, 0.0))
+            numbers = np.where(known[:, None], numbers, before)
         for at, row in enumerate(rows):
             states[row].seen, states[row].numbers = count[at], numbers[at]
-        made[rows] = np.where(count[:, None] > 0, numbers, np.nan).reshape(len(rows), -1)
+        shown = numbers if (count > 0).all() else np.where(count[:, None] > 0, numbers, np.nan)
+        made[rows] = shown.reshape(len(rows), -1)
         return made
+
+    def _take(self, numbers: Floats, count: Floats, x: Floats) -> None:
+        """numbers [n, 3, F] with x [n, F], the count-th of each, in place."""
+        first = count <= 1
+        change = x[:, None] - numbers[:, :2]
+        change[:, 0] /= count
+        change[:, 1] *= np.where(first, 1.0, 1 / self.window)
+        numbers[:, :2] += change
+        np.maximum(numbers[:, 2], x, out=numbers[:, 2])
+        numbers[:, 2][first] = x[first]

@@ -24,8 +24,11 @@ class Sum:
 
 def margins(summaries: Floats, stack: Stack) -> Floats:
     """Decision values [n] of the regression for summaries [n, 3 F]; a number that is not known yet weighs nothing."""
-    z = np.nan_to_num((summaries - stack.mean) / stack.scale)
-    made: Floats = z @ stack.weights + stack.bias
+    known = np.isfinite(summaries)
+    if not known.all():
+        summaries = np.where(known, summaries, stack.mean)
+    slopes = stack.weights / stack.scale
+    made: Floats = summaries @ slopes + (stack.bias - float(stack.mean @ slopes))
     return made
 
 
