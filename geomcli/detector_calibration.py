@@ -124,6 +124,7 @@ def calibrate(
         detector = TrainedDetector(kind.name, features, stack)
     else:
         detector = registry.create(kind.name, settings)
+    rest = _one_of_each_group(rest, plan.seed, notes)
     levels = _levels(detector, rest, plan.consecutive)
     if plan.per == THOUSAND:
         threshold = conformal.per_thousand(levels, [answer.tokens for answer in rest], plan.false_alarms)
@@ -141,6 +142,15 @@ def calibrate(
         about, sorted(kind.needs), {name: _part(parts[name]) for name in PARTS}, _part(rest), held, notes,
     )  # fmt: skip
     return Calibration(about, stack), result
+
+
+def _one_of_each_group(answers: list[Answer], seed: int, notes: list[str]) -> list[Answer]:
+    """Answers to one prompt are alike: a threshold that counted each would promise more than it keeps."""
+    order = np.random.default_rng(seed).permutation(len(answers))
+    chosen = {answers[at].group: at for at in order.tolist()}
+    if len(chosen) < len(answers):
+        notes.append(f"The threshold rests on {len(chosen)} clean answers, one of each group, of {len(answers)}.")
+    return [answers[at] for at in sorted(chosen.values())]
 
 
 def split(answers: Sequence[Answer], shares: Sequence[float], seed: int) -> dict[str, list[Answer]]:
@@ -194,8 +204,14 @@ def _seen(answers: Sequence[Answer], needs: frozenset[str]) -> tuple[tuple[int, 
     """Layers and heads that a detector is calibrated on, of all answers the same."""
     if HEADS in needs:
         return _one_shape(answers)
-    if LINKS not in needs:
+    if LOGITS in needs:
         return (), 0
+    if LINKS not in needs:
+        shapes = sorted({answer.fingerprinted for answer in answers if answer.fingerprinted[1]})
+        if len(shapes) > 1:
+            said = "; ".join(f"{heads} heads of layers {', '.join(map(str, layers))}" for layers, heads in shapes[:3])
+            raise UsageError(f"fingerprints are of different layers or heads: {said}.", "answers captured alike")
+        return shapes[0] if shapes else ((), 0)
     layers = sorted({answer.linked for answer in answers if answer.linked is not None})
     if len(layers) > 1:
         raise UsageError(f"links are of different layers: {', '.join(map(str, layers))}.", "answers captured alike")

@@ -34,7 +34,7 @@ class Label(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Answer:
     """wrong: None without a label; tokens: of the answer, captured or not; layers, heads: of its head statistics;
-    linked: the layer of its links, None without any.
+    linked: the layer of its links, None without any; fingerprinted: layers and heads that its fingerprints are of.
     """
 
     trace_id: str
@@ -46,6 +46,7 @@ class Answer:
     layers: tuple[int, ...]
     heads: int
     linked: int | None = None
+    fingerprinted: tuple[tuple[int, ...], int] = ((), 0)
 
 
 class Reading(NamedTuple):
@@ -112,7 +113,13 @@ def _csv_rows(lines: list[str], path: Path) -> Iterator[tuple[int, Mapping[str, 
     missing = {"trace_id", "wrong"} - set(reader.fieldnames or ())
     if missing:
         raise UsageError(f"{path}: the first line names no column {' and no '.join(sorted(missing))}.", _LABELS)
-    for row in reader:
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UsageError(f"{path}, line {reader.line_num}: {error}.", _LABELS) from None
         yield reader.line_num, row
 
 
@@ -164,16 +171,26 @@ def _answer(trace: _Trace, labels: Mapping[str, Label], shown: str) -> Answer:
     entries: list[Mapping[str, Any]] = [trace.entries[at] for at in sorted(trace.entries)]
     own = _truth(header.get("wrong"))
     label = labels.get(header["trace_id"]) or (None if own is None else Label(own, header.get("group")))
-    group = header.get("group") if label is None else label.group
+    group = header.get("group") if label is None or label.group is None else label.group
+    group = "\n".join(trace.prompt) if group in (None, "") else str(group)
     try:
         seen = of_entries(entries)
         layers = next((tuple(sorted(map(int, e["head_stats"]))) for e in entries if e.get("head_stats")), ())
         linked = next((e.get("layer_id") for e in entries if e.get("token_positions")), None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        fingerprinted = next((_fingerprinted(e) for e in entries if e.get("fingerprint")), ((), 0))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise TraceError(
             f"{shown}, trace {header['trace_id']}: its entries cannot be read ({error}).", jsonl.EXPORT
         ) from None
     return Answer(
-        header["trace_id"], header["model"], str(group or "\n".join(trace.prompt)), label.wrong if label else None,
+        header["trace_id"], header["model"], group, label.wrong if label else None,
         seen, max(trace.tokens, len(entries)), layers, 0 if seen.heads is None else seen.heads.shape[-1], linked,
+        fingerprinted,
     )  # fmt: skip
+
+
+def _fingerprinted(entry: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
+    of_layers = entry.get("layers") or entry.get("layer_sketches") or {entry.get("layer_id", -1): None}
+    layers = tuple(sorted(map(int, of_layers)))
+    heads = int((entry.get("heads") or {}).get("seen", 0))
+    return (layers, heads) if heads and min(layers) >= 0 else ((), 0)

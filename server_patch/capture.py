@@ -27,7 +27,7 @@ from geomcli.server_patch import (
 )
 from geomcli.server_patch.attention_ranks import attention_ranks
 from geomcli.server_patch.deviations import deviations
-from geomcli.server_patch.firewall_options import check_known
+from geomcli.server_patch.firewall_options import loaded
 from geomcli.server_patch.held import text_length
 from geomcli.server_patch.logit_statistics import Logits
 from geomcli.server_patch.publisher import Publisher
@@ -106,7 +106,8 @@ def _prepare(runner: Any, server_args: Any) -> None:
         scheduler.device, scheduler.source = capture, capture.source
     model = str(server_args.served_model_name or server_args.model_path)
     try:
-        check_known(options.calibrations, model, scheduler.layers)
+        calibrations = loaded(options.calibrations, model, scheduler.layers, config.num_attention_heads)
+        scheduler.calibrations = calibrations
     except GeomError as error:
         raise ValueError(str(error).removesuffix(".")) from None
     if options.retention is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +30,7 @@ def of_request(body: Mapping[str, Any], server: float | None) -> float | None:
     if server is None:
         raise ValueError(f"{FIELD}: this server evicts nothing from running requests; start it with {FLAG}")
     number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not number or not math.isfinite(given) or not 0 < given <= server:
+    if not number or not 0 < given <= server:
         raise ValueError(f"{FIELD} must be above 0 and at most {server}, the server's {RATIO_FLAG}, got {given!r:.40}")
     return float(given)
 

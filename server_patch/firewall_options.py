@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ import msgspec
 
 from geomcli.compass import CONSECUTIVE, DRIFT_WINDOW, HALT_THRESHOLD
 from geomcli.detectors import registry
-from geomcli.detectors.calibration import Calibration, load
-from geomcli.detectors.observations import LINKS
+from geomcli.detectors.calibration import Calibration, digest, load
+from geomcli.detectors.observations import LINKS, LOGITS
 from geomcli.errors import GeomError
 from geomcli.firewall import ACTIONS, EARLY_STOP, LOG_ONLY, Action, check_threshold
 
@@ -39,12 +39,16 @@ SEEN_BY = (
     "attention_capture_layer_ids",
     "attention_capture_head_ids",
 )
+_CALIBRATED_ON = SEEN_BY[:3]
 
 
 class Known(msgspec.Struct, frozen=True):
-    """A calibration that the server was started with: where it lies, and what of it has to be known before."""
+    """A calibration that the server was started with: where it lay, what its bytes were, and what of it has to be known
+    before.
+    """
 
     path: str
+    digest: str
     detector: str
     threshold: float
     consecutive: int
@@ -81,7 +85,7 @@ def known_from(paths: Sequence[str]) -> tuple[Known, ...]:
     made: dict[str, Known] = {}
     for path in paths:
         try:
-            about = load(Path(path)).about
+            about, content = load(Path(path)).about, digest(Path(path))
         except GeomError as error:
             raise ValueError(f"{CALIBRATION_FLAG}: {str(error).removesuffix('.')}") from None
         if about.detector not in DETECTORS:
@@ -90,16 +94,24 @@ def known_from(paths: Sequence[str]) -> tuple[Known, ...]:
             raise ValueError(f"{CALIBRATION_FLAG}: {made[about.detector].path} and {path} are both of {about.detector}")
         window = int(about.settings.get("window", DRIFT_WINDOW)) if about.detector == COMPASS else DRIFT_WINDOW
         made[about.detector] = Known(
-            str(Path(path).absolute()), about.detector, about.threshold, about.consecutive, about.layers, window
-        )
+            str(Path(path).absolute()), content, about.detector, about.threshold, about.consecutive, about.layers,
+            window,
+        )  # fmt: skip
     return tuple(made.values())
 
 
-def check_known(known: Sequence[Known], model: str, layers: tuple[int, ...]) -> None:
-    """ValueError where a calibration is of another model, or of other layers than are captured."""
+def loaded(known: Sequence[Known], model: str, layers: tuple[int, ...], heads: int) -> dict[str, Calibration]:
+    """The calibrations by path, read once. GeomError where one is of another model, or of other layers or heads than
+    are captured, or where its file is not the one that the server was started with.
+    """
+    made = {}
     for one in known:
-        calibration: Calibration = load(Path(one.path))
-        calibration.check(model, layers)
+        path = Path(one.path)
+        if digest(path) != one.digest:
+            raise GeomError(f"{path} is not the file that the server was started with.", "start it again")
+        made[one.path] = load(path)
+        made[one.path].check(model, layers, heads)
+    return made
 
 
 def of_flags(
@@ -126,7 +138,8 @@ def of_flags(
 
 
 def _check_score(threshold: object, detector: str, name: str) -> None:
-    number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and math.isfinite(threshold)
+    number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    number = number and abs(threshold) <= sys.float_info.max  # type: ignore[arg-type]
     if detector == COMPASS and (not number or not 0 < threshold < 1):  # type: ignore[operator]
         raise ValueError(f"{name} must be a number above 0 and below 1, got {threshold!r:.40}")
     if not number:
@@ -182,6 +195,17 @@ def of_request(body: Mapping[str, Any], server: Guard | None, known: Sequence[Kn
     if server is not None:
         _compare(made, server)
     return made
+
+
+def check_calibrated(guard: Guard | None, given: Mapping[str, Any], own: Mapping[str, int]) -> None:
+    """ValueError for a field by which a calibrated threshold would be held against other numbers; own: the server's."""
+    if guard is None or not guard.calibrated:
+        return
+    for name in _CALIBRATED_ON if guard.needs != {LOGITS} else _CALIBRATED_ON[:1]:
+        if name in given and given[name] != own.get(name, 0):
+            raise ValueError(
+                f"{name} changes what {guard.detector} was calibrated on; leave it out, or give {FIELD}.threshold"
+            )
 
 
 def seen_by(given: Mapping[str, Any], server: Guard | None, own: Mapping[str, int]) -> None:

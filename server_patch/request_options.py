@@ -155,6 +155,7 @@ def resolve(body: Mapping[str, Any], server: ServerOptions, model: ModelShape) -
     eviction_options.check(given, server.retention)
     own = {"attention_tokens_stride": server.stride, "attention_tokens_window": server.window}
     firewall_options.seen_by(given, server.guard, own)
+    firewall_options.check_calibrated(guard, given, own)
     mode = _mode(given, server)
     top_k = given.get("top_k_attention", server.top_k)
     _check_range("top_k_attention", top_k, 1, MAX_TOP_K)

@@ -43,11 +43,14 @@ class RequestState:
     Lives on SGLang's Req, so it survives a retraction.
     """
 
+    _counted = False  # not where making it failed
+
     def __init__(self, options: CaptureOptions) -> None:
         self.options = options
         self.stamp = 1 + next(_stamps) % (_STAMP_LIMIT - 1)
         self.always = options.stride == 1 and (options.limit == 0 or options.observed)
-        self.watched = None if options.guard is None else watching.watch(options.guard)
+        self.firewall = None if options.guard is None else watching.firewall_of(options.guard)
+        self.watched = None if self.firewall is None else self.firewall.watch()
         self.steered = Steered() if options.auto_sampling else None
         self.received = Received() if options.ranked else None
         self._announced = False
@@ -61,8 +64,11 @@ class RequestState:
         population.logits += options.logits
         population.ranked += options.ranked
         population.read += options.entries
+        self._counted = True
 
     def __del__(self) -> None:
+        if not self._counted:
+            return
         population.count -= 1
         population.linked -= self.options.links > 0
         population.headed -= self.options.headed

@@ -22,6 +22,7 @@ from geomcli.server_patch.values import PARAMS_KEY, RETENTION_KEY, SILENT, key_a
 OPTIONS_ATTRIBUTE = "_geom_options"
 RETENTION_ATTRIBUTE = "_geom_retention"
 PENDING_ATTRIBUTE = "_geom_pending"
+MASK_ATTRIBUTE = "_geom_masked"  # of a request that did not ask: tokens of its system prompt
 ENTRIES_KEY = "attention_tokens"
 _OURS = (PARAMS_KEY, RETENTION_KEY)
 _GENERATES = "GenerateReqInput"  # SGLang's request for text; others want scores or embeddings
@@ -40,12 +41,18 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
 
             raise HTTPException(refused.status_code, str(refused)) from None
     retention = None if body is None else retention_of_body(body)
+    chat = hasattr(request, "messages")
     if options is None:
-        converted = original(serving, request, raw_request)
+        masks = chat and state.main.options.mask_system_prompt and state.main.options.observes
+        if masks:
+            with system_prompt.watched() as renderings:
+                converted = original(serving, request, raw_request)
+            _mask_silently(converted[0], renderings)
+        else:
+            converted = original(serving, request, raw_request)
         if retention is not None:
             setattr(converted[0], RETENTION_ATTRIBUTE, retention)
         return converted
-    chat = hasattr(request, "messages")
     with system_prompt.watched() as renderings:
         adapted, processed = original(serving, request, raw_request)
     if chat and state.main.options.mask_system_prompt:
@@ -58,6 +65,16 @@ def around_convert(original: Callable[..., Any], serving: Any, request: Any, raw
     if chat:
         setattr(adapted, reasoning.THINKING_ATTRIBUTE, reasoning.of_chat(serving, request))
     return adapted, processed
+
+
+def _mask_silently(adapted: Any, renderings: Any) -> None:
+    """What looks at answers that did not ask sees what it sees of those that did; where that cannot be told, nothing is
+    masked: who asks for nothing is refused nothing.
+    """
+    try:
+        setattr(adapted, MASK_ATTRIBUTE, system_prompt.tokens_of(renderings, adapted.input_ids))
+    except ValueError:
+        faults.note("where a system prompt ends could not be told; a firewall sees all of it")
 
 
 def options_of_body(body: Any, scope: guards.Scope) -> CaptureOptions | None:
@@ -128,7 +145,9 @@ def _unasked(obj: Any, body: Any) -> CaptureOptions | None:
     except ValueError:
         return None
     given = body if isinstance(body, dict) else {"sampling_params": getattr(obj, "sampling_params", None)}
-    return unasked(given, state.main.options, state.main.shape)
+    found = unasked(given, state.main.options, state.main.shape)
+    masked = getattr(obj, MASK_ATTRIBUTE, 0)
+    return msgspec.structs.replace(found, mask_prefix=masked) if found is not None and masked else found
 
 
 def _collector(manager: Any, obj: Any) -> Collector:

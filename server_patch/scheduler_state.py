@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from geomcli.detectors.calibration import Calibration
 from geomcli.server_patch.server_options import ServerOptions
 
 
@@ -25,6 +26,7 @@ class SchedulerState:
         self.routing_missing = ""  # why there is none
         self.device: Any = None  # the DeviceCapture of backends that run kernels
         self.evictor: Any = None  # where keys of running requests leave
+        self.calibrations: dict[str, Calibration] = {}  # by path
         self.metrics = False  # whether the server has any
         self.ranking: Any = None  # of the prefix cache's nodes, where the policy is spectral
         self.publisher: Any = None  # where records go; None on ranks that send no tokens

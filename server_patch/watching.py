@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from pathlib import Path
+import weakref
 from typing import Any, NamedTuple
 
-from geomcli.detectors.calibration import load
 from geomcli.detectors.compass import CompassDetector
 from geomcli.detectors.registry import create
-from geomcli.firewall import LOG_ONLY, STOPPED_BY, WARN_SHARE, Decision, Firewall, Watched
+from geomcli.firewall import LOG_ONLY, STOPPED_BY, WARN_SHARE, Decision, Firewall
 from geomcli.server_patch import endings, faults
 from geomcli.server_patch.firewall_options import COMPASS, Guard
 from geomcli.server_patch.observed import Observed, Row
@@ -32,45 +31,55 @@ class Judged(NamedTuple):
     halted: bool
 
 
-_firewalls: dict[tuple[Any, ...], Firewall] = {}
+# Of the answers that are being watched: a threshold is any number that a client writes.
+_firewalls: weakref.WeakValueDictionary[tuple[Any, ...], Firewall] = weakref.WeakValueDictionary()
 
 
 def firewall_of(guard: Guard) -> Firewall:
     """The same for the same settings, so that their answers are judged in one pass."""
     key = (guard.detector, guard.window_size, guard.variance_threshold, guard.consecutive, guard.calibration)
-    if key not in _firewalls:
+    found = _firewalls.get(key)
+    if found is None:
         halt = guard.variance_threshold
-        calibration = load(Path(guard.calibration)) if guard.calibration else None
-        if guard.detector == COMPASS:
-            detector: Any = CompassDetector(guard.window_size)
-        else:
-            detector = create(guard.detector, calibration=calibration)
-        _firewalls[key] = Firewall(detector, WARN_SHARE * halt if halt > 0 else halt, halt, guard.consecutive)
-    return _firewalls[key]
+        detector = _detector(guard.detector, guard.window_size, guard.calibration)
+        found = Firewall(detector, WARN_SHARE * halt if halt > 0 else halt, halt, guard.consecutive)
+        _firewalls[key] = found
+    return found
 
 
-def watch(guard: Guard) -> Watched:
-    return firewall_of(guard).watch()
+@functools.cache
+def _detector(name: str, window: int, path: str) -> Any:
+    if name == COMPASS:
+        return CompassDetector(window)
+    return create(name, calibration=scheduler.calibrations[path] if path else None)
 
 
 def judge(observed: Observed) -> tuple[Judged, ...]:
     """Of the tokens that SGLang is about to take in, those of watched answers; ends answers."""
-    groups: dict[int, list[int]] = {}
+    groups: dict[Firewall, list[int]] = {}
     for n in observed.sound:
-        guard = observed.rows[n].state.options.guard
-        if guard is not None:
-            groups.setdefault(id(firewall_of(guard)), []).append(n)
-    made = []
-    for places in groups.values():
-        firewall = firewall_of(observed.rows[places[0]].state.options.guard)
-        answers = [observed.rows[n].state.watched for n in places]
-        decisions = firewall.check(answers, observed.seen(places, firewall.detector.needs))
-        for n, decision in zip(places, decisions, strict=True):
-            row = observed.rows[n]
-            made.append(Judged(row.at, *decision))
-            if decision.halted:
-                _act(row, decision, observed.tokens[n].step)
+        firewall = observed.rows[n].state.firewall
+        if firewall is not None:
+            groups.setdefault(firewall, []).append(n)
+    made: list[Judged] = []
+    for firewall, places in groups.items():
+        try:
+            made += _decided(observed, firewall, places)
+        except Exception:
+            faults.report(f"answers could not be judged by {firewall.detector.name}; they go on")
     return tuple(made)
+
+
+def _decided(observed: Observed, firewall: Firewall, places: list[int]) -> list[Judged]:
+    answers = [observed.rows[n].state.watched for n in places]
+    decisions = firewall.check(answers, observed.seen(places, firewall.detector.needs))
+    made = []
+    for n, decision in zip(places, decisions, strict=True):
+        row = observed.rows[n]
+        made.append(Judged(row.at, *decision))
+        if decision.halted:
+            _act(row, decision, observed.tokens[n].step)
+    return made
 
 
 def _act(row: Row, decision: Decision, step: int) -> None:

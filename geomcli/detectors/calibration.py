@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 import zipfile
@@ -61,9 +62,10 @@ class Stack:
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """model, detector; settings: of the detector; layers: ids of the captured ones whose heads it sees, and how many,
-    or with 0 heads the one whose links it sees; none where it sees neither; threshold: score that `consecutive` tokens
-    in a row must reach; false_alarms for each `per`, on n clean answers; created: epoch ms; trained_on: a sentence.
+    """model, detector; settings: of the detector; layers: ids of the captured ones that it sees, and how many heads of
+    each, or with 0 heads the one whose links it sees; none where it sees no attention; threshold: score that
+    `consecutive` tokens in a row must reach; false_alarms for each `per`, on n clean answers; created: epoch ms;
+    trained_on: a sentence.
     """
 
     model: str
@@ -99,8 +101,8 @@ class Calibration:
     about: About
     stack: Stack | None = None
 
-    def check(self, model: str, layers: tuple[int, ...] | None = None) -> None:
-        """GeomError where it was made for another model, or for other captured layers than these."""
+    def check(self, model: str, layers: tuple[int, ...] | None = None, heads: int | None = None) -> None:
+        """GeomError where it was made for another model, or for other captured layers or so many heads than these."""
         about = self.about
         if about.model != model:
             raise GeomError(f"the calibration of {about.detector} is for {about.model}, not for {model}.", MAKE)
@@ -111,6 +113,11 @@ class Calibration:
                 f"the calibration of {about.detector} is for the layers {_listed(about.layers)}, and "
                 f"{_listed(layers)} are captured.",
                 f"--attention-capture-layers {_listed(about.layers)}",
+            )
+        if heads is not None and about.heads not in (0, heads):
+            raise GeomError(
+                f"the calibration of {about.detector} is for {about.heads} heads of a layer, and {heads} are captured.",
+                "geom calibrate answers that were captured without attention_capture_head_ids",
             )
 
 
@@ -134,6 +141,16 @@ def save(calibration: Calibration, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with trace_files.replaced(path) as stream:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; GeomError where it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise GeomError(f"there is no calibration at {path}.", MAKE) from None
+    except OSError as error:
+        raise GeomError(f"{path} cannot be read as a calibration: {error.strerror or error}.", MAKE) from None
 
 
 def load(path: Path) -> Calibration:

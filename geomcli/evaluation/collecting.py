@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,9 @@ async def collect(
 async def _answer(
     client: Client, header: Header, item: Item, temperature: float, fields: Mapping[str, Any]
 ) -> tuple[Answer, list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    sampling = {"temperature": temperature, "max_tokens": header.max_tokens}
+    # Of a server that heeds it: SGLang with --enable-deterministic-inference.
+    own = zlib.crc32(f"{header.seed} {item.id} {temperature}".encode()) >> 1
+    sampling = {"temperature": temperature, "max_tokens": header.max_tokens, "seed": own}
     for turn in range(_TRIES):
         entries: list[Mapping[str, Any]] = []
         logprobs: list[Mapping[str, Any]] = []

@@ -82,7 +82,7 @@ def test_a_detector_with_weights(home: dict[str, str], files: tuple[Path, Path],
 
 def test_clean_traffic_without_labels(home: dict[str, str], tmp_path: Path) -> None:
     clean = tmp_path / "clean.jsonl"
-    clean.write_text(made(120, odd=True)[0], encoding="utf-8")
+    clean.write_text(made(240, odd=True)[0], encoding="utf-8")
     done = geom("--clean", clean, env=home)
     assert done.returncode == 0, done.stderr
     assert "No labelled answers: whether it finds wrong ones is not known." in done.stdout
@@ -102,7 +102,7 @@ def test_clean_traffic_beside_labelled_answers(home: dict[str, str], files: tupl
                 "--out", tmp_path / "h.npz", env=home, stdin=clean)  # fmt: skip
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert (document["clean"]["answers"], document["parts"]["conformal"]["answers"]) == (60, 0)
+    assert (document["clean"]["answers"], document["parts"]["conformal"]["answers"]) == (30, 0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_clean_traffic_beside_labelled_answers(home: dict[str, str], files: tupl
         (["--clean", "{answers}", "--false-alarms", "0"], "--false-alarms must be above 0", 2),
         (["--clean", "{answers}", "--false-alarms-per-1k", "0"], "--false-alarms-per-1k must be above 0", 2),
         (["--clean", "{answers}", "--false-alarms", ".1", "--false-alarms-per-1k", "1"], "contradict each other", 2),
-        (["--clean", "{answers}", "--false-alarms", ".001"], "needs 999 clean answers, and there are 300", 1),
+        (["--clean", "{answers}", "--false-alarms", ".001"], "needs 999 clean answers, and there are 150", 1),
         (["--clean", "{answers}", "--set", "window"], "a name and a number are wanted", 2),
         (["--clean", "{answers}", "--set", "depth=2"], "detector logprob has no setting 'depth'", 2),
         (["--clean", "{answers}", "--consecutive", "50"], "too many clean answers have no score", 1),
@@ -144,7 +144,7 @@ def test_what_does_not_do_is_one_sentence(
 
 def test_traces_of_two_models(home: dict[str, str], tmp_path: Path) -> None:
     both = tmp_path / "both.jsonl"
-    both.write_text(made(100)[0] + made(100, first=500, model="n")[0], encoding="utf-8")
+    both.write_text(made(100)[0] + made(200, first=500, model="n")[0], encoding="utf-8")
     done = geom("--clean", both, env=home)
     assert done.returncode == 2
     assert "of one model, and the answers are of m, n" in done.stderr
@@ -154,7 +154,7 @@ def test_traces_of_two_models(home: dict[str, str], tmp_path: Path) -> None:
 
 def test_answers_that_lack_what_is_needed_are_counted(home: dict[str, str], tmp_path: Path) -> None:
     mixed = tmp_path / "mixed.jsonl"
-    mixed.write_text(made(100)[0] + made(7, first=500, bare=True)[0], encoding="utf-8")
+    mixed.write_text(made(200)[0] + made(7, first=500, bare=True)[0], encoding="utf-8")
     done = geom("--clean", mixed, env=home)
     assert done.returncode == 0, done.stderr
     assert "7 clean answers are left out: what logprob needs was not captured." in done.stderr

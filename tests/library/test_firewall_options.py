@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from geomcli.detectors.calibration import About, Calibration, save
+from geomcli.detectors.calibration import About, Calibration, digest, save
 from geomcli.detectors.observations import HEADS, LOGITS
 from geomcli.errors import GeomError
-from geomcli.server_patch.firewall_options import Guard, Known, check_known, known_from, of_flags, of_request
+from geomcli.server_patch.firewall_options import Guard, Known, known_from, loaded, of_flags, of_request
 from tests.library.made_answers import made_calibration
 
 
@@ -27,7 +27,7 @@ def file_of(folder: Path, name: str, **about: object) -> Path:
 def test_the_threshold_is_the_calibrations(tmp_path: Path) -> None:
     path = file_of(tmp_path, "logprob")
     known = known_from([str(path)])
-    assert known == (Known(str(path), "logprob", 2.5, 1, (3, 7)),)
+    assert known == (Known(str(path), digest(path), "logprob", 2.5, 1, (3, 7)),)
     guard = of_flags("early_stop", detector="logprob", known=known)
     assert guard == Guard("early_stop", 10, 2.5, "logprob", 1, str(path), calibrated=True, layers=(3, 7))
     assert guard.needs == {LOGITS}
@@ -66,10 +66,18 @@ def test_files_that_do_not_go_together(tmp_path: Path) -> None:
         known_from([str(file_of(tmp_path, "logprob", detector="spectrum"))])
     known = known_from([str(one)])
     with pytest.raises(GeomError, match=r"for m, not for other"):
-        check_known(known, "other", (3, 7))
+        loaded(known, "other", (3, 7), 4)
     with pytest.raises(GeomError, match=r"for the layers 3,7, and 29 are captured"):
-        check_known(known, "m", (29,))
-    check_known(known, "m", (3, 7))
+        loaded(known, "m", (29,), 4)
+    assert loaded(known, "m", (3, 7), 3)[known[0].path].about.threshold == 2.5
+    with pytest.raises(GeomError, match=r"is for \d heads of a layer, and 99 are captured"):
+        loaded(known, "m", (3, 7), 99)
+    file_of(tmp_path, "logprob", threshold=9.0).rename(one)
+    with pytest.raises(GeomError, match="is not the file that the server was started with"):
+        loaded(known, "m", (3, 7), 3)
+    one.unlink()
+    with pytest.raises(GeomError, match="there is no calibration at"):
+        loaded(known, "m", (3, 7), 3)
 
 
 def test_a_request_chooses_among_what_the_server_has(tmp_path: Path) -> None:

@@ -50,7 +50,32 @@ def test_a_header_may_have_the_label(tmp_path: Path) -> None:
     (answer,) = read(str(path)).answers
     assert (answer.wrong, answer.group) == (True, "g")
     (answer,) = read(str(path), {"t0": Label(False, None)}).answers
-    assert answer.wrong is False
+    assert (answer.wrong, answer.group) == (False, "g")
+    path.write_text(traces(1, wrong=True, group=0))
+    (answer,) = read(str(path)).answers
+    assert answer.group == "0"
+
+
+def test_the_layers_and_heads_of_fingerprints_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(traces(1))
+    (answer,) = read(str(path)).answers
+    assert answer.fingerprinted == ((29,), 9)
+
+
+def test_a_position_that_no_text_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    far = entry(1, "a", LOCAL, token_positions=[2**70], topk_logits=[0.0], logsumexp_candidates=1.0, query_position=3)
+    path.write_text(jsonl.dump(records([far])))
+    with pytest.raises(TraceError, match="cannot be read"):
+        read(str(path))
+
+
+def test_a_field_that_is_too_long_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text(f'trace_id,wrong\nt0,"{"x" * 200_000}"\n')
+    with pytest.raises(UsageError, match="line 1: field larger"):
+        read_labels(path)
 
 
 def test_a_token_without_an_entry_counts(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +37,9 @@ def row(at: int, guard: Guard, *, written: int = 0) -> Row:
         mode="fingerprint", top_k=0, layers=LAYERS, heads=None, heads_total=HEADS, mask_prefix=0, stride=1, limit=0,
         window=0, sink_tokens=4, head_stats=False, prompt_tokens=False, guard=guard, entries=False,
     )  # fmt: skip
-    return Row(at, Request(at, written), SimpleNamespace(options=options, stamp=at + 1, watched=watching.watch(guard)))
+    firewall = watching.firewall_of(guard)
+    state = SimpleNamespace(options=options, stamp=at + 1, firewall=firewall, watched=firewall.watch())
+    return Row(at, Request(at, written), state)
 
 
 def records_of(rows: list[Row], seed: int) -> NDArray[np.int32]:
@@ -142,3 +145,24 @@ def test_names_are_texts_again_and_nothing_else_is_changed() -> None:
     assert reasons[1] == {"type": "stop", "matched": "attention_drift"}
     assert reasons[2:] == [{"type": "length", "length": 3}, {"type": "stop", "matched": [7, 8]},
                            {"type": "stop", "matched": "\n"}, {"type": "stop", "matched": []}]  # fmt: skip
+
+
+def test_a_detector_that_fails_leaves_the_others_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, sound = (row(at, Guard("early_stop", variance_threshold=level)) for at, level in enumerate((0.4, 0.5)))
+
+    def fails(*_: object) -> None:
+        raise ValueError("of another shape")
+
+    monkeypatch.setattr(broken.state.firewall, "check", fails)
+    assert [one.at for one in judge([broken, sound], records_of([broken, sound], 0))] == [1]
+
+
+def test_firewalls_are_kept_while_answers_are_watched() -> None:
+    gc.collect()
+    before = len(watching._firewalls)
+    kept = [watching.firewall_of(Guard("log_only", variance_threshold=0.1 + n / 1000)) for n in range(50)]
+    assert watching.firewall_of(Guard("log_only", variance_threshold=0.1)) is kept[0]
+    assert len({id(one.detector) for one in kept}) == 1
+    kept.clear()
+    gc.collect()
+    assert len(watching._firewalls) <= before
