@@ -152,7 +152,9 @@ def report(
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", help="File for tables; between the marks of one that has them.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of splits and of the bootstrap.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of folds and of the bootstrap; the test part is by collect's --seed.", min=0)
+    ] = 0,
     final: Annotated[
         bool, typer.Option("--final", help="Look at the test part, once: a lock keeps the configuration.")
     ] = False,

@@ -134,7 +134,10 @@ def serve(
         typer.Option(metavar="NAME", help="What it watches with: compass, logprob, rauq, heads or received (compass)."),
     ] = None,
     attention_calibration: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A file of geom calibrate; once for each detector.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE", help="A file of geom calibrate, or a detector's name for the one that it keeps; repeatable."
+        ),
     ] = None,
     spectral_weight: Annotated[
         float | None,
@@ -195,9 +198,12 @@ def serve(
         "spectral_retention_ratio": spectral_retention_ratio,
         "attention_disable_in_production": attention_disable_in_production,
     }
+    resolved = models.resolve(model)
+    if attention_calibration:
+        values["attention_calibration"] = [calibration_at(one, resolved.served_name) for one in attention_calibration]
     check_attention(values)
     plan = engine.plan(
-        models.resolve(model),
+        resolved,
         flags=attention_flags(values),
         extra=context.obj or [],
         host=host,
@@ -209,6 +215,21 @@ def serve(
         print(plan.shown())
         return
     serve_until_stopped(plan, timeout, capture=return_attention_tokens)
+
+
+def calibration_at(given: Path, model: str) -> Path:
+    """The file, or for a detector's name the one that `geom calibrate` keeps for this model; UsageError without it."""
+    from geomcli.detectors.calibration import default_path
+    from geomcli.detectors.registry import DETECTORS
+
+    if given.exists() or str(given) not in DETECTORS:
+        return given
+    kept = default_path(model, str(given))
+    if not kept.exists():
+        raise UsageError(
+            f"there is no calibration of {given} for {model} at {kept}.", f"geom calibrate … --detector {given}"
+        )
+    return kept
 
 
 def check_attention(values: dict[str, Any]) -> None:

@@ -158,3 +158,16 @@ def test_answers_that_lack_what_is_needed_are_counted(home: dict[str, str], tmp_
     done = geom("--clean", mixed, env=home)
     assert done.returncode == 0, done.stderr
     assert "7 clean answers are left out: what logprob needs was not captured." in done.stderr
+
+
+def test_geom_serve_finds_what_is_kept_by_the_detectors_name(home: dict[str, str], tmp_path: Path) -> None:
+    serve = [str(GEOM), "serve", "--device", "cuda", "--dry-run", "--attention-calibration", "logprob"]
+    refused = subprocess.run(serve, capture_output=True, text=True, env=home)
+    assert refused.returncode == 2
+    assert "there is no calibration of logprob for smollm2 at" in refused.stderr
+    clean = tmp_path / "clean.jsonl"
+    clean.write_text(made(240, model="smollm2")[0], encoding="utf-8")
+    assert geom("--clean", clean, env=home).returncode == 0
+    kept = Path(home["XDG_DATA_HOME"]) / "geom" / "detectors" / "smollm2-logprob.npz"
+    shown = subprocess.run(serve, capture_output=True, text=True, env=home)
+    assert f"--attention-calibration {kept}" in shown.stdout, shown.stderr
