@@ -34,7 +34,7 @@ def collect(
     ] = None,
     cards: Annotated[int, typer.Option(help="Made texts with a question.", min=0, max=100_000)] = 1000,
     closed: Annotated[int, typer.Option(help="Closed-book questions made from tables.", min=0)] = 1000,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, and of the report's test part.", min=0)] = 0,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Each question is asked at each; repeatable. 0 and 1 if left out.", min=0)
     ] = None,

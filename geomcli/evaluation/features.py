@@ -15,18 +15,22 @@ from geomcli.evaluation.dataset import Dataset, Floats, Ints
 from geomcli.fingerprint import N_BINS
 
 LOGITS, SERIES, TEXT, RANDOM = "logits + length", "logit series", "text", "random"
-BASELINES = (LOGITS, SERIES)
+KIND, KINDS = "kind", "logits + length + kind"
+BASELINES = (LOGITS, SERIES, KINDS)
 WINDOW = 4
 _RANDOM_FEATURES = 16
 
 
 @dataclass(frozen=True)
 class Family:
-    """variants: what is chosen among by validation (layers, window), each [n, d]; none for the text, which is read."""
+    """variants: what is chosen among by validation (layers, window), each [n, d]; none for the text, which is read.
+    free: of the first columns, those whose weights are hardly penalised.
+    """
 
     name: str
     variants: dict[str, Floats]
     text: tuple[str, ...] | None = None
+    free: int = 0
 
 
 def families(data: Dataset, seed: int) -> list[Family]:
@@ -40,9 +44,12 @@ def families(data: Dataset, seed: int) -> list[Family]:
     generator = np.random.default_rng([seed, 3])
     text = tuple(f"{q} \x1f {t}" for q, t in zip(data.question, data.text, strict=True))
     drift = causal_drift(data)
+    kind = (data.kind[:, None] == np.unique(data.kind)).astype(np.float64)
     made = [
         Family(LOGITS, {"": np.hstack([numbers, length])}),
         Family(SERIES, {"": np.hstack([series, length])}),
+        Family(KINDS, {"": np.hstack([kind, numbers, length])}, free=kind.shape[1]),
+        Family(KIND, {"": kind}, free=kind.shape[1]),
         Family("length", {"": length}),
         Family("question length", {"": question}),
         Family("logprob, mean", {"": column["logprob mean"]}),

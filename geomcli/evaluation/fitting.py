@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ STRENGTHS = (0.003, 0.03, 0.3)
 _TEXT_STRENGTHS = (1.0, 10.0)
 _MIDDLE = 0.03
 _FARTHEST = 8.0  # standard deviations that a feature counts
+_FREE = 0.01  # of the penalty of others
 _NEWTON_STEPS, _ENOUGH = 50, 1e-5
 _INNER = 4  # a quarter of the training groups, to choose on
 
@@ -33,8 +35,10 @@ class Choice:
     strength: float
 
 
-def logistic(x: Floats, wrong: Bools, strength: float) -> Callable[[Floats], Floats]:
-    """Fit on x [m, d]: log-odds of other rows. Standardised; what is not there is the mean."""
+def logistic(x: Floats, wrong: Bools, strength: float, free: int = 0) -> Callable[[Floats], Floats]:
+    """Fit on x [m, d]: log-odds of other rows. Standardised; what is not there is the mean. free: of the first columns,
+    hardly penalised: what repeats them then adds nothing, where it would loosen a full penalty.
+    """
     with np.errstate(invalid="ignore"):
         count = np.maximum(np.isfinite(x).sum(axis=0), 1)
         mean = np.where(np.isfinite(x), x, 0.0).sum(axis=0) / count
@@ -46,7 +50,10 @@ def logistic(x: Floats, wrong: Bools, strength: float) -> Callable[[Floats], Flo
             made = np.clip(np.where(np.isfinite(rows), (rows - mean) / spread, 0.0), -_FARTHEST, _FARTHEST)
         return np.hstack([made, np.ones((len(rows), 1))])
 
-    weights = newton(prepared(x), wrong.astype(np.float64), strength)
+    penalty = np.ones(x.shape[1] + 1)
+    penalty[:free] = _FREE
+    penalty[-1] = 1e-6  # so that classes that can be told apart have finite weights
+    weights = newton(prepared(x), wrong.astype(np.float64), strength, penalty)
 
     def scores(rows: Floats) -> Floats:
         made: Floats = prepared(rows) @ weights
@@ -55,10 +62,8 @@ def logistic(x: Floats, wrong: Bools, strength: float) -> Callable[[Floats], Flo
     return scores
 
 
-def newton(x: Floats, y: Floats, strength: float) -> Floats:
-    """Weights [d] that minimise strength * sum of log-losses + |w|^2 / 2, the last, of the ones in x, not counted."""
-    penalty = np.ones(x.shape[1])
-    penalty[-1] = 1e-6  # so that classes that can be told apart have finite weights
+def newton(x: Floats, y: Floats, strength: float, penalty: Floats) -> Floats:
+    """Weights [d] that minimise strength * sum of log-losses + sum of penalty * w^2 / 2."""
 
     def loss(weights: Floats) -> float:
         odds = x @ weights
@@ -69,7 +74,8 @@ def newton(x: Floats, y: Floats, strength: float) -> Floats:
     for _ in range(_NEWTON_STEPS):
         p = 1.0 / (1.0 + np.exp(-np.clip(x @ weights, -50, 50)))
         gradient = strength * (x.T @ (p - y)) + penalty * weights
-        curvature = strength * (x.T @ (x * (p * (1 - p))[:, None]))
+        scaled = x * np.sqrt(strength * p * (1 - p))[:, None]
+        curvature = scaled.T @ scaled  # of one matrix with itself: half the work
         curvature[np.diag_indices_from(curvature)] += penalty
         step = np.linalg.solve(curvature, gradient)
         decrease = float(gradient @ step)
@@ -82,24 +88,25 @@ def newton(x: Floats, y: Floats, strength: float) -> Floats:
     return weights
 
 
-def fit(family: Family, choice: Choice, rows: Ints, wrong: Bools, base: Floats | None = None) -> Scorer:
-    """Fit on `rows` of all answers: log-odds of any rows. base [n, b]: features that stand beside the family's."""
+def fit(family: Family, choice: Choice, rows: Ints, wrong: Bools, base: Family | None = None) -> Scorer:
+    """Fit on `rows` of all answers: log-odds of any rows. base: whose features stand before the family's."""
     if family.text is not None:
         return _text(family.text, rows, wrong, choice.strength)
     x = family.variants[choice.variant]
-    whole = x if base is None else np.hstack([base, x])
-    model = logistic(whole[rows], wrong[rows], choice.strength)
+    whole = x if base is None else np.hstack([base.variants[""], x])
+    model = logistic(whole[rows], wrong[rows], choice.strength, (base or family).free)
     return lambda wanted: model(whole[wanted])
 
 
 def choose(
-    family: Family, train: Ints, val: Ints, wrong: Bools, base: Floats | None = None, variant: str | None = None
+    family: Family, train: Ints, val: Ints, wrong: Bools, base: Family | None = None, variant: str | None = None
 ) -> Choice:
     """By AUROC on `val` of fits on `train`: the variant first, unless it is given, then the strength."""
     strengths = STRENGTHS if family.text is None else _TEXT_STRENGTHS
     if not _both(wrong[train]) or not _both(wrong[val]):
         return Choice(variant or next(iter(family.variants), ""), strengths[0])
 
+    @functools.cache
     def value(choice: Choice) -> float:
         return auroc(fit(family, choice, train, wrong, base)(val), wrong[val])
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 import numpy as np
@@ -95,18 +96,27 @@ class Folder:
 
     def items(self) -> dict[str, Item]:
         file = self.path / _ITEMS
-        found = [_decoded(line, Item, file) for line in file.read_bytes().splitlines()]
+        try:
+            lines = file.read_bytes().splitlines()
+        except OSError as error:
+            raise GeomError(f"{file} cannot be read: {error}.", "collect again into another folder") from None
+        found = [_decoded(line, Item, file) for line in lines]
         return {item.id: item for item in found}
 
     def answers(self) -> list[Answer]:
-        """Those that are whole: a last line that broke off is left out, and cut off when the next answer is added."""
+        """Those that are whole: a last line that broke off, or is being written, is left out."""
+        return [answer for _, answer in self._numbered()]
+
+    def _numbered(self) -> Iterator[tuple[int, Answer]]:
+        """Answers with the number of their line."""
         file = self.path / _ANSWERS
-        if not file.exists():
-            return []
-        *lines, rest = file.read_bytes().split(b"\n")
-        if rest:
-            os.truncate(file, file.stat().st_size - len(rest))
-        return [_decoded(line, Answer, file) for line in lines if line]
+        if file.exists():
+            for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+                if line:
+                    try:
+                        yield number, msgspec.json.decode(line, type=Answer)
+                    except msgspec.MsgspecError as error:
+                        raise _bad_line(file, number, f"cannot be read: {error}") from None
 
     def add(self, answer: Answer, recording: Recording) -> None:
         target = self._file(answer.number)
@@ -114,7 +124,8 @@ class Folder:
         with waiting.open("wb") as stream:
             np.savez(stream, allow_pickle=False, **recording.arrays())
         waiting.replace(target)
-        with (self.path / _ANSWERS).open("ab") as lines:
+        with (self.path / _ANSWERS).open("a+b") as lines:
+            _cut_broken_line(lines)
             lines.write(msgspec.json.encode(answer) + b"\n")
 
     def recording(self, answer: Answer) -> Recording:
@@ -122,11 +133,18 @@ class Folder:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 return Recording(**{name: arrays[name] for name in arrays.files})
-        except (OSError, ValueError, TypeError, EOFError) as error:
-            raise GeomError(f"{file} cannot be read: {error}.", "collect again into another folder") from None
+        except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise GeomError(
+                f"{file} cannot be read: {error}.",
+                f'delete the line with "number":{answer.number} in {self.path / _ANSWERS}, then collect again',
+            ) from None
 
     def recordings(self) -> Iterator[tuple[Answer, Recording]]:
-        for answer in self.answers():
+        """GeomError names an answer whose question or arrays are not there."""
+        items = self.items()
+        for number, answer in self._numbered():
+            if answer.item not in items:
+                raise _bad_line(self.path / _ANSWERS, number, f"there is no question {answer.item!r} in {_ITEMS}")
             yield answer, self.recording(answer)
 
     def digest(self) -> str:
@@ -139,6 +157,21 @@ class Folder:
 
     def _file(self, number: int) -> Path:
         return self.path / _ARRAYS / f"{number:06d}.npz"
+
+
+def _bad_line(file: Path, number: int, why: str) -> GeomError:
+    return GeomError(f"{file}, line {number}: {why}.", "delete the line, then collect again with the same options")
+
+
+def _cut_broken_line(lines: BinaryIO) -> None:
+    """Off the end of a file: what a command that was ended in the middle had written of a line."""
+    end = lines.seek(0, os.SEEK_END)
+    if not end:
+        return
+    lines.seek(end - 1)
+    if lines.read(1) != b"\n":
+        lines.seek(0)
+        lines.truncate(lines.read().rfind(b"\n") + 1)
 
 
 def _decoded(content: bytes, kind: type[T], file: Path) -> T:

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from geomcli.errors import UsageError
+from geomcli.evaluation.normalising import whole_number, words
 
 Match = Literal["text", "number", "symbol", "refusal"]
 CONTEXT, FACTS, ARITHMETIC, QUESTIONS = "context", "facts", "arithmetic", "questions"
@@ -64,19 +65,35 @@ def read_questions(path: Path) -> list[Item]:
             raise UsageError(
                 f"{path}, line {number}: {error}.", '{"question": "Who wrote Emma?", "answer": ["Jane Austen"]}'
             ) from None
-        answers = (given.answer,) if isinstance(given.answer, str) else tuple(given.answer)
-        if not given.question.strip() or not any(alias.strip() for alias in answers):
+        aliases = [given.answer] if isinstance(given.answer, str) else given.answer
+        aliases = [alias.strip() for alias in aliases if alias.strip()]
+        if not given.question.strip() or not aliases:
             raise UsageError(f"{path}, line {number}: question or answer is empty.")
+        if silent := [alias for alias in aliases if not words(alias)]:
+            raise UsageError(
+                f"{path}, line {number}: the answer {silent[0]!r} has no word that can be compared: articles and "
+                "punctuation are left out.", 'write it with another word, such as "vitamin A", or leave it out'
+            )  # fmt: skip
+        answers, match = _compared(aliases)
         name = given.id or f"line{number}"
         items.append(
             Item(
                 id=f"{given.kind}:{name}", kind=given.kind, domain=QUESTIONS,
                 group=f"{given.kind}:{given.group or given.question.strip().casefold()}",
                 prompt=closed_book(given.question.strip()), question=given.question.strip(), answer=answers,
+                match=match,
             )
         )  # fmt: skip
     refuse_repeated(items, str(path))
     return items
+
+
+def _compared(aliases: list[str]) -> tuple[tuple[str, ...], Match]:
+    """Numbers by value and in digits, where every alias is one; else all word by word."""
+    values = [value for value in map(whole_number, aliases) if value is not None]
+    if len(values) < len(aliases):
+        return tuple(aliases), "text"
+    return tuple(str(int(value)) if value.is_integer() else repr(value) for value in dict.fromkeys(values)), "number"
 
 
 def refuse_repeated(items: Iterable[Item], where: str) -> None:

@@ -1,13 +1,19 @@
-"""The test part is looked at with one configuration: the first `--final` writes it down, any other is refused."""
+"""The test part is looked at with one configuration: the first `--final` writes it down, any other is refused.
+
+Labels and features are in it by their hash, so that code that makes others of the same answers is another one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from geomcli.errors import GeomError, UsageError
 
@@ -22,6 +28,21 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
 
 def digest(configuration: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(configuration, order="sorted")).hexdigest()
+
+
+def of_texts(*texts: Iterable[str]) -> str:
+    """A hash of lists of texts, in their order."""
+    return hashlib.sha256(msgspec.json.encode([list(some) for some in texts])).hexdigest()[:16]
+
+
+def of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """A hash of named arrays; blind to the last digits, in which machines differ."""
+    made = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        rounded = np.round(array.astype(np.float32), 5) + np.float32(0)  # -0 is 0
+        made.update(msgspec.json.encode([name, array.shape]))
+        made.update(np.ascontiguousarray(rounded).tobytes())
+    return made.hexdigest()[:16]
 
 
 def acquire(folder: Path, configuration: dict[str, Any]) -> Lock:
@@ -42,8 +63,9 @@ def acquire(folder: Path, configuration: dict[str, Any]) -> Lock:
             if found.configuration.get(name) != configuration.get(name)
         )
         raise UsageError(
-            f"the test part of {folder} was looked at on {found.created} with another {', '.join(names) or 'setting'}.",
-            "the same options again, or new answers in another folder",
+            f"the test part of {folder} was looked at on {found.created}, and what differs since then is: "
+            f"{', '.join(names) or 'the form of the lock'}.",
+            "the same options, labels and geom as then, or new answers in another folder",
         )
     return found
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from geomcli.errors import UsageError
+from geomcli.evaluation.features import BASELINES
 
 BEGIN, END = "<!-- geom eval detect report: begin -->", "<!-- geom eval detect report: end -->"
-_BASES = ("logits + length", "logit series")
 
 
 def placed(page: str, tables: str) -> str:
@@ -26,7 +26,8 @@ def render(document: dict[str, Any]) -> str:
     collection = document["collection"]
     temperatures = ", ".join(f"{t:g}" for t in collection["temperatures"])
     lines = [
-        f"Model {collection['model']}, layers {', '.join(map(str, collection['layers']))}, temperature {temperatures}: "
+        f"Model {collection['model']}, layers {', '.join(map(str, collection['layers']))}, temperature {temperatures}; "
+        f"{'' if document['test'] else 'of the development part alone: '}"
         f"{collection['answers']} answers, {collection['tokens']} tokens, {collection['groups']} groups "
         f"(answers to train on {collection['parts']['train']}, to choose on {collection['parts']['val']}, test "
         f"{collection['parts']['test']}). Logit numbers from {collection['logits']}. "
@@ -46,7 +47,8 @@ def render(document: dict[str, Any]) -> str:
 
 def _part(part: dict[str, Any]) -> list[str]:
     lines = [
-        *_families(part["families"]), "", "Other populations, AUROC of the same scores; gain over both baselines:", "",
+        *_families(part["families"]), "",
+        f"Other populations, AUROC of the same scores · gain over {' · '.join(BASELINES)}:", "",
         *_populations(part["populations"]), "", "Trained on one domain (left), tested on another (right), AUROC:", "",
         *_transfer(part["transfer"]),
     ]  # fmt: skip
@@ -62,13 +64,20 @@ def _kinds(kinds: dict[str, dict[str, int]]) -> list[str]:
 
 
 def _families(families: Sequence[dict[str, Any]]) -> list[str]:
-    rows = []
+    """What is ranked in one table, what is decided with it in another: one of twelve columns is not read."""
+    ranked, decided = [], []
     for family in families:
-        gains = [_gain(family["increments"].get(base)) for base in _BASES]
-        numbers = [_number(family[name]) for name in ("auprc", "tpr_at_1", "tpr_at_5", "ece", "length_matched_auroc")]
-        rows.append([family["family"], _with(family["auroc"], family["auroc_interval"]), *numbers, *gains])
-    return _table(["family", "AUROC", "AUPRC", "TPR at 1 %", "TPR at 5 %", "ECE", "length-matched AUROC",
-                   *(f"gain over {base}" for base in _BASES)], rows)  # fmt: skip
+        gains = [_gain(family["increments"].get(base)) for base in BASELINES]
+        ranked.append([family["family"], _with(family["auroc"], family["auroc_interval"]),
+                       _with(family["within_kind_auroc"], family["within_kind_interval"]),
+                       _number(family["length_matched_auroc"]), *gains])  # fmt: skip
+        numbers = [_number(family[name]) for name in ("auprc", "prr", "tpr_at_1", "tpr_at_5", "ece")]
+        decided.append([family["family"], *numbers])
+    return [
+        *_table(["family", "AUROC", "within-kind AUROC", "length-matched AUROC",
+                 *(f"gain over {base}" for base in BASELINES)], ranked),
+        "", *_table(["family", "AUPRC", "PRR", "TPR at 1 %", "TPR at 5 %", "ECE"], decided),
+    ]  # fmt: skip
 
 
 def _populations(populations: Sequence[dict[str, Any]]) -> list[str]:
@@ -85,7 +94,7 @@ def _populations(populations: Sequence[dict[str, Any]]) -> list[str]:
         cells = []
         for population in known:
             found = population["families"][name]
-            gains = [_gain(found["increments"][base], short=True) for base in _BASES if base in found["increments"]]
+            gains = [_gain(found["increments"][base], short=True) for base in BASELINES if base in found["increments"]]
             cells.append(" · ".join([_number(found["auroc"]), *gains]))
         rows.append([name, *cells])
     heads = [f"{p['population']} ({p['answers']}, {p['wrong']} wrong)" for p in known]
@@ -110,21 +119,23 @@ def _left_out(found: dict[str, Any]) -> list[str]:
 def _online(found: dict[str, Any]) -> list[str]:
     lines = [
         f"Online, {found['with_onset']} wrong answers with a known onset and {found['right']} right ones. Threshold by "
-        "split-conformal for a rate of false alarms; delay in tokens from onset to alarm, median and quartiles:",
+        "split-conformal for a rate of false alarms; delay in tokens from onset to alarm, median and quartiles; tokens "
+        "saved: the share of a wrong answer's that come after its alarm:",
         "",
     ]
     rows = []
     for row in found["alarms"]:
         rate = f"{row['rate']:g} per {row['per']}"
         if "refused" in row:
-            rows.append([row["detector"], rate, row["refused"], "", "", "", ""])
+            rows.append([row["detector"], rate, row["refused"], "", "", "", "", ""])
             continue
         spread = row["delay_quartiles"]
         delay = "" if spread is None else f"{row['delay_median']:g} [{spread[0]:g}, {spread[1]:g}]"
         rows.append([row["detector"], rate, _with(row["recall"], row["recall_interval"]), _number(row["too_early"]),
-                     delay, _with(row["false_alarms_per_answer"], row["false_alarms_interval"]),
+                     delay, _with(row["tokens_saved"], row["tokens_saved_interval"]),
+                     _with(row["false_alarms_per_answer"], row["false_alarms_interval"]),
                      _number(row["alarms_per_1k_clean_tokens"], 1)])  # fmt: skip
-    lines += _table(["detector", "allowed", "recall", "too early", "delay", "false alarms an answer",
+    lines += _table(["detector", "allowed", "recall", "too early", "delay", "tokens saved", "false alarms an answer",
                      "alarmed tokens in 1,000 clean"], rows)  # fmt: skip
     lines += ["", "The compass's fixed thresholds: share of answers whose published drift reaches them (it begins at "
               "the tenth token):", ""]  # fmt: skip

@@ -8,36 +8,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
+Weights = Floats | Floats32
 Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 REPLICATES = 2000
 
 
-def auroc(scores: Floats, wrong: Bools, weights: Floats | None = None) -> float:
+def auroc(scores: Floats, wrong: Bools, weights: Weights | None = None) -> float:
     """Probability that a wrong answer's score is above a right one's, ties half; nan without both classes."""
     return float(aurocs(scores, wrong, np.ones((1, len(scores))) if weights is None else weights[None])[0])
 
 
-def aurocs(scores: Floats, wrong: Bools, weights: Floats) -> Floats:
+def aurocs(scores: Floats, wrong: Bools, weights: Weights) -> Floats:
     """`auroc` under each row of weights [B, n]: [B]."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    w = weights[:, order]
-    bad = np.add.reduceat(w * wrong[order], first, axis=1)
-    good = np.add.reduceat(w * ~wrong[order], first, axis=1)
-    below = np.cumsum(good, axis=1) - good
-    pairs = bad.sum(axis=1) * good.sum(axis=1)
+    return _share(*_won(scores, wrong, weights))
+
+
+def within(scores: Floats, wrong: Bools, strata: Ints, weights: Weights) -> Floats:
+    """`aurocs` over the pairs of a wrong and a right answer of one stratum [n]: a stratum counts by its pairs."""
+    won, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(strata == stratum)
+        if wrong[rows].any() and not wrong[rows].all():
+            more, of = _won(scores[rows], wrong[rows], weights[:, rows])
+            won, pairs = won + more, pairs + of
+    return _share(won, pairs)
+
+
+def _won(scores: Floats, wrong: Bools, weights: Weights) -> tuple[Floats, Floats]:
+    """[B] weight of the pairs in order, ties half, and of all pairs."""
+    by_answer = weights.T  # bootstrap_weights keeps an answer's weights side by side, which is what is read here
+    good = np.flatnonzero(~wrong)
+    good = good[np.argsort(scores[good], kind="stable")]
+    bad = np.flatnonzero(wrong)
+    below = np.zeros((len(good) + 1, len(weights)), dtype=weights.dtype)
+    np.cumsum(by_answer[good], axis=0, out=below[1:])
+    first, last = (np.searchsorted(scores[good], scores[bad], side=side) for side in ("left", "right"))
+    of_bad = by_answer[bad]
+    won = np.einsum("ib,ib->b", of_bad, below[first]) + np.einsum("ib,ib->b", of_bad, below[last])
+    return won.astype(np.float64) / 2, of_bad.sum(axis=0, dtype=np.float64) * below[-1]
+
+
+def _share(won: Floats, pairs: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
-        made: Floats = np.where(pairs > 0, (bad * (below + good / 2)).sum(axis=1) / pairs, np.nan)
+        made: Floats = np.where(pairs > 0, won / pairs, np.nan)
     return made
 
 
-def bootstrap_weights(groups: NDArray[np.str_], seed: int, replicates: int = REPLICATES) -> Floats:
+def bootstrap_weights(groups: NDArray[np.str_], seed: int, replicates: int = REPLICATES) -> Floats32:
     """[B, n]: how often each answer's group was drawn, as many groups with replacement as there are."""
     _, index = np.unique(groups, return_inverse=True)
     n = int(index.max()) + 1
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
-    return counts[:, index].astype(np.float64)
+    return counts.T.astype(np.float32)[index].T
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -47,6 +71,21 @@ def interval(values: Floats) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(finite, [0.025, 0.975])
     return float(low), float(high)
+
+
+def share_interval(values: Floats, counted: Bools, groups: NDArray[np.str_], weights: Weights) -> tuple[float, float]:
+    """95 % interval of the mean of values [n] in 0 .. 1 over the counted answers, of groups drawn with `weights`.
+
+    Where all are 0 or all are 1, every draw says the same: then Wilson's, of as many trials as there are groups.
+    """
+    of = values[counted]
+    if not len(of):
+        return float("nan"), float("nan")
+    if np.ptp(of) == 0 and of[0] in (0.0, 1.0):
+        trials = len(np.unique(groups[counted]))
+        return wilson(trials if of[0] else 0, trials)
+    drawn = (weights @ counted.astype(weights.dtype)).astype(np.float64)
+    return interval(_share((weights @ (values * counted).astype(weights.dtype)).astype(np.float64), drawn))
 
 
 def average_precision(scores: Floats, wrong: Bools) -> float:
@@ -78,18 +117,32 @@ def calibration_error(probabilities: Floats, wrong: Bools, bins: int = 10) -> fl
     return float(sum(abs(probabilities[p].mean() - wrong[p].mean()) * len(p) for p in parts) / len(order))
 
 
-def matched_auroc(scores: Floats, wrong: Bools, lengths: NDArray[np.int64], bins: int = 10) -> float:
+def rejection_ratio(scores: Floats, wrong: Bools) -> float:
+    """PRR: (AURC of chance - AURC) / (AURC of chance - AURC of an oracle); 1 is the oracle, 0 chance.
+
+    AURC: the share of wrong answers among the k with the lowest scores, averaged over k = 1 .. n (area under risk and
+    coverage); tied answers in the mean of their orders. Of chance: the share of wrong answers among all.
+    """
+    if not wrong.any() or wrong.all():
+        return float("nan")
+    chance = float(wrong.mean())
+    return (chance - _aurc(scores, wrong)) / (chance - _aurc(wrong.astype(np.float64), wrong))
+
+
+def _aurc(scores: Floats, wrong: Bools) -> float:
+    order = np.argsort(scores, kind="stable")
+    ordered = scores[order]
+    ends = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True]) + 1
+    kept = np.arange(1, len(scores) + 1)
+    counts = np.interp(kept, np.r_[0, ends], np.r_[0, np.cumsum(wrong[order])[ends - 1]])
+    return float((counts / kept).mean())
+
+
+def matched_auroc(scores: Floats, wrong: Bools, lengths: Ints, bins: int = 10) -> float:
     """AUROC over the pairs of a wrong and a right answer of like length: both in one of `bins` quantiles of it."""
     edges = np.unique(np.quantile(lengths, np.linspace(0, 1, bins + 1)[1:-1]))
     bin_of = np.searchsorted(edges, lengths, side="right")
-    won = pairs = 0.0
-    for one in np.unique(bin_of):
-        rows = bin_of == one
-        n = float(wrong[rows].sum()) * float((~wrong[rows]).sum())
-        if n:
-            won += n * auroc(scores[rows], wrong[rows])
-            pairs += n
-    return won / pairs if pairs else float("nan")
+    return float(within(scores, wrong, bin_of, np.ones((1, len(scores))))[0])
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from geomcli.evaluation.dataset import Bools, Dataset, Floats, Ints
-from geomcli.evaluation.features import BASELINES, RANDOM, Family
+from geomcli.evaluation.features import BASELINES, KIND, KINDS, LOGITS, RANDOM, SERIES, Family
 from geomcli.evaluation.fitting import Choice, choose, fit, inner, platt
 from geomcli.evaluation.metrics import (
     auroc,
@@ -20,18 +20,24 @@ from geomcli.evaluation.metrics import (
     interval,
     matched_auroc,
     recall_at,
+    rejection_ratio,
+    within,
 )
-from geomcli.evaluation.splits import Parts, folds
+from geomcli.evaluation.splits import FOLDS, Parts, folds
 
 LEAST = 20  # answers of each class, below which nothing is said
 ALONE = ""
+_NOT_CARRIED_OVER = (RANDOM, KIND, KINDS)  # no kind is of two domains, and a left-out kind is in no fit
 Tick = Callable[[str], None]
 
 
 @dataclass
 class Scores:
-    """Log-odds [n] of each family alone (ALONE) and beside each baseline; nan where an answer was in no test part."""
+    """Log-odds [n] of each family alone (ALONE) and beside each baseline; nan where an answer was in no test part.
+    fold [n]: whose fit scored it, -1 where none did.
+    """
 
+    fold: Ints
     by: dict[tuple[str, str], Floats] = field(default_factory=dict)
     choices: dict[tuple[str, str], list[Choice]] = field(default_factory=dict)
 
@@ -55,28 +61,28 @@ def final(data: Dataset, made: list[Family], parts: Parts, tick: Tick) -> Scores
 
 
 def _scored(data: Dataset, made: list[Family], jobs: list[tuple[Ints, Ints, Ints]], tick: Tick) -> Scores:
-    found = Scores()
-    bases = {family.name: family.variants[""] for family in made if family.name in BASELINES}
+    found = Scores(np.full(len(data), -1))
+    for place, (_, _, test) in enumerate(jobs):
+        found.fold[test] = place
+    bases = {family.name: family for family in made if family.name in BASELINES}
     for family in made:
         tick(family.name)
-        beside: dict[str, Floats | None] = {ALONE: None}
-        if family.text is None:
-            beside |= {name: x for name, x in bases.items() if name != family.name}
-        if family.name == BASELINES[1]:
-            beside = {ALONE: None, BASELINES[0]: bases[BASELINES[0]]}
-        elif family.name == BASELINES[0]:
-            beside = {ALONE: None}
-        for base, x in beside.items():
+        beside: dict[str, Family | None] = {ALONE: None}
+        if family.name == SERIES:
+            beside[LOGITS] = bases[LOGITS]
+        elif family.text is None and family.name not in BASELINES:
+            beside |= bases
+        for base, other in beside.items():
             scores = np.full(len(data), np.nan)
             choices = []
             for place, (train, val, test) in enumerate(jobs):
                 own = found.choices.get((family.name, ALONE))
                 variant = own[place].variant if own else None
-                choice = choose(family, train, val, data.wrong, x, variant)
+                choice = choose(family, train, val, data.wrong, other, variant)
                 rows = np.concatenate([train, val])
                 # Fitted with fewer wrong answers a fold tests more of them: the prior would rank folds the wrong way.
                 share = np.clip(data.wrong[rows].mean(), 1e-3, 1 - 1e-3)
-                scores[test] = fit(family, choice, rows, data.wrong, x)(test) - np.log(share / (1 - share))
+                scores[test] = fit(family, choice, rows, data.wrong, other)(test) - np.log(share / (1 - share))
                 choices.append(choice)
             found.by[family.name, base] = scores
             found.choices[family.name, base] = choices
@@ -87,10 +93,12 @@ def table(data: Dataset, scores: Scores, seed: int, platt_from: Scores | None = 
     """A row for each family, over the answers that are right or wrong. platt_from: scores of other answers, to
     calibrate on; without, of the other half of the groups.
     """
-    rows = np.flatnonzero(data.stated & np.isfinite(scores.by[BASELINES[0], ALONE]))
+    rows = np.flatnonzero(data.stated & np.isfinite(scores.by[LOGITS, ALONE]))
     wrong = data.wrong[rows]
     weights = bootstrap_weights(data.group[rows], seed)
     drawn = {key: aurocs(values[rows], wrong, weights) for key, values in scores.by.items()}
+    # Pairs that one fit scored: a kind's odds in a fold sink with the wrong answers that the fold has too many of.
+    strata = np.unique(data.kind, return_inverse=True)[1][rows] * FOLDS + scores.fold[rows]
     made = []
     for (name, base), values in scores.by.items():
         if base != ALONE:
@@ -100,6 +108,9 @@ def table(data: Dataset, scores: Scores, seed: int, platt_from: Scores | None = 
             "family": name,
             "auroc": auroc(own, wrong),
             "auroc_interval": interval(drawn[name, base]),
+            "within_kind_auroc": float(within(own, wrong, strata, np.ones((1, len(rows))))[0]),
+            "within_kind_interval": interval(within(own, wrong, strata, weights)),
+            "prr": rejection_ratio(own, wrong),
             "auprc": average_precision(own, wrong),
             "tpr_at_1": recall_at(own, wrong, 0.01),
             "tpr_at_5": recall_at(own, wrong, 0.05),
@@ -145,16 +156,16 @@ def populations(data: Dataset) -> dict[str, Bools]:
     return made
 
 
-def of_populations(data: Dataset, scores: Scores, seed: int, replicates: int = 1000) -> list[dict[str, Any]]:
+def of_populations(data: Dataset, scores: Scores, seed: int) -> list[dict[str, Any]]:
     """AUROC and gains in each population, of the same scores; none where it has not 20 of each class."""
-    tested = np.isfinite(scores.by[BASELINES[0], ALONE])
+    tested = np.isfinite(scores.by[LOGITS, ALONE])
     made = []
     for name, members in populations(data).items():
         rows = np.flatnonzero(members & tested)
         wrong = data.wrong[rows]
         entry: dict[str, Any] = {"population": name, "answers": len(rows), "wrong": int(wrong.sum()), "families": None}
         if min(wrong.sum(), (~wrong).sum()) >= LEAST:
-            weights = bootstrap_weights(data.group[rows], seed, replicates)
+            weights = bootstrap_weights(data.group[rows], seed)
             drawn = {key: aurocs(values[rows], wrong, weights) for key, values in scores.by.items()}
             entry["families"] = {
                 family: {
@@ -187,7 +198,7 @@ def transfer(data: Dataset, made: list[Family], parts: Parts, seed: int, *, test
     names = [str(name) for name in np.unique(data.domain) if _enough(data, pool & (data.domain == name))]
     matrix: dict[str, dict[str, dict[str, float]]] = {}
     for family in made:
-        if family.name == RANDOM:
+        if family.name in _NOT_CARRIED_OVER:
             continue
         tick(family.name)
         matrix[family.name] = {}
@@ -208,21 +219,22 @@ def transfer(data: Dataset, made: list[Family], parts: Parts, seed: int, *, test
 
 
 def left_out_kinds(data: Dataset, made: list[Family], parts: Parts, seed: int, tick: Tick) -> dict[str, Any]:
-    """Tested on one kind of question in the development part, trained on the others without groups it shares."""
+    """Tested on one kind of question in the development part; chosen and trained on the others without groups it
+    shares.
+    """
     pool = data.stated & parts.development
     names = [str(kind) for kind in np.unique(data.kind) if _enough(data, pool & (data.kind == kind))]
     cells: dict[str, dict[str, float]] = {}
     for family in made:
-        if family.name == RANDOM:
+        if family.name in _NOT_CARRIED_OVER:
             continue
         tick(family.name)
         cells[family.name] = {}
-        train, val = inner(np.flatnonzero(pool), data.group, data.domain, seed + 4)
-        choice = choose(family, train, val, data.wrong)
         for kind in names:
             there = np.flatnonzero(pool & (data.kind == kind))
             shared = np.isin(data.group, data.group[there])
             others = np.flatnonzero(pool & (data.kind != kind) & ~shared)
+            choice = choose(family, *inner(others, data.group, data.domain, seed + 4), data.wrong)
             cells[family.name][kind] = _auroc_of(family, choice, others, there, data)
     return {"kinds": names, "auroc": cells}
 

@@ -15,22 +15,21 @@ import numpy as np
 
 from geomcli.detector_training import fit
 from geomcli.detectors.compass import CompassDetector
-from geomcli.detectors.conformal import answers_needed, level, per_answer
 from geomcli.detectors.heads import HeadFeatures
 from geomcli.detectors.logprob import LogprobDetector
 from geomcli.detectors.rauq import RauqDetector
 from geomcli.detectors.summary import Features
 from geomcli.detectors.trained import TrainedDetector
 from geomcli.errors import GeomError
+from geomcli.evaluation.alarms import PER_ANSWER, PER_TOKEN, Alarms
 from geomcli.evaluation.dataset import Bools, Dataset, Floats, Ints
 from geomcli.evaluation.features import WINDOW, causal_drift, rolling
 from geomcli.evaluation.fitting import logistic
-from geomcli.evaluation.metrics import quartiles, wilson
+from geomcli.evaluation.metrics import bootstrap_weights
 from geomcli.evaluation.splits import folds
 from geomcli.labelled_answers import Answer
 
 RATES = (0.01, 0.05)
-PER_ANSWER, PER_TOKEN = "answer", "token"
 COMPASS_THRESHOLDS = (0.1, 0.3, 0.5)
 _STRENGTH = 0.03
 _FITTED = 0.6  # of the training groups; the others are for thresholds
@@ -85,25 +84,27 @@ class _Detector:
 
 
 def _detectors(data: Dataset) -> Iterable[_Detector]:
-    place = np.concatenate([np.arange(n) for n in data.length])[:, None]
+    place = np.log1p(np.concatenate([np.arange(n) for n in data.length])[:, None])
     surprise = np.where(np.isfinite(data.logits[:, :1]), -data.logits[:, :1], 0.0)
-    if np.isfinite(data.logits[:, 0]).any():
-        of_logits = causal_features(data, data.logits)
+    of_logits = causal_features(data, data.logits) if np.isfinite(data.logits[:, 0]).any() else None
+    if of_logits is not None:
         yield _Detector("logprob", scores=data.replayed(LogprobDetector()))
         yield _Detector("logprob, mean from the first token", scores=of_logits_mean(data, surprise))
         yield _Detector(f"logprob, last {WINDOW}", scores=_rolled(data, surprise, WINDOW))
-        yield _Detector("logits", features=np.hstack([of_logits, np.log1p(place)]))
+        yield _Detector("logits", features=np.hstack([of_logits, place]))
     yield _Detector("compass", scores=data.replayed(CompassDetector()))
     yield _Detector("compass, from the second token", scores=causal_drift(data))
-    if data.heads is not None:
-        flat = data.heads.reshape(len(data.heads), -1)
-        finite = np.where(np.isfinite(flat), flat, 0.0)
-        window = np.hstack([finite, *[_rolled_rows(data, finite, WINDOW)]])
-        yield _Detector("head statistics", features=np.hstack([window, np.log1p(place)]))
-        if np.isfinite(data.logits[:, 0]).any():
-            yield _Detector("head statistics + logits", features=np.hstack([window, of_logits, np.log1p(place)]))
-            yield _Detector("rauq", scores=data.replayed(RauqDetector()))
-            yield _Detector("heads", shipped=HeadFeatures(data.layers, data.heads.shape[-1]))
+    for name, values in (("head statistics", data.heads), ("received", data.received)):
+        if values is not None:
+            flat = values.reshape(len(values), -1)
+            finite = np.where(np.isfinite(flat), flat, 0.0)
+            window = np.hstack([finite, _rolled_rows(data, finite, WINDOW)])
+            yield _Detector(name, features=np.hstack([window, place]))
+            if of_logits is not None:
+                yield _Detector(f"{name} + logits", features=np.hstack([window, of_logits, place]))
+    if data.heads is not None and of_logits is not None:
+        yield _Detector("rauq", scores=data.replayed(RauqDetector()))
+        yield _Detector("heads", shipped=HeadFeatures(data.layers, data.heads.shape[-1]))
 
 
 def of_logits_mean(data: Dataset, surprise: Floats) -> Floats:
@@ -128,17 +129,18 @@ def evaluate(data: Dataset, jobs: list[tuple[Ints, Ints]], seed: int) -> dict[st
     for training, test in jobs:
         fitting = folds(data.group[training], data.domain[training], seed + 5, 10) < round(10 * _FITTED)
         split.append((training[fitting], training[~fitting], test))
+    tested = np.concatenate([test for _, _, test in split])
+    weights = bootstrap_weights(data.group[tested], seed)
     for detector in _detectors(data):
-        counted: dict[tuple[str, str, float], _Counts] = {}
+        counted: dict[tuple[str, str, float], Alarms] = {}
         for fitted, calibrating, test in split:
             for name, scores in _token_scores(data, detector, fitted, known, bad, owner, seed).items():
                 for kind in (PER_ANSWER, PER_TOKEN):
                     for rate in RATES:
-                        counts = counted.setdefault((name, kind, rate), _Counts())
+                        counts = counted.setdefault((name, kind, rate), Alarms())
                         counts.add(data, scores, calibrating, test, kind, rate)
-        result += [{"detector": name, "per": kind, "rate": rate, **counts.summary()}
+        result += [{"detector": name, "per": kind, "rate": rate, **counts.summary(data.group[tested], weights)}
                    for (name, kind, rate), counts in counted.items()]  # fmt: skip
-    tested = np.concatenate([test for _, _, test in split])
     return {
         "alarms": result,
         "compass_thresholds": compass_thresholds(data, tested),
@@ -179,68 +181,6 @@ def _as_shipped(data: Dataset, name: str, features: Features, fitted: Ints, seed
         return {name: data.replayed(TrainedDetector(name, features, fit(features, train, calibrate)))}
     except GeomError:
         return {}
-
-
-class _Counts:
-    """What alarms a detector gives on answers it has not seen, over the folds."""
-
-    def __init__(self) -> None:
-        self.refused: str | None = None
-        self.right = self.right_alarmed = 0
-        self.clean_tokens = self.clean_alarms = 0
-        self.wrong = self.before = 0
-        self.delays: list[int] = []
-
-    def add(self, data: Dataset, scores: Floats, calibrating: Ints, test: Ints, per: str, rate: float) -> None:
-        clean = [scores[data.starts[row] : data.starts[row + 1]] for row in calibrating if data.outcome[row] == "right"]
-        levels = [level(part) for part in clean] if per == PER_ANSWER else np.concatenate([[], *clean])
-        values = np.array(levels)[np.isfinite(levels)].tolist() if per == PER_TOKEN else list(levels)
-        if len(values) < answers_needed(rate):
-            self.refused = f"needs {answers_needed(rate)} clean {per}s to calibrate on, has {len(values)}"
-            return
-        try:
-            threshold = per_answer(values, rate)
-        except GeomError:
-            scored = int(np.isfinite(values).sum())
-            self.refused = f"{scored} of {len(values)} clean answers are long enough for a score"
-            return
-        for row in test:
-            alarms = np.flatnonzero(scores[data.starts[row] : data.starts[row + 1]] >= threshold)
-            onset, length = int(data.onset[row]), int(data.length[row])
-            if data.outcome[row] == "right":
-                self.right += 1
-                self.right_alarmed += len(alarms) > 0
-                self.clean_tokens += length
-                self.clean_alarms += len(alarms)
-            elif data.outcome[row] == "wrong" and onset >= 0:
-                self.wrong += 1
-                self.clean_tokens += onset
-                self.clean_alarms += int((alarms < onset).sum())
-                if len(alarms) and alarms[0] < onset:
-                    self.before += 1
-                elif len(alarms):
-                    self.delays.append(int(alarms[0]) - onset)
-
-    def summary(self) -> dict[str, Any]:
-        """recall: of answers with a known onset, alarmed from there on, not before; delay 0: at the onset's token."""
-        if self.refused is not None:
-            return {"refused": self.refused}
-        detected = len(self.delays)
-        spread = quartiles(self.delays)
-        return {
-            "recall": detected / self.wrong if self.wrong else math.nan,
-            "recall_interval": wilson(detected, self.wrong),
-            "too_early": self.before / self.wrong if self.wrong else math.nan,
-            "delay_median": spread[1] if spread else None,
-            "delay_quartiles": (spread[0], spread[2]) if spread else None,
-            "false_alarms_per_answer": self.right_alarmed / self.right if self.right else math.nan,
-            "false_alarms_interval": wilson(self.right_alarmed, self.right),
-            "alarms_per_1k_clean_tokens": 1000 * self.clean_alarms / self.clean_tokens
-            if self.clean_tokens
-            else math.nan,
-            "answers_with_onset": self.wrong,
-            "clean_answers": self.right,
-        }
 
 
 def compass_thresholds(data: Dataset, rows: Ints) -> list[dict[str, Any]]:

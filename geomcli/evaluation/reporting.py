@@ -12,18 +12,21 @@ import numpy as np
 from geomcli.errors import GeomError
 from geomcli.evaluation import locking, offline, online
 from geomcli.evaluation.dataset import Dataset, load
-from geomcli.evaluation.features import families
+from geomcli.evaluation.features import RANDOM, Family, families
 from geomcli.evaluation.fitting import STRENGTHS
 from geomcli.evaluation.folder import Folder
 from geomcli.evaluation.metrics import REPLICATES
 from geomcli.evaluation.splits import FOLDS, SHARES, Parts, folds, parts
 
-VERSION = 1  # of families, choices and splits: another one is another configuration
+VERSION = 2  # of families, choices and splits: another one is another configuration
 _LEAST = 40  # right and wrong answers in the development part
 
 
 def report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], None]) -> dict[str, Any]:
-    """Tables over the development part by cross-validation; with `final`, the test part's beside them."""
+    """Tables over the development part by cross-validation; with `final`, the test part's beside them.
+
+    seed: of folds, random features and the bootstrap; which part is the test's is the folder's alone.
+    """
     from threadpoolctl import threadpool_limits  # scikit-learn brings it
 
     # The matrices are small: threads that wait for each other cost a hundred times what they save on a busy machine.
@@ -34,16 +37,17 @@ def report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], None
 def _report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], None]) -> dict[str, Any]:
     started = time.monotonic()
     data = load(folder)
-    split = parts(data.group, data.domain, seed)
+    split = split_of(folder, data)
     _refuse_too_few(data, split)
     made = families(data, seed)
     configuration = {
         "version": VERSION, "seed": seed, "answers": folder.digest(), "families": [family.name for family in made],
         "shares": list(SHARES), "folds": FOLDS, "strengths": list(STRENGTHS), "replicates": REPLICATES,
+        **_hashes(data, made),
     }  # fmt: skip
     lock = locking.acquire(folder.path, configuration) if final else locking.read(folder.path)
     document: dict[str, Any] = {
-        "collection": {**_header(folder), **_counts(data, split)},
+        "collection": {**_header(folder), **_counts(data, split, final=final)},
         "configuration": configuration,
         "hash": locking.digest(configuration),
         "lock": None if lock is None else {"hash": lock.hash, "created": lock.created},
@@ -67,6 +71,32 @@ def _report(folder: Folder, *, seed: int, final: bool, tick: Callable[[str], Non
         }
     document["seconds"] = round(time.monotonic() - started, 1)
     return document
+
+
+def split_of(folder: Folder, data: Dataset) -> Parts:
+    """By the folder's own seed, over all its questions: neither another --seed nor more answers move a group."""
+    items = list(folder.items().values())
+    groups = np.array([item.group for item in items])
+    whole = parts(groups, np.array([item.domain for item in items]), folder.header.seed)
+    return Parts(*(np.isin(data.group, groups[part]) for part in (whole.train, whole.val, whole.test)))
+
+
+def _hashes(data: Dataset, made: list[Family]) -> dict[str, str]:
+    """Of the labels, and of all numbers that are looked at but the random ones, which are the seed's."""
+    arrays = {"logits": data.logits, "fingerprint": data.fingerprint, "drift": data.drift, "sink_mass": data.sink_mass,
+              "heads": data.heads, "received": data.received}  # fmt: skip
+    variants = {
+        f"{family.name}, {variant}": x
+        for family in made
+        if family.name != RANDOM
+        for variant, x in family.variants.items()
+    }
+    return {
+        "labels": locking.of_texts(data.outcome.tolist(), map(str, data.onset), map(str, data.committed)),
+        "questions": locking.of_texts(data.kind.tolist(), data.domain.tolist(), data.group.tolist(), data.text),
+        "arrays": locking.of_arrays({name: array for name, array in arrays.items() if array is not None}),
+        "features": locking.of_arrays(variants),
+    }
 
 
 def _jobs(data: Dataset, split: Parts, seed: int) -> list[tuple[Any, Any]]:
@@ -93,18 +123,21 @@ def _header(folder: Folder) -> dict[str, Any]:
             "max_tokens": header.max_tokens}  # fmt: skip
 
 
-def _counts(data: Dataset, split: Parts) -> dict[str, Any]:
+def _counts(data: Dataset, split: Parts, *, final: bool) -> dict[str, Any]:
+    """Of the development part alone without `final`; `parts` are sizes, which say nothing of labels."""
+    shown = split.development | (split.test & final)
     kinds: dict[str, dict[str, int]] = {}
     for kind in np.unique(data.kind):
-        members = data.kind == kind
+        members = shown & (data.kind == kind)
         outcomes = Counter(str(outcome) for outcome in data.outcome[members])
         kinds[str(kind)] = {"answers": int(members.sum()), **outcomes, "committed": int(data.committed[members].sum()),
                             "with_onset": int((data.onset[members] >= 0).sum())}  # fmt: skip
     return {
-        "answers": len(data),
-        "tokens": int(data.starts[-1]),
-        "groups": len(np.unique(data.group)),
+        "counted": "all" if final else "development",
+        "answers": int(shown.sum()),
+        "tokens": int(data.length[shown].sum()),
+        "groups": len(np.unique(data.group[shown])),
         "parts": {"train": int(split.train.sum()), "val": int(split.val.sum()), "test": int(split.test.sum())},
-        "off_form": data.why,
+        "off_form": dict(Counter(str(why) for why in data.why[shown] if why)),
         "kinds": kinds,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from geomcli.evaluation.dataset import Dataset
 from geomcli.evaluation.folder import Answer, Folder, Header, digest
 from geomcli.evaluation.items import Item
 from geomcli.evaluation.recording import Recording
@@ -54,3 +55,16 @@ def planted(
     for answer, recording in zip(answers, recordings, strict=True):
         folder.add(answer, recording)
     return folder
+
+
+def small(heads: np.ndarray, logprobs: list[float], starts: list[int]) -> Dataset:
+    """Answers with these numbers and nothing else."""
+    tokens, n = len(logprobs), len(starts) - 1
+    names = np.array(["a"] * n)
+    logits = np.column_stack([logprobs, np.arange(tokens), np.ones(tokens)]).astype(float)
+    return Dataset(
+        outcome=np.array(["right"] * n), kind=names, domain=names, group=names, committed=np.ones(n, dtype=bool),
+        temperature=np.zeros(n), onset=np.full(n, -1), question=("q",) * n, text=("t",) * n, starts=np.array(starts),
+        logits=logits, fingerprint=np.tile(np.eye(20)[4], (tokens, 1)), drift=np.full(tokens, np.nan),
+        sink_mass=np.zeros(tokens), heads=heads, received=None, layers=LAYERS, why=np.array([""] * n),
+    )  # fmt: skip

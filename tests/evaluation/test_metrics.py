@@ -33,6 +33,26 @@ def test_a_weight_is_a_repetition(pairs: list[tuple[int, bool]], seed: int) -> N
     assert metrics.auroc(scores, wrong, times.astype(float)) == pytest.approx(repeated, nan_ok=True)
 
 
+@given(st.lists(st.tuples(st.integers(-4, 4), st.booleans(), st.integers(0, 2)), min_size=1, max_size=40))
+def test_within_strata_only_pairs_of_one_stratum_count(answers: list[tuple[int, bool, int]]) -> None:
+    scores, wrong = np.array([float(s) for s, _, _ in answers]), np.array([w for _, w, _ in answers])
+    strata = np.array([k for _, _, k in answers])
+    found = metrics.within(scores, wrong, strata, np.ones((1, len(answers))))[0]
+    pairs = [(a > b) + (a == b) / 2 for a, w, k in answers for b, v, other in answers if w and not v and k == other]
+    assert found == pytest.approx(np.mean(pairs) if pairs else float("nan"), nan_ok=True)
+
+
+def test_rejection_ratio_of_cases_by_hand() -> None:
+    wrong = np.array([True, False, True, False])
+    assert metrics.rejection_ratio(np.array([3.0, 1.0, 4.0, 2.0]), wrong) == pytest.approx(1.0)
+    assert metrics.rejection_ratio(np.zeros(4), wrong) == pytest.approx(0.0)
+    # Kept first: right, wrong, right, wrong: 0, 1/2, 1/3, 1/2; of the oracle 0, 0, 1/3, 1/2; of chance 1/2 each.
+    expected = (2 - 4 / 3) / (2 - 5 / 6)
+    assert metrics.rejection_ratio(np.array([2.0, 1.0, 4.0, 3.0]), wrong) == pytest.approx(expected)
+    assert metrics.rejection_ratio(-np.array([3.0, 1.0, 4.0, 2.0]), wrong) < 0
+    assert np.isnan(metrics.rejection_ratio(np.zeros(2), np.array([True, True])))
+
+
 def test_average_precision_and_recall_of_cases_by_hand() -> None:
     scores, wrong = np.array([4.0, 3.0, 2.0, 1.0]), np.array([True, False, True, False])
     assert metrics.average_precision(scores, wrong) == pytest.approx((1 + 2 / 3) / 2)
@@ -85,3 +105,25 @@ def test_a_wilson_interval_holds_its_share_and_is_never_outside() -> None:
     assert metrics.wilson(0, 10)[1] == pytest.approx(0.2775, abs=1e-3)
     assert metrics.wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-3)
     assert np.isnan(metrics.wilson(0, 0)[0])
+
+
+def test_a_share_s_interval_covers_where_both_answers_of_a_group_are_alike_and_wilson_s_does_not() -> None:
+    generator = np.random.default_rng(3)
+    groups, everyone = np.repeat(np.arange(80), 2).astype(str), np.ones(160, dtype=bool)
+    covered, counted_apart, n = 0, 0, 200
+    for run in range(n):
+        values = np.repeat(generator.random(80) < 0.3, 2).astype(float)
+        weights = metrics.bootstrap_weights(groups, run, 300)
+        low, high = metrics.share_interval(values, everyone, groups, weights)
+        covered += low <= 0.3 <= high
+        low, high = metrics.wilson(int(values.sum()), 160)
+        counted_apart += low <= 0.3 <= high
+    assert covered >= 0.9 * n > counted_apart
+
+
+def test_a_share_of_none_or_all_is_as_uncertain_as_its_number_of_groups() -> None:
+    groups, everyone = np.repeat(np.arange(10), 2).astype(str), np.ones(20, dtype=bool)
+    weights = metrics.bootstrap_weights(groups, 0)
+    assert metrics.share_interval(np.zeros(20), everyone, groups, weights) == metrics.wilson(0, 10)
+    assert metrics.share_interval(np.ones(20), everyone, groups, weights) == metrics.wilson(10, 10)
+    assert np.isnan(metrics.share_interval(np.ones(20), ~everyone, groups, weights)[0])

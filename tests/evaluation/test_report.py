@@ -15,14 +15,20 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from geomcli.detectors.compass import CompassDetector
+from geomcli.detectors.heads import HeadFeatures
+from geomcli.detectors.logprob import LogprobDetector
+from geomcli.detectors.observations import Updated, replay
+from geomcli.detectors.rauq import RauqDetector
+from geomcli.detectors.summary import Summarised
 from geomcli.errors import ExitCode, GeomError, UsageError
 from geomcli.evaluation import fitting, locking, markdown, offline, online, reporting
-from geomcli.evaluation.dataset import Dataset, load
+from geomcli.evaluation.dataset import load
 from geomcli.evaluation.features import Family, causal_drift, families, logit_numbers, rauq
 from geomcli.evaluation.folder import Folder
 from geomcli.evaluation.metrics import auroc
 from geomcli.evaluation.splits import parts
-from tests.evaluation.planted import HEADS, LAYERS, planted
+from tests.evaluation.planted import HEADS, LAYERS, planted, small
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -90,6 +96,9 @@ def test_alarms_come_after_the_onset_at_the_rate_that_was_allowed(document: dict
     assert shipped["recall_interval"][0] > alarms["logprob", "answer", 0.05]["recall"]
     assert shipped["false_alarms_interval"][0] < 0.05 + 0.03
     assert "needs 99 clean answers" in alarms["head statistics, CUSUM", "answer", 0.01]["refused"]
+    assert {"received, CUSUM", "received + logits, CUSUM"} <= {r["detector"] for r in found["alarms"]}
+    low, high = heads["tokens_saved_interval"]
+    assert 0.1 < low < heads["tokens_saved"] < high < 0.6  # the onset is in the middle
     assert [r["wrong"] for r in found["compass_thresholds"]] == [0.0, 0.0, 0.0]
 
 
@@ -139,19 +148,34 @@ def test_a_feature_that_names_the_group_is_worth_nothing_unless_groups_are_torn_
     assert found["torn"] > 0.65
 
 
-def test_final_writes_a_lock_repeats_itself_and_refuses_another_configuration(tmp_path: Path) -> None:
+def test_final_writes_a_lock_repeats_itself_and_refuses_another_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = planted(tmp_path / "f", 300, tokens=8)
     first = reporting.report(folder, seed=0, final=True, tick=lambda _: None)
     assert row(first["test"], "entropy of heads")["auroc"] > 0.8
     assert first["lock"]["hash"] == first["hash"]
     again = reporting.report(folder, seed=0, final=True, tick=lambda _: None)
     assert json.dumps(again["test"], default=float) == json.dumps(first["test"], default=float)
-    with pytest.raises(UsageError, match="another seed"):
+    with pytest.raises(UsageError, match="then is: seed"):
         reporting.report(folder, seed=1, final=True, tick=lambda _: None)
+    # Code that grades or measures the same answers in another way is another configuration, too.
+    data = load(folder)
+    with monkeypatch.context() as other:
+        flipped = np.where(np.arange(len(data)) == 3, "refused", data.outcome)
+        other.setattr(reporting, "load", lambda _: replace(data, outcome=flipped))
+        with pytest.raises(UsageError, match="then is: labels"):
+            reporting.report(folder, seed=0, final=True, tick=lambda _: None)
+    with monkeypatch.context() as other:
+        made = [Family(f.name, {n: x + (f.name == "heads") for n, x in f.variants.items()}, f.text)
+                for f in families(data, 0)]  # fmt: skip
+        other.setattr(reporting, "families", lambda *_: made)
+        with pytest.raises(UsageError, match="then is: features"):
+            reporting.report(folder, seed=0, final=True, tick=lambda _: None)
     with (folder.path / "answers.jsonl").open("ab") as lines:
         answer = msgspec.structs.replace(folder.answers()[0], number=0, temperature=0.5)
         lines.write(msgspec.json.encode(answer) + b"\n")
-    with pytest.raises(UsageError, match="another answers"):
+    with pytest.raises(UsageError, match=r"then is: answers"):
         reporting.report(folder, seed=0, final=True, tick=lambda _: None)
     lock = json.loads((folder.path / locking.FILE).read_text())
     lock["configuration"]["seed"] = 1
@@ -192,17 +216,14 @@ def test_the_command_writes_both_files_and_says_what_is_missing(home: dict[str, 
     assert "| entropy of heads |" in page.read_text()
 
 
-def small(heads: np.ndarray, logprobs: list[float], starts: list[int]) -> Dataset:
-    """Answers with these numbers and nothing else."""
-    tokens, n = len(logprobs), len(starts) - 1
-    names = np.array(["a"] * n)
-    logits = np.column_stack([logprobs, np.arange(tokens), np.ones(tokens)]).astype(float)
-    return Dataset(
-        outcome=np.array(["right"] * n), kind=names, domain=names, group=names, committed=np.ones(n, dtype=bool),
-        temperature=np.zeros(n), onset=np.full(n, -1), question=("q",) * n, text=("t",) * n, starts=np.array(starts),
-        logits=logits, fingerprint=np.tile(np.eye(20)[4], (tokens, 1)), drift=np.full(tokens, np.nan),
-        sink_mass=np.zeros(tokens), heads=heads, received=None, layers=LAYERS, why={},
-    )  # fmt: skip
+@pytest.mark.parametrize("detector", [RauqDetector(), CompassDetector(), LogprobDetector(),
+                                      Summarised(HeadFeatures(LAYERS, HEADS))])  # fmt: skip
+def test_answers_side_by_side_score_as_one_by_one(folder: Folder, detector: Updated) -> None:
+    data = load(folder)
+    found = data.replayed(detector)
+    for answer in range(0, len(data), 60):
+        alone = replay(detector, data.seen(answer))
+        np.testing.assert_allclose(found[data.starts[answer] : data.starts[answer + 1]], alone, rtol=1e-12)
 
 
 def test_rauq_of_a_case_by_hand() -> None:
