@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from tests.engine.harness import Server, served, started_directly
+from tests.engine.harness import TWO_LAYERS, Server, served, started_directly
 
 ASK = {"return_attention_tokens": True, "top_k_attention": 8}
 SHARED = "The harbour log of the northern sea lists ships, their masters and what they carried. " * 3
@@ -30,10 +30,11 @@ def texts(server: Server, asking: set[int]) -> list[tuple[str, bool]]:
 
 def test_the_same_text_with_and_without_the_plugin(tmp_path: Path) -> None:
     asking = {1, 3, 6}
-    with served(tmp_path / "with", "--", "--context-length", "2048") as server:
+    sizes = (*TWO_LAYERS, "--context-length", "2048")
+    with served(tmp_path / "with", "--", *sizes) as server:
         found = texts(server, asking)
         assert httpx.get(server.url + "/v1/attention/capabilities").status_code == 200
-    plain_arguments = ("--no-return-attention-tokens", "--", "--context-length", "2048")
+    plain_arguments = ("--no-return-attention-tokens", "--", *sizes)
     with started_directly(tmp_path / "without", *plain_arguments, environment={"SGLANG_PLUGINS": "none"}) as server:
         assert httpx.get(server.url + "/v1/attention/capabilities").status_code == 404
         plain = texts(server, asking)

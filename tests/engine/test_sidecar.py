@@ -119,10 +119,14 @@ def test_a_sidecar_that_dies_and_returns(server: Server, port: int, tmp_path: Pa
                 if tokens == 20 and first.process.poll() is None:
                     first.end(signal.SIGKILL)
         assert tokens >= 119
-        wait_for(lambda: counts(server)["dropped"] > before["dropped"])
-    assert len(asked(server)["attention_tokens"]) == 6
+    # A client that reads late sees it end when everything has been sent.
+    answers = 0
+    while answers < 3 or counts(server)["dropped"] == before["dropped"]:
+        assert len(asked(server)["attention_tokens"]) == 6
+        answers += 1
+        assert answers < 100
     after = counts(server)
-    assert after["sent"] + after["dropped"] == before["sent"] + before["dropped"] + 120 + 6
+    assert after["sent"] + after["dropped"] == before["sent"] + before["dropped"] + 120 + 6 * answers
     with started(tmp_path / "second", port) as second:
         connected(server, second)
         answer = asked(server)
