@@ -19,7 +19,7 @@ SERVER_THRESHOLD = 0.02
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    threshold = ("--attention-firewall-threshold", str(SERVER_THRESHOLD))
+    threshold = ("--attention-firewall-threshold", str(SERVER_THRESHOLD), "--attention-mask-system-prompt")
     with served(
         tmp_path_factory.mktemp("strict"), "--attention-firewall", "early_stop", *threshold, "--", *TWO_LAYERS
     ) as running:
@@ -27,6 +27,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_a_server_watches_who_did_not_ask(strict: Server) -> None:
+    """As it watches who did, system prompts masked."""
     document = strict.get("/v1/attention/capabilities")
     assert document["firewall"] == {
         "action": "early_stop", "window_size": 10, "variance_threshold": SERVER_THRESHOLD, "detector": "compass",
