@@ -31,7 +31,7 @@ def test_a_server_watches_who_did_not_ask(strict: Server) -> None:
     document = strict.get("/v1/attention/capabilities")
     assert document["firewall"] == {
         "action": "early_stop", "window_size": 10, "variance_threshold": SERVER_THRESHOLD, "detector": "compass",
-        "calibrated": False,
+        "consecutive": 2, "calibrated": False,
     }  # fmt: skip
     assert document["features"]["firewall"] is True
     asked = answer(strict, PROMPTS[0], **ASK)
