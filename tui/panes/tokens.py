@@ -94,7 +94,11 @@ class TokenPane(Pane):
         wanted = offered[(offered.index(self.session.ask.firewall) + 1) % len(offered)]
         self.session.ask = self.session.ask.changed(firewall=wanted)
         self.session.touch(Changed.STATE)
-        said = f"{wanted}, when attention drifts; not calibrated" if wanted else "none but the server's own"
+        said = (
+            f"{wanted}, when attention drifts, which finds no errors; not calibrated"
+            if wanted
+            else "none but the server's own"
+        )
         self.notify(f"Firewall of the next answers: {said}.", timeout=3)
 
     def action_find_open(self) -> None:
