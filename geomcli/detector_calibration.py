@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from geomcli.errors import GeomError, UsageError
 from geomcli.labelled_answers import Answer
 
 TRAIN, CALIBRATE, CONFORMAL, HELD_OUT = PARTS = ("train", "calibrate", "conformal", "held_out")
+Shape = tuple[tuple[int, ...], int]  # layers, and how many heads of each
 # Of the groups, by what there is to do with them: (weights to train, clean traffic given).
 _SHARES: Mapping[tuple[bool, bool], tuple[float, float, float, float]] = {
     (True, False): (0.4, 0.15, 0.25, 0.2),
@@ -200,30 +201,25 @@ def _one_model(answers: Sequence[Answer]) -> str:
     return models[0]
 
 
-def _seen(answers: Sequence[Answer], needs: frozenset[str]) -> tuple[tuple[int, ...], int]:
+def _seen(answers: Sequence[Answer], needs: frozenset[str]) -> Shape:
     """Layers and heads that a detector is calibrated on, of all answers the same."""
     if HEADS in needs:
-        return _one_shape(answers)
+        return _one_shape("head statistics", {(answer.layers, answer.heads) for answer in answers})
+    if LINKS in needs:
+        return _one_shape("links", {((answer.linked,), 0) for answer in answers if answer.linked is not None})
     if LOGITS in needs:
         return (), 0
-    if LINKS not in needs:
-        shapes = sorted({answer.fingerprinted for answer in answers if answer.fingerprinted[1]})
-        if len(shapes) > 1:
-            said = "; ".join(f"{heads} heads of layers {', '.join(map(str, layers))}" for layers, heads in shapes[:3])
-            raise UsageError(f"fingerprints are of different layers or heads: {said}.", "answers captured alike")
-        return shapes[0] if shapes else ((), 0)
-    layers = sorted({answer.linked for answer in answers if answer.linked is not None})
-    if len(layers) > 1:
-        raise UsageError(f"links are of different layers: {', '.join(map(str, layers))}.", "answers captured alike")
-    return tuple(layers), 0
+    return _one_shape("fingerprints", {answer.fingerprinted for answer in answers if answer.fingerprinted[1]})
 
 
-def _one_shape(answers: Sequence[Answer]) -> tuple[tuple[int, ...], int]:
-    shapes = sorted({(answer.layers, answer.heads) for answer in answers})
-    if len(shapes) > 1:
-        said = "; ".join(f"{heads} heads of layers {', '.join(map(str, layers))}" for layers, heads in shapes[:3])
-        raise UsageError(f"head statistics are of different layers or heads: {said}.", "answers captured alike")
-    return shapes[0]
+def _one_shape(what: str, found: Set[Shape]) -> Shape:
+    if len(found) > 1:
+        said = "; ".join(
+            f"{f'{heads} heads of ' if heads else ''}layers {', '.join(map(str, layers))}"
+            for layers, heads in sorted(found)[:3]
+        )
+        raise UsageError(f"{what} are of different layers or heads: {said}.", "answers captured alike")
+    return next(iter(found), ((), 0))
 
 
 def _levels(detector: Detector[Any], answers: Sequence[Answer], consecutive: int) -> list[float]:

@@ -11,7 +11,7 @@ import msgspec
 
 from geomcli.compass import CONSECUTIVE, DRIFT_WINDOW, HALT_THRESHOLD
 from geomcli.detectors import registry
-from geomcli.detectors.calibration import Calibration, digest, load
+from geomcli.detectors.calibration import Calibration, load
 from geomcli.detectors.observations import LINKS, LOGITS
 from geomcli.errors import GeomError
 from geomcli.firewall import ACTIONS, EARLY_STOP, LOG_ONLY, Action, check_threshold
@@ -39,7 +39,10 @@ SEEN_BY = (
     "attention_capture_layer_ids",
     "attention_capture_head_ids",
 )
-_CALIBRATED_ON = SEEN_BY[:3]
+# Those among them that also change which tokens, or how much of the attention, a calibration is about; layers and heads
+# are held against the calibration's own.
+_TOKENS = ("attention_tokens_stride",)
+_ATTENTION = ("attention_tokens_window", "attention_mask_prefix")
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -85,16 +88,17 @@ def known_from(paths: Sequence[str]) -> tuple[Known, ...]:
     made: dict[str, Known] = {}
     for path in paths:
         try:
-            about, content = load(Path(path)).about, digest(Path(path))
+            found = load(Path(path))
         except GeomError as error:
             raise ValueError(f"{CALIBRATION_FLAG}: {str(error).removesuffix('.')}") from None
+        about = found.about
         if about.detector not in DETECTORS:
             raise ValueError(f"{CALIBRATION_FLAG} {path}: the server has no detector {about.detector}")
         if about.detector in made:
             raise ValueError(f"{CALIBRATION_FLAG}: {made[about.detector].path} and {path} are both of {about.detector}")
         window = int(about.settings.get("window", DRIFT_WINDOW)) if about.detector == COMPASS else DRIFT_WINDOW
         made[about.detector] = Known(
-            str(Path(path).absolute()), content, about.detector, about.threshold, about.consecutive, about.layers,
+            str(Path(path).absolute()), found.digest, about.detector, about.threshold, about.consecutive, about.layers,
             window,
         )  # fmt: skip
     return tuple(made.values())
@@ -106,11 +110,10 @@ def loaded(known: Sequence[Known], model: str, layers: tuple[int, ...], heads: i
     """
     made = {}
     for one in known:
-        path = Path(one.path)
-        if digest(path) != one.digest:
-            raise GeomError(f"{path} is not the file that the server was started with.", "start it again")
-        made[one.path] = load(path)
-        made[one.path].check(model, layers, heads)
+        found = made[one.path] = load(Path(one.path))
+        if found.digest != one.digest:
+            raise GeomError(f"{one.path} is not the file that the server was started with.", "start it again")
+        found.check(model, layers, heads)
     return made
 
 
@@ -201,7 +204,7 @@ def check_calibrated(guard: Guard | None, given: Mapping[str, Any], own: Mapping
     """ValueError for a field by which a calibrated threshold would be held against other numbers; own: the server's."""
     if guard is None or not guard.calibrated:
         return
-    for name in _CALIBRATED_ON if guard.needs != {LOGITS} else _CALIBRATED_ON[:1]:
+    for name in _TOKENS if guard.needs == {LOGITS} else (*_TOKENS, *_ATTENTION):
         if name in given and given[name] != own.get(name, 0):
             raise ValueError(
                 f"{name} changes what {guard.detector} was calibrated on; leave it out, or give {FIELD}.threshold"

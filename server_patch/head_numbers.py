@@ -18,12 +18,10 @@ def of_sums(
     length: int,
 ) -> NDArray[np.float32]:
     """[wanted layers, 4, wanted heads], from the sums [layers, H, HEAD_WORDS] of a row of so many keys."""
-    made = []
-    for layer in options.layers:
-        at = layers.index(layer)
-        first = options.first_key(length - 1, windows[at])
-        made.append(records.head_statistics(sums[at], options.heads, first, prompt_len, length))
-    return np.stack(made)
+    found: NDArray[np.float32] = of_many(
+        sums[:, None], windows, options, layers, np.array([prompt_len]), np.array([length])
+    )[0]
+    return found
 
 
 def of_many(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,19 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """stack: None where the detector has no weights."""
+    """stack: None where the detector has no weights; digest: SHA-256 of the file that it was read from."""
 
     about: About
     stack: Stack | None = None
+    digest: str = ""
 
     def check(self, model: str, layers: tuple[int, ...] | None = None, heads: int | None = None) -> None:
         """GeomError where it was made for another model, or for other captured layers or so many heads than these."""
         about = self.about
         if about.model != model:
             raise GeomError(f"the calibration of {about.detector} is for {about.model}, not for {model}.", MAKE)
-        if layers is not None:
-            layers = layers if about.heads else layers[-1:]
+        if layers is not None and not about.heads:
+            layers = layers[-1:]
         if layers is not None and about.layers and about.layers != layers:
             raise GeomError(
                 f"the calibration of {about.detector} is for the layers {_listed(about.layers)}, and "
@@ -143,20 +145,11 @@ def save(calibration: Calibration, path: Path) -> None:
         np.savez(stream, **arrays)  # type: ignore[arg-type]
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes; GeomError where it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        raise GeomError(f"there is no calibration at {path}.", MAKE) from None
-    except OSError as error:
-        raise GeomError(f"{path} cannot be read as a calibration: {error.strerror or error}.", MAKE) from None
-
-
 def load(path: Path) -> Calibration:
     """The calibration in a file; GeomError says what is wrong with it."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        content = path.read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise GeomError(f"there is no calibration at {path}.", MAKE) from None
@@ -167,7 +160,7 @@ def load(path: Path) -> Calibration:
     except TypeError:  # one array, not an archive of them
         raise GeomError(f"{path} is one array and no calibration.", MAKE) from None
     try:
-        return _checked(path, arrays)
+        return replace(_checked(path, arrays), digest=hashlib.sha256(content).hexdigest())
     except (ValueError, KeyError, TypeError) as error:  # msgspec's errors are ValueErrors
         said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise GeomError(f"{path}: {said}.", MAKE) from None

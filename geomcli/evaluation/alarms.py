@@ -39,8 +39,10 @@ class Alarms:
 
     def add(self, data: Dataset, scores: Floats, calibrating: Ints, test: Ints, per: str, rate: float) -> None:
         clean = [scores[data.starts[row] : data.starts[row + 1]] for row in calibrating if data.outcome[row] == "right"]
-        levels = [level(part) for part in clean] if per == PER_ANSWER else np.concatenate([[], *clean])
-        values = np.array(levels)[np.isfinite(levels)].tolist() if per == PER_TOKEN else list(levels)
+        if per == PER_ANSWER:
+            values = [level(part) for part in clean]
+        else:
+            values = [score for part in clean for score in part.tolist() if math.isfinite(score)]
         if len(values) < answers_needed(rate):
             self.refused = f"needs {answers_needed(rate)} clean {per}s to calibrate on, has {len(values)}"
             return

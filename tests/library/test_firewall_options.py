@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from geomcli.detectors.calibration import About, Calibration, digest, save
+from geomcli.detectors.calibration import About, Calibration, load, save
 from geomcli.detectors.observations import HEADS, LOGITS
 from geomcli.errors import GeomError
 from geomcli.server_patch.firewall_options import Guard, Known, known_from, loaded, of_flags, of_request
@@ -27,7 +27,7 @@ def file_of(folder: Path, name: str, **about: object) -> Path:
 def test_the_threshold_is_the_calibrations(tmp_path: Path) -> None:
     path = file_of(tmp_path, "logprob")
     known = known_from([str(path)])
-    assert known == (Known(str(path), digest(path), "logprob", 2.5, 1, (3, 7)),)
+    assert known == (Known(str(path), load(path).digest, "logprob", 2.5, 1, (3, 7)),)
     guard = of_flags("early_stop", detector="logprob", known=known)
     assert guard == Guard("early_stop", 10, 2.5, "logprob", 1, str(path), calibrated=True, layers=(3, 7))
     assert guard.needs == {LOGITS}
