@@ -35,7 +35,7 @@ async def test_clusters_are_found_named_and_drawn(make_app: MakeApp, settings: c
         # Traces of four shapes, ten of each.
         assert found.sizes.tolist() == [10, 10, 10, 10]
         await until(lambda: "HDBSCAN: 4 clusters, 0% in none" in text_of(app, "#scopes"))
-        assert "No discovery artifacts" in text_of(app, "#scopes")
+        await until(lambda: "No discovery artifacts" in text_of(app, "#scopes"))
         assert "A–D clusters" in text_of(app, "#legend")
         cloud = pane(app).manifold.cloud
         letters = {}

@@ -309,7 +309,7 @@ async def test_of_another_model_and_without_any(
     app = make_app(demo, mode="manifold")
     async with app.run_test(size=WIDE) as pilot:
         await loaded(app)
-        assert "No discovery artifacts" in text_of(app, "#scopes")
+        await until(lambda: "No discovery artifacts" in text_of(app, "#scopes"))
         assert "not used" not in text_of(app, "#scopes")
         await pilot.press("t")
         assert "There are no discovery artifacts" in said(app)

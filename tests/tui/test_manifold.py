@@ -64,7 +64,7 @@ async def test_the_session_s_tokens_are_points_with_the_cursor_on_the_newest(
         assert "●" in "".join(picture(app))
         assert f"{captured} tokens" in text_of(app, "#scopes")
         assert "PCA" in text_of(app, "#scopes")
-        assert "No discovery artifacts" in text_of(app, "#scopes")
+        await until(lambda: "No discovery artifacts" in text_of(app, "#scopes"))
         assert manifold.cloud.projection.directions(0)[0].split(",")[0] in text_of(app, "#axis-across")
         assert manifold.cloud.projection.directions(1)[1] in text_of(app, "#axis-down")
         assert "● you" in text_of(app, "#point")
