@@ -36,15 +36,15 @@ from gpu_servers import FINGERPRINT, Server, entries, machine, random_prompt
 from geomcli.compass import HALT
 from geomcli.detectors import registry
 from geomcli.detectors.calibration import About, Calibration, Stack, load, save
-from geomcli.detectors.heads import HeadFeatures
 from geomcli.detectors.observations import of_entries, replay
+from geomcli.detectors.received import STRONGEST
 from geomcli.detectors.summary import Summarised
 from geomcli.firewall import ManifoldFirewall
 from geomcli.server_patch.server_options import parse_layers
 from geomcli.zone_sampling import ZoneSampler
 
 NEVER = 1e9  # a score that nothing reaches
-DETECTORS = ("logprob", "rauq", "heads")
+DETECTORS = ("logprob", "rauq", "heads", "received")
 ASK: dict[str, dict[str, Any]] = {
     "nobody": {},
     "fingerprints": FINGERPRINT,
@@ -55,7 +55,8 @@ ASK: dict[str, dict[str, Any]] = {
         "return_attention_tokens": True, "attention_fingerprint_mode": True, "attention_logit_stats": True,
     },
 }  # fmt: skip
-EVERYTHING = {**ASK["logit statistics"], "attention_head_stats": True}
+EVERYTHING = {**ASK["logit statistics"], "attention_head_stats": True, "attention_fingerprint_mode": False,
+              "top_k_attention": STRONGEST}  # fmt: skip
 TOKENS_OF_CHECK = 80
 
 
@@ -66,7 +67,9 @@ def calibrate(folder: Path, model: str, layers: tuple[int, ...], heads: int) -> 
         about = About(model=model, detector=name, layers=layers, heads=heads, threshold=NEVER, false_alarms=0.1, n=20)
         stack = None
         if registry.DETECTORS[name].trained:
-            names = Summarised(HeadFeatures(layers, heads)).names
+            features = registry.DETECTORS[name].features
+            assert features is not None
+            names = Summarised(features(layers, heads, registry.kind(name).set(None))).names
             weights = np.random.default_rng(1).normal(size=len(names)) / len(names)
             ones = np.ones(len(names))
             stack = Stack(names, 0 * ones, ones, weights, 0.0, 1.0, 0.0, 0.5, 8)
