@@ -1,4 +1,4 @@
-"""Hit rates of the prefix cache under `spectral`, lru, lfu and slru, on two kinds of traffic made here.
+"""Hit rates of the prefix cache under `spectral`, lru, lfu and slru, on traffic made here.
 
     python benchmarks/prefix_cache.py
 
@@ -6,9 +6,9 @@ Goes through SGLang's own tree, without a model. The real engine: prefix_cache_e
 answers look at.
 
 Traffic `shared`: a few system prompts, of Zipf's popularity that drifts, each followed by one question of many users.
-Traffic `chats`: conversations of several turns, interleaved, each turn with all before it as its prefix. A
-request's look at a part of its prompt is drawn from recorded means of that kind of part (docs/measurements), one draw
-a part: it knows nothing of whether the part will be used again.
+Traffic `chats`: conversations of several turns, interleaved, each turn with all before it as its prefix.
+Traffic `mixed`: half of each. A request's look at a part of its prompt is drawn from recorded means of that kind of
+part (docs/measurements), one draw a part: it knows nothing of whether the part will be used again.
 """
 
 from __future__ import annotations
@@ -106,7 +106,25 @@ def chats(random: np.random.Generator, count: int, *, open_chats: int = 40) -> l
     return made
 
 
-TRAFFIC = {"shared": shared, "chats": chats}
+def mixed(random: np.random.Generator, count: int) -> list[Request]:
+    """Half of each, in random order."""
+    # Its own numbers for each, so that no two texts are alike.
+    kinds = iter(shared(random, count)), iter(_renumbered(chats(random, count), 10_000_000))
+    return [next(kinds[int(random.integers(2))]) for _ in range(count)]
+
+
+def _renumbered(requests: list[Request], by: int) -> list[Request]:
+    """With other token ids."""
+    return [
+        Request(
+            [Part([token + by for token in part.tokens], part.kind) for part in one.prompt],
+            [token + by for token in one.answer],
+        )
+        for one in requests
+    ]
+
+
+TRAFFIC = {"shared": shared, "chats": chats, "mixed": mixed}
 
 
 class Look:

@@ -1,9 +1,9 @@
 """Scheduler process: SGLang's prefix cache ranks its nodes by the attention that they received (`spectral`).
 
-What a request's captured rows looked at is kept with the request, and credited to the nodes that it found in the cache
-when it gives its keys back. Nothing here touches the tree: a node is found by its tokens, without an access. The front
-of what a split node holds follows it into its new parent when the node is next looked at, which is before that parent
-can be evicted.
+What a request's captured rows looked at is kept with the request. When it gives its keys back, that is credited to the
+nodes that it found in the cache and that go on in several ways. Nothing here touches the tree: a node is found by its
+tokens, without an access. The front of what a split node holds follows it into its new parent when the node is next
+looked at, which is before that parent can be evicted.
 """
 
 from __future__ import annotations
@@ -121,7 +121,10 @@ def credit(req: Any, tree_cache: Any, node: Any, ranking: Ranking) -> None:
     start = 0
     for one in path:
         end = start + len(one.key)
-        held = ranking.add(held_by(one, ranking), per_token[start:end])
+        held = held_by(one, ranking)
+        # A conversation is looked at by each of its turns and by nobody after the last: that says nothing of reuse.
+        if held is not None or len(one.children) > 1:
+            held = ranking.add(held, per_token[start:end])
         if held is not None:
             setattr(one, HELD_ATTRIBUTE, held)
         start = end

@@ -51,7 +51,7 @@ def run(policy: str, kind: str, weight: float = 0.7) -> dict[str, Any]:
     order = evictions(cache)
     random = np.random.default_rng(3)
     hits = []
-    for request in bench.chats(random, 200, open_chats=8):
+    for request in bench.shared(random, 200, prompts=6, drift=60):
         prompt = request.prompt_ids
         per_token = np.random.default_rng(len(prompt)).uniform(0, 2, len(prompt) + len(request.answer))
         hits.append(cache.serve(prompt, request.answer, per_token))
@@ -105,6 +105,21 @@ def splits(kind: str) -> dict[str, Any]:
     }
 
 
+def conversations(kind: str) -> list[int]:
+    """Two conversations with one beginning, three turns each: the tokens of the nodes that hold what they received."""
+    cache = bench.Cache("spectral", SIZE, kind=kind, weight=0.7)
+    begin = list(range(1000, 1100))
+    for base in (2000, 3000):
+        prompt = list(begin)
+        for turn in range(3):
+            prompt += range(base + 100 * turn, base + 100 * turn + 20)
+            answer = list(range(base + 100 * turn + 50, base + 100 * turn + 70))
+            cache.serve(prompt, answer, np.full(len(prompt) + len(answer), 2.0))
+            prompt += answer
+    found = [node for node in nodes(cache) if cache.policy.held_by(node, cache.ranking) is not None]
+    return sorted(token for node in found for token in node.key.raw_token_ids())
+
+
 def survivor(policy: str, kind: str, attended: int) -> list[bool]:
     """Two prefixes of one length, used twice, one after the other; which of them are still there under pressure."""
     cache = bench.Cache(policy, 1000, kind=kind, weight=0.7)
@@ -120,7 +135,7 @@ def survivor(policy: str, kind: str, attended: int) -> list[bool]:
 print(json.dumps({"release": release, **{
     kind: {
         "lru": run("lru", kind), "zero": run("spectral", kind, 0.0), "spectral": run("spectral", kind),
-        "splits": splits(kind),
+        "splits": splits(kind), "conversations": conversations(kind),
         "survivors": {p: [survivor(p, kind, at) for at in (0, 1)] for p in ("lru", "spectral")},
     }
     for kind in ("unified", "radix")

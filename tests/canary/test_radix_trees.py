@@ -73,3 +73,8 @@ def test_the_prefix_that_was_looked_at_survives_the_one_that_was_not(trees: dict
     assert trees[kind]["survivors"] == {
         "lru": [[False, True], [False, True]], "spectral": [[True, False], [False, True]]
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["unified", "radix"])
+def test_of_conversations_only_the_beginning_that_they_share_is_valued(trees: dict[str, Any], kind: str) -> None:
+    assert trees[kind]["conversations"] == list(range(1000, 1100))
