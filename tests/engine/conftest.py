@@ -9,9 +9,7 @@ import pytest
 
 _HERE = Path(__file__).parent
 # Of every process of every engine that is started here.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    filter(None, (str(_HERE / "fewer_collections"), os.environ.get("PYTHONPATH")))
-)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_HERE / "quick_imports"), os.environ.get("PYTHONPATH"))))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,7 +76,6 @@ def test_what_sglang_refuses_is_said_in_one_line(tmp_path: Path) -> None:
         (["--attention-capture-layers", "99"], "--attention-capture-layers: layer ids must be 0..1, got 99"),
         (["--", "--attention-backend", "triton"], "start with --attention-backend torch_native"),
         (["--", "--pp-size", "2"], "pipeline parallelism; leave --pp-size out"),
-        (["--", "--enable-torch-compile"], "leave --enable-torch-compile out"),
     ):
         tail = [] if "--" in arguments else ["--"]
         process, output, log, _ = launch(tmp_path / sentence[:12].strip("-"), *arguments, *tail, *TWO_LAYERS)
