@@ -1,5 +1,5 @@
-"""A fifth of what an engine's imports take is the collection of garbage, a seventh scikit-learn, which transformers takes
-along where it is there and no engine needs. Nothing of both is tested here."""
+"""A fifth of what an engine's imports take is the collection of garbage, a seventh scikit-learn, which transformers
+takes along where it is there and no engine needs. Nothing of both is tested here."""
 
 import gc
 import os
