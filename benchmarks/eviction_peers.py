@@ -37,7 +37,7 @@ from transformers.cache_utils import DynamicLayer
 sys.path.insert(0, str(Path(__file__).parent))
 import eviction_table
 from eviction_tasks import KINDS, NEEDLES, Maker, of_kind, share_found
-from skeleton_press import SkeletonPress, blend, by_rank, by_share, chosen, seen
+from skeleton_press import SkeletonPress, by_rank, by_share, chosen, seen
 
 from geomcli.eviction import scores
 from geomcli.eviction.reference import WEIGHTS
@@ -60,10 +60,7 @@ MERGE = {
     "TOVA": by_share, "ObservedAttention": by_share, "ExpectedAttention": by_share, "Compactor": by_rank,
 }  # fmt: skip
 SHARED = ("SnapKV", "TOVA", "ObservedAttention", "ExpectedAttention")
-WEIGHTS_TRIED = {
-    "(.3, .2, .5)": (0.3, 0.2, 0.5), "(.2, .2, .6)": (0.2, 0.2, 0.6), "(.5, .2, .3)": (0.5, 0.2, 0.3),
-    "(.6, .4, 0)": (0.6, 0.4, 0.0), "(.2, .5, .3)": (0.2, 0.5, 0.3),
-}  # fmt: skip
+WEIGHTS_TRIED = {"(.4, .3, .3)": (0.4, 0.3, 0.3), "(.2, .2, .6)": (0.2, 0.2, 0.6), "(.6, .4, 0)": (0.6, 0.4, 0.0)}
 
 
 def attend(_module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_more: Any) -> Any:
@@ -146,7 +143,7 @@ class Model:
             return chosen(merged, budget, n).expand(layers, heads, -1)
 
         captured = torch.stack([self.parts[layer] for layer in self.captured]).mean(dim=0)
-        yield "skeleton", "union", alike(blend(captured, WEIGHTS)[inner])
+        yield "skeleton", "union", alike(scores.blend(captured, WEIGHTS)[inner])
         yield "skeleton", "per head", self._found("skeleton", evicted).topk(budget).indices
         for name in PEERS:
             found = self._found(name, evicted)
@@ -159,9 +156,9 @@ class Model:
                 yield f"{name} {other.__name__}", "union", alike(other(found[..., inner].float()))
         if variants:
             every = torch.stack(self.parts).mean(dim=0)
-            yield "skeleton of all layers", "union", alike(blend(every, WEIGHTS)[inner])
+            yield "skeleton of all layers", "union", alike(scores.blend(every, WEIGHTS)[inner])
             for name, weights in WEIGHTS_TRIED.items():
-                yield f"skeleton {name}", "union", alike(blend(captured, weights)[inner])
+                yield f"skeleton {name}", "union", alike(scores.blend(captured, weights)[inner])
 
     def _found(self, name: str, evicted: float) -> torch.Tensor:
         return torch.stack(self.found[name, evicted if name in BY_RATIO else 0.0])

@@ -82,6 +82,14 @@ def needle_in_noise(make: Maker) -> Item:
     return needle(make, noise=True)
 
 
+def words(make: Maker) -> Item:
+    """A needle whose answer is two common words, which stand out of a text less than a number does."""
+    (place,) = make.places(1)
+    said = " ".join(str(word) for word in make.dice.choice(WORDS, 2, replace=False))
+    context = make.hidden([f"The pass phrase of the {place} is {said}."])
+    return Item("", context, f"\n\nThe pass phrase of the {place} is", (said,))
+
+
 def one_of_four(make: Maker) -> Item:
     places = make.places(4)
     numbers = [make.number() for _ in places]
@@ -129,14 +137,15 @@ def common_words(make: Maker) -> Item:
 KINDS: dict[str, Callable[[Maker], Item]] = {
     "needle in noise": needle_in_noise,
     "needle": needle,
+    "words": words,
     "one of four": one_of_four,
     "three values": three_values,
     "two questions": two_questions,
     "variables": variables,
     "common words": common_words,
 }
-RETRIEVAL = tuple(KINDS)[:5]
-NEEDLES = tuple(KINDS)[:3]  # with one answer
+RETRIEVAL = tuple(KINDS)[:6]
+NEEDLES = tuple(KINDS)[:4]  # with one answer
 
 
 def of_kind(kind: str, make: Maker) -> Item:

@@ -8,7 +8,7 @@ package beside it (`pip install --no-deps .`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from kvpress.utils import compute_n_kept, get_prerope_query_states
 from transformers.models.llama.modeling_llama import rotate_half
 
 from geomcli.eviction import scores
-from geomcli.eviction.reference import POWER, WEIGHTS
+from geomcli.eviction.reference import WEIGHTS
 from geomcli.eviction.retention import RECENT, SINKS, WINDOW
 from geomcli.kernels.derotation import Rope
 
@@ -42,11 +42,6 @@ def seen(module: Any, hidden: torch.Tensor, keys: torch.Tensor, values: torch.Te
 
 def _ahead(n: int) -> torch.Tensor:
     return torch.arange(n + AHEAD)[None]
-
-
-def blend(parts: torch.Tensor, weights: Sequence[float]) -> torch.Tensor:
-    """Scores [n] of parts [3, n]."""
-    return torch.stack([w * scores.ranks(part) ** POWER for w, part in zip(weights, parts, strict=True)]).sum(dim=0)
 
 
 def parts_of_heads(layer: scores.Seen) -> torch.Tensor:
@@ -77,7 +72,7 @@ class SkeletonPress(ScorerPress):  # type: ignore[misc]
     def score(self, module: Any, hidden_states: Any, keys: Any, values: Any, *more: Any, **named: Any) -> torch.Tensor:
         kwargs = named.get("kwargs", more[-1] if more else {})
         found = parts_of_heads(seen(module, hidden_states, keys, values, kwargs))
-        return torch.stack([blend(parts, self.weights) for parts in found])[None]
+        return torch.stack([scores.blend(parts, self.weights) for parts in found])[None]
 
 
 def by_share(found: torch.Tensor) -> torch.Tensor:

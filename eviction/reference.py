@@ -8,18 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-ENERGY = 0.7
 HORIZON = 512  # positions ahead over which a coming query's rotation is averaged
 POWER = 6
-WEIGHTS = (0.4, 0.3, 0.3)
+WEIGHTS = (0.3, 0.2, 0.5)
+NEIGHBOURS = 2  # held tokens on either side that a score is averaged with
 
 
 class Parts(NamedTuple):
-    """Of each key [n]: received attention, expected attention times the value's norm, leverage."""
+    """Of each key [n]: received attention, expected attention times the value's norm, distinctness."""
 
     received: Floats
     expected: Floats
-    leverage: Floats
+    distinct: Floats
 
 
 def received(logits: Floats, visible: NDArray[np.bool_]) -> Floats:
@@ -56,13 +56,14 @@ def expected(queries: Floats, keys: Floats, values: Floats, turn: NDArray[np.com
     return np.asarray(weighted / weighted.sum(), dtype=np.float64)
 
 
-def leverage(keys: Floats) -> Floats:
-    """[n] of one key head: squared rows of the left singular vectors of the centred keys [n, D] without rotation, of
-    the directions that hold ENERGY of their energy together."""
-    u, s, _ = np.linalg.svd(keys - keys.mean(axis=0), full_matrices=False)
-    energy = np.cumsum(s**2) / max(float((s**2).sum()), np.finfo(np.float64).tiny)
-    r = int(np.searchsorted(energy, ENERGY - 1e-12)) + 1
-    return np.asarray((u[:, :r] ** 2).sum(axis=1), dtype=np.float64)
+def distinct(keys: Floats) -> Floats:
+    """[n] of one key head, in [0, 2]: 1 - the cosine of a key [n, D] without rotation and the mean of all unit keys.
+
+    KeyDiff (Park et al., 2025, arXiv 2504.15364) takes rotated keys, which differ by their place, too.
+    """
+    units = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    mean = units.mean(axis=0)
+    return np.asarray(1 - units @ mean / max(float(np.linalg.norm(mean)), np.finfo(np.float64).tiny), dtype=np.float64)
 
 
 def ranks(values: Floats) -> Floats:
@@ -74,5 +75,7 @@ def ranks(values: Floats) -> Floats:
 
 
 def skeleton(parts: Parts, weights: tuple[float, float, float] = WEIGHTS) -> Floats:
-    """[n]: the weighted sum of the parts' ranks to the POWER."""
-    return np.asarray(sum(w * ranks(part) ** POWER for w, part in zip(weights, parts, strict=True)), dtype=np.float64)
+    """[n]: the weighted sum of the parts' ranks to the POWER, averaged over each token and its NEIGHBOURS."""
+    found = np.sum([w * ranks(part) ** POWER for w, part in zip(weights, parts, strict=True)], axis=0)
+    near = [found[max(0, i - NEIGHBOURS) : i + NEIGHBOURS + 1].mean() for i in range(len(found))]
+    return np.array(near, dtype=np.float64)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
-from geomcli.eviction.reference import ENERGY, HORIZON, POWER, WEIGHTS
+from geomcli.eviction.reference import HORIZON, NEIGHBOURS, POWER, WEIGHTS
 from geomcli.kernels.derotation import Rope, derotated
 
 
@@ -33,7 +34,7 @@ class Seen:
 
 
 def parts(seen: Seen) -> torch.Tensor:
-    """[3, n]: received, expected and leverage (as ranks) of each key, mean over heads; float64 where the keys are."""
+    """[3, n]: received, expected and distinctness (as ranks) of each key, mean over heads; float64 where keys are."""
     dtype = torch.promote_types(seen.keys.dtype, torch.float32)
     queries, keys, values = (x.to(dtype) for x in (seen.queries, seen.keys, seen.values))
     n_kv, group = keys.shape[1], queries.shape[1] // keys.shape[1]
@@ -48,15 +49,21 @@ def parts(seen: Seen) -> torch.Tensor:
         of_group = slice(head * group, (head + 1) * group)
         found[0] += _received(queries[:, of_group], keys[:, head], visible, seen).sum(dim=0)
         found[1] += _expected(turned[:, of_group], keys[:, head], norms[:, head], seen.scale).sum(dim=0)
-        found[2] += ranks(_leverage(still_keys[:, head])) * group
+        found[2] += ranks(_distinct(still_keys[:, head])) * group
     return found / queries.shape[1]
 
 
 def skeleton(layers: Sequence[Seen], weights: tuple[float, float, float] = WEIGHTS) -> torch.Tensor:
     """Scores [n], float32: higher ones stay."""
-    mean = torch.stack([parts(layer) for layer in layers]).mean(dim=0)
-    terms = [weight * ranks(part) ** POWER for weight, part in zip(weights, mean, strict=True)]
-    return torch.stack(terms).sum(dim=0).float()
+    return blend(torch.stack([parts(layer) for layer in layers]).mean(dim=0), weights).float()
+
+
+def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tensor:
+    """[n] of parts [3, n]: their ranks to the POWER, weighted, and averaged over each token and its NEIGHBOURS."""
+    terms = [weight * ranks(part) ** POWER for weight, part in zip(weights, found, strict=True)]
+    every = torch.stack(terms).sum(dim=0)[None, None]
+    window = 2 * NEIGHBOURS + 1
+    return functional.avg_pool1d(every, window, stride=1, padding=NEIGHBOURS, count_include_pad=False)[0, 0]
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
@@ -84,16 +91,11 @@ def _expected(turned: torch.Tensor, keys: torch.Tensor, norms: torch.Tensor, sca
     return weighted / weighted.sum(dim=-1, keepdim=True)
 
 
-def _leverage(keys: torch.Tensor) -> torch.Tensor:
-    centred = keys - keys.mean(dim=0)
-    energy, directions = torch.linalg.eigh(centred.T @ centred)
-    energy, directions = energy.flip(0).clamp(min=0), directions.flip(1)
-    before = torch.cumsum(energy, dim=0) - energy
-    tiny = torch.finfo(energy.dtype).tiny
-    kept = before < (ENERGY - 1e-12) * energy.sum()
-    weight = torch.where(kept & (energy > 0), 1 / energy.clamp(min=tiny), 0.0)
-    projected: torch.Tensor = centred @ directions
-    return (projected**2 * weight).sum(dim=1)
+def _distinct(keys: torch.Tensor) -> torch.Tensor:
+    tiny = torch.finfo(keys.dtype).tiny
+    units = keys / keys.norm(dim=-1, keepdim=True).clamp(min=tiny)
+    mean = units.mean(dim=0)
+    return 1 - units @ (mean / mean.norm().clamp(min=tiny))
 
 
 def _turned(vectors: torch.Tensor, seen: Seen) -> torch.Tensor:

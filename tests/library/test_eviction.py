@@ -136,7 +136,7 @@ def reference_parts(seen: scores.Seen) -> reference.Parts:
         made.append((
             reference.received(seen.scale * queries[:, head] @ k.T, visible),
             reference.expected(still[:, head][:, order], k[:, order], values[:, head // 2], turn, seen.scale),
-            reference.ranks(reference.leverage(still_keys[:, head // 2])),
+            reference.ranks(reference.distinct(still_keys[:, head // 2])),
         ))  # fmt: skip
     return reference.Parts(*np.mean(np.array(made), axis=0))
 
