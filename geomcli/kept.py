@@ -115,6 +115,12 @@ class Kept:
             return None
         return [(start, end) for start, end, left in stretch.runs if step is None or left <= step]
 
+    def counted(self, start: int, end: int, step: int | None = None) -> int | None:
+        """How many of the positions [start, end) `step` (the last one by default) went without; None where it is not
+        known."""
+        gone = self.gone(step)
+        return None if gone is None else sum(max(0, min(end, last) - max(start, first)) for first, last in gone)
+
     def _stretch(self, step: int | None) -> _Stretch:
         if step is None:
             return self._stretches[-1]

@@ -112,7 +112,7 @@ class Publisher:
             self._outbox.append(pickle.dumps((GONE, stamp)))
 
     def keep(self, stamp: int, length: int, mask: bytes) -> None:
-        """From the request's next step on, tokens of its text of `length` are held as a mask of `presence.packed` says."""
+        """From the request's next step on, those tokens of its text are held that the mask of `presence.packed` has."""
         message = pickle.dumps((KEPT, stamp, length, mask))
         if len(message) > MESSAGE_BYTES:
             faults.note("a text is too long for its entries to say which tokens have left")

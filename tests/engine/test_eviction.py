@@ -276,8 +276,8 @@ Entries = dict[str, list[dict[str, Any]]]
 
 
 async def crowd(url: str, count: int, *, at_once: int) -> tuple[Counter[str], Entries]:
-    """Requests with shared beginnings, of which a third is aborted or left; how each one ended, and the entries of those
-    that finished, by their id."""
+    """Requests with shared beginnings, of which a third is aborted or left; how each one ended, and by their ids the
+    entries of those that finished."""
     dice, ends, places = random.Random(11), Counter[str](), asyncio.Semaphore(at_once)
     finished: Entries = {}
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_what_is_over_is_forgotten_but_for_the_step_under_way() -> None:
 def test_a_mask_and_its_ranges(mask: list[bool]) -> None:
     found = ranges(np.array(mask, dtype=np.bool_))
     assert [p for start, end in found for p in range(start, end)] == [p for p, one in enumerate(mask) if one]
-    assert all(b[0] > a[1] for a, b in zip(found, found[1:], strict=False))
+    assert all(b[0] > a[1] for a, b in pairwise(found))
 
 
 def step(number: int, freed: int, **more: Any) -> dict[str, Any]:
@@ -218,9 +219,7 @@ def test_steps_that_name_no_tokens_say_how_many_and_no_more() -> None:
     assert (cache.kept, cache.freed, round(cache.share, 3)) == (50, 3, 0.943)
 
 
-@pytest.mark.parametrize(
-    "ranges", [[[3, 2], [7, 10]], [[1, 3], [2, 4]], [[2, 2], [3, 7]], [[0, 2], [0, 2]]], ids=str
-)
+@pytest.mark.parametrize("ranges", [[[3, 2], [7, 10]], [[1, 3], [2, 4]], [[2, 2], [3, 7]], [[0, 2], [0, 2]]], ids=str)
 def test_ranges_that_are_none_are_not_believed(ranges: list[list[int]]) -> None:
     kept = Kept([step(3, 4, left=ranges)])
     assert kept.kept(50) is None
