@@ -73,6 +73,7 @@ class Kept:
 
     def __init__(self, steps: Iterable[Record] = ()) -> None:
         self._stretches = [_Stretch(-1, known=True)]
+        self.last: Cache | None = None  # of the last step that says something of it
         for step in steps:
             self.add(step)
 
@@ -81,12 +82,12 @@ class Kept:
         cache = cache_of(step)
         if cache is None:
             return
+        self.last = cache
         number, now = int(step["tokenIndex"]), self._stretches[-1]
         named = cache.left
         if cache.gone is not None or (not cache.freed and (now.count or not now.known)):
             now, named = self._begin(number, known=True), cache.gone or []
         if now.known and not (now.take(named, number) and now.count == cache.freed):
-            now.runs = [run for run in now.runs if run[2] < number]
             if now.step == number:
                 now.known = False
             else:

@@ -219,7 +219,9 @@ def test_steps_that_name_no_tokens_say_how_many_and_no_more() -> None:
     assert (cache.kept, cache.freed, round(cache.share, 3)) == (50, 3, 0.943)
 
 
-@pytest.mark.parametrize("ranges", [[[3, 2], [7, 10]], [[1, 3], [2, 4]], [[2, 2], [3, 7]], [[0, 2], [0, 2]]], ids=str)
+@pytest.mark.parametrize(
+    "ranges", [[[3, 2], [7, 10]], [[1, 3], [2, 4]], [[2, 2], [3, 7]], [[5, 7], [4, 6]], [[0, 2], [0, 2]]], ids=str
+)
 def test_ranges_that_are_none_are_not_believed(ranges: list[list[int]]) -> None:
     kept = Kept([step(3, 4, left=ranges)])
     assert kept.kept(50) is None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from enum import Enum
+from typing import Any
 
+from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
 from geomcli.display import ZONE_GLYPHS, zone_label
+from geomcli.tui import cache
 from geomcli.tui.session import Changed, Overlay, Place, Session
 from geomcli.tui.turn import Token
-from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
+from geomcli.tui.widgets.colouring import LEFT, overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
 from geomcli.tui.widgets.lens import token_name
 from geomcli.tui.widgets.rows import Rows
@@ -46,6 +49,7 @@ class TokenList(Rows):
         self._turns: list[object] = []
         self._strongest = 1.0
         self._marks: set[tuple[str, Place]] = set()
+        self._cache: list[Any] = []  # by which rows were drawn as left
 
     @property
     def count(self) -> int:
@@ -74,6 +78,9 @@ class TokenList(Rows):
             self.forget(row for _, place in marks ^ self._marks if (row := self.index_of(place)) is not None)
             self._marks = marks
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW):
+            if (now := cache.state(session)) != self._cache:
+                self._cache = now
+                self.forget()
             self.fit()
         if changed & (Changed.TURNS | Changed.CURSOR) or (changed & Changed.TOKENS and session.following):
             self.show_cursor()
@@ -160,7 +167,10 @@ class TokenList(Rows):
             style += Style(italic=True)
         if place in session.found:
             style += Style(underline2=True)
-        line.append(name.plain, style + Style(bold=here or None))
+        style += Style(bold=here or None)
+        shown = name.plain.rstrip()
+        line.append(shown, style + LEFT if cache.has_left(session, place) else style)
+        line.append(" " * (name.cell_len - cell_len(shown)), style)
         if roomy:
             return self._marked(self._measured(line, token), width, here)
         value = overlay_value(session, place)
