@@ -14,7 +14,7 @@ _NONE: Mask = np.empty(0, dtype=np.bool_)
 class _Held(NamedTuple):
     length: int  # of the text when tokens left; steps of a longer text saw it
     gone: Mask  # [length]
-    count: int
+    left: int  # how many those are
 
 
 def packed(places: NDArray[np.int64], length: int) -> bytes:
@@ -66,7 +66,7 @@ class Presence:
         # A step that SGLang took back and did again saw what was there before, so the count chooses, too.
         for place in range(len(self._known) - 1, -1, -1):
             held = self._known[place]
-            if held.length < length and held.count == count:
+            if held.length < length and held.left == count:
                 del self._known[:place]
                 return held.gone
         return None
