@@ -6,7 +6,6 @@ from bisect import bisect_left
 from enum import Enum
 from typing import Any
 
-from rich.cells import cell_len
 from rich.style import Style
 from rich.text import Text
 
@@ -167,10 +166,9 @@ class TokenList(Rows):
             style += Style(italic=True)
         if place in session.found:
             style += Style(underline2=True)
-        style += Style(bold=here or None)
-        shown = name.plain.rstrip()
-        line.append(shown, style + LEFT if cache.has_left(session, place) else style)
-        line.append(" " * (name.cell_len - cell_len(shown)), style)
+        line.append(name.plain, style + Style(bold=here or None))
+        if cache.has_left(session, place):
+            line.stylize(LEFT, len(line) - len(name), len(line) - len(name) + len(name.plain.rstrip()))
         if roomy:
             return self._marked(self._measured(line, token), width, here)
         value = overlay_value(session, place)
