@@ -254,10 +254,19 @@ def test_what_drifts_keeps_what_it_has(evicting: Server) -> None:
 
 
 def test_it_says_what_it_does(evicting: Server) -> None:
-    before = _metric(evicting, "geom_kv_evicted_tokens_total")
+    names = [f"geom_kv_{name}_tokens_total" for name in ("evicted", "held", "text")]
+    before = [_metric(evicting, name) for name in names]
     found = answer(evicting, "The sea", 120, **RAW)
-    freed = found["attention_tokens"][-1]["kv"]["freed"]
-    assert _metric(evicting, "geom_kv_evicted_tokens_total") - before >= freed > 0
+    kv = [entry["kv"] for entry in found["attention_tokens"]]
+    evicted, held, text = (_metric(evicting, name) - old for name, old in zip(names, before, strict=True))
+    assert evicted == kv[-1]["freed"] > 0
+    # What a step attends to has its own token, too; the first token is of the prompt's pass.
+    assert (held, text) == (
+        sum(one["kept"] - 1 for one in kv[1:]),
+        sum(one["kept"] + one["freed"] - 1 for one in kv[1:]),
+    )
+    share = sum(one["share"] for one in kv[1:]) / len(kv[1:])
+    assert held / text == pytest.approx(share, abs=0.1)
     document = evicting.get("/v1/attention/capabilities")
     assert document["features"]["spectral_decode"] is True
     assert document["features"]["derotation"] is False
