@@ -126,14 +126,17 @@ def sink_count(trace: Trace) -> int:
     return given if isinstance(given, int) and given >= 0 else 4
 
 
+def prompt_length(trace: Trace) -> int | None:
+    """Tokens of the prompt; None where no step says. An entry that was lost does not know, any other does."""
+    return next((step["prompt_len"] for step in trace.steps if isinstance(step.get("prompt_len"), int)), None)
+
+
 def texts_by_position(trace: Trace) -> dict[int, str]:
     """Token texts by absolute position: the prompt's where the trace has them, then the answer's."""
     texts: dict[int, str] = {}
     for step in trace.steps:
         prompt: list[Record | str | None] = step.get("prompt_tokens") or []
         texts.update({position: text for position, text in enumerate(prompt) if isinstance(text, str)})
-    # An entry that was lost does not know where the prompt ends; any other does.
-    prompt_len = next((step["prompt_len"] for step in trace.steps if isinstance(step.get("prompt_len"), int)), None)
-    if prompt_len is not None:
+    if (prompt_len := prompt_length(trace)) is not None:
         texts.update({prompt_len + int(t["index"]): t.get("text") or "" for t in trace.tokens})
     return texts

@@ -5,7 +5,7 @@ Dictionaries rather than objects on purpose: a field that a newer server sends m
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 ATTENTION_PATH = "/v1/attention/"
 CAPABILITIES_PATH = f"{ATTENTION_PATH}capabilities"
@@ -31,6 +31,16 @@ LINK_FIELDS = (
 class Heads(TypedDict):
     seen: int
     total: int
+
+
+class KeyValues(TypedDict):
+    """What a step attended to of a text from which tokens leave; ranges of positions are half-open."""
+
+    kept: int
+    freed: int
+    share: float
+    left: NotRequired[list[list[int]]]
+    gone: NotRequired[list[list[int]]]
 
 
 class Entry(TypedDict, total=False):
@@ -72,7 +82,7 @@ class Entry(TypedDict, total=False):
     derotated: dict[str, list[float]]
     logit_stats: dict[str, float] | None
     moe: dict[str, Any] | None
-    kv: dict[str, Any]
+    kv: KeyValues
 
 
 Record = dict[str, Any]

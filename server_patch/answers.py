@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from geomcli.compass import Compass
 from geomcli.server_patch import head_numbers
+from geomcli.server_patch.presence import Presence
 from geomcli.server_patch.request_options import CaptureOptions
 from geomcli.server_patch.values import CAPTURED, FAILED, NOT_CAPTURED, STOPPED, Token
 from geomcli.trackers import Trackers
@@ -41,6 +42,7 @@ class Answer:
         self.options = msgspec.json.decode(options, type=CaptureOptions)
         self.prompt_len = prompt_len
         self.compass = Compass()  # only judges: `trackers` hold the history
+        self.presence = Presence()
         self.stamp = 0
         self._found: dict[int, Found] = {}  # by length, until their tokens come
         self._tokens = 0
@@ -63,6 +65,9 @@ class Answer:
     def tokens(self, first: int, ids: list[int], layers: tuple[int, ...]) -> list[Token]:
         """The output tokens from the `first` (0-based) on, with what was found for them."""
         made = []
+        if first == 0:
+            self.presence.begin()
+        self.presence.forget(self.prompt_len + first)
         for index, token_id in enumerate(ids, first):
             length = self.prompt_len + index
             found, kind = self._found.get(length), CAPTURED

@@ -257,9 +257,10 @@ def _sampling(due: CapturedToken) -> dict[str, Any] | None:
 
 
 def _held(due: CapturedToken, kept: int) -> dict[str, Any]:
-    """How many tokens of the text the step attended to, and how many had left before it."""
+    """How many tokens of the text the step attended to, how many had left before it, and which."""
     length = due.token.query_position + 1
-    return {"kept": kept, "freed": length - kept, "share": float(f"{kept / length:.6g}")}
+    made = {"kept": kept, "freed": length - kept, "share": float(f"{kept / length:.6g}")}
+    return made | due.answer.presence.tell(length, kept) if due.options.names_kept else made
 
 
 def _derotate(entry: dict[str, Any], due: CapturedToken, links: Sequence[int]) -> int:

@@ -20,8 +20,7 @@ def before_check_decode_mem(batch: Any, selected_indices: Any = None, *_: Any, *
         return
     try:
         requests, tokens = evictor.evict(batch)
-        if requests:
-            _count(requests, tokens)
+        _count(batch, requests, tokens)
     except Exception:
         faults.report("a step's evictions have failed; their tokens stay")
 
@@ -118,22 +117,25 @@ def _room(request: Any, delay: int, *, running: bool) -> int | None:
 
 
 @functools.cache
-def _counters() -> tuple[Any, Any]:
+def _counters() -> tuple[Any, ...]:
     # This process writes into the directory of Prometheus' multiprocess mode like the others.
     from prometheus_client import Counter
 
     return (
         Counter("geom_kv_evictions", "Times that a running request let tokens of its KV go."),
         Counter("geom_kv_evicted_tokens", "Tokens whose KV left a running request."),
+        Counter("geom_kv_held_tokens", "Tokens that requests held of their texts, summed over decode steps."),
+        Counter("geom_kv_text_tokens", "Tokens of the texts of these requests, summed over decode steps."),
     )
 
 
-def _count(requests: int, tokens: int) -> None:
+def _count(batch: Any, requests: int, tokens: int) -> None:
     if not scheduler.metrics:
         return
     try:
-        evictions, evicted = _counters()
-        evictions.inc(requests)
-        evicted.inc(tokens)
+        counts = (requests, tokens, *scheduler.evictor.held(batch))
+        for counter, count in zip(_counters(), counts, strict=True):
+            if count:
+                counter.inc(count)
     except Exception:
         faults.report("evictions could not be counted")

@@ -22,7 +22,9 @@ from geomcli.server_patch import compaction, faults
 from geomcli.server_patch.attention_modules import attention_of
 from geomcli.server_patch.held import Change, Held, Scoring, held_of, is_paused
 from geomcli.server_patch.query_ring import QueryRing, Writes, to_device
+from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.ropes import NotUndone, embeddings_of, rope_of
+from geomcli.server_patch.scheduler_state import scheduler
 
 _STEPS_ON_DEVICE = 4  # from scoring to eviction, in which the device scores
 _RING_BYTES = 1 << 30
@@ -195,9 +197,30 @@ class Evictor:
                 faults.report("the row of a request could not be closed up")
                 continue
             shorter[row] = lengths[row], stay.shape[0]
+            _say(req, held)
         if shorter:
             compaction.shorten(batch, shorter)
         return len(shorter), sum(before - now for before, now in shorter.values())
+
+    def held(self, batch: Any) -> tuple[int, int]:
+        """Of the batch's requests from which tokens may leave: how many tokens they hold, and how many their texts
+        have."""
+        found = [(row, held) for row, req in enumerate(batch.reqs) if (held := held_of(req)) is not None]
+        if not found:
+            return 0, 0
+        lengths = batch.seq_lens_cpu.tolist()
+        there = sum(lengths[row] for row, _ in found)
+        return there, there + sum(held.gone for _, held in found)
+
+
+def _say(request: Any, held: Held) -> None:
+    """Which tokens are left, to whoever builds the request's entries."""
+    try:
+        state = state_of(request)
+        if state is not None and scheduler.publisher is not None and state.options.names_kept:
+            scheduler.publisher.keep(state.stamp, held.text(held.listed.shape[0]), held.mask())
+    except Exception:
+        faults.report("the entries of a request do not say which tokens have left")
 
 
 def _stay(held: Held, physical: int) -> NDArray[np.int64] | None:

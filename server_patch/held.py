@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from geomcli.compass import OK
 from geomcli.eviction.retention import Retention
 from geomcli.server_patch import faults
+from geomcli.server_patch.presence import packed
 from geomcli.server_patch.request_state import state_of
 from geomcli.server_patch.scheduler_state import scheduler
 from geomcli.server_patch.values import RETENTION_KEY
@@ -65,6 +66,10 @@ class Held:
         """Where in the text each of the `physical` tokens stands, ascending."""
         later = np.arange(self.listed.shape[0], physical, dtype=np.int64) + self.gone
         return np.concatenate([self.listed, later])
+
+    def mask(self) -> bytes:
+        """Of the text when tokens left last: which of its `text(listed)` tokens stayed, a bit each."""
+        return packed(self.listed, self.text(self.listed.shape[0]))
 
     def left(self, physical: int, stay: NDArray[np.int64]) -> None:
         """Of `physical` tokens only `stay` (ascending indices) are there any more."""

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from geomcli.server_patch import faults
 from geomcli.server_patch.ring import Ring
 
-REQUEST, GONE, STEP = range(3)  # first item of a message
+REQUEST, GONE, STEP, KEPT = range(4)  # first item of a message
+MESSAGE_BYTES = 1 << 18  # that a reader takes at a time
 _PEER = struct.Struct("3i")
 _SEND_BUFFER_BYTES = 1 << 22
 _MESSAGES_HELD = 256
@@ -76,6 +77,7 @@ class Publisher:
         self._connection: socket.socket | None = None
         self._reader = 0
         self._requests: dict[int, bytes] = {}  # announcements of the requests that live, by stamp
+        self._kept: dict[int, bytes] = {}  # what is held of their texts, by stamp
         self._outbox: deque[bytes] = deque()
         threading.Thread(target=self._accept, name="geom-records", daemon=True).start()
 
@@ -105,8 +107,19 @@ class Publisher:
 
     def forget(self, stamp: int) -> None:
         """The request is over. May be called while any other method runs."""
+        self._kept.pop(stamp, None)
         if self._requests.pop(stamp, None) is not None and self._connection is not None:
             self._outbox.append(pickle.dumps((GONE, stamp)))
+
+    def keep(self, stamp: int, length: int, mask: bytes) -> None:
+        """From the request's next step on, those tokens of its text are held that the mask of `presence.packed` has."""
+        message = pickle.dumps((KEPT, stamp, length, mask))
+        if len(message) > MESSAGE_BYTES:
+            faults.note("a text is too long for its entries to say which tokens have left")
+            return
+        self._kept[stamp] = message
+        if self._connection is not None and len(self._outbox) <= _MESSAGES_HELD:
+            self._outbox.append(message)
 
     def reserve(self, parts: Sequence[Part]) -> Reservation | None:
         """None when nobody reads, or too slowly: the step is lost."""
@@ -161,6 +174,7 @@ class Publisher:
         self.ring.forget()
         self._outbox.clear()
         self._outbox.extend(self._requests.copy().values())
+        self._outbox.extend(self._kept.copy().values())
 
     def _flush(self) -> None:
         while self._outbox and self._connection is not None:

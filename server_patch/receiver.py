@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from geomcli.server_patch.publisher import GONE, REQUEST, Part
+from geomcli.server_patch.publisher import GONE, KEPT, MESSAGE_BYTES, REQUEST, Part
 from geomcli.server_patch.ring import Ring
 
-_MESSAGE_BYTES = 1 << 18
 _GREETING_SECONDS = 5.0
 
 
@@ -29,6 +28,14 @@ class Request(NamedTuple):
 
 class Gone(NamedTuple):
     stamp: int
+
+
+class Kept(NamedTuple):
+    """What is held of a request's text from its next step on."""
+
+    stamp: int
+    length: int
+    mask: bytes  # of presence.packed
 
 
 class Step(NamedTuple):
@@ -49,7 +56,7 @@ class Receiver:
         try:
             self._socket.settimeout(_GREETING_SECONDS)
             self._socket.connect(address)
-            hello, files, _, _ = socket.recv_fds(self._socket, _MESSAGE_BYTES, 1)
+            hello, files, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
             if not files:
                 raise ConnectionError("the scheduler has closed the channel of records")
             size, self.layers = pickle.loads(hello)
@@ -68,11 +75,11 @@ class Receiver:
         self._socket.close()
         self.open = False
 
-    def messages(self) -> Iterator[Request | Gone | Step]:
+    def messages(self) -> Iterator[Request | Gone | Kept | Step]:
         """Those that have come."""
         while self.open:
             try:
-                data = self._socket.recv(_MESSAGE_BYTES)
+                data = self._socket.recv(MESSAGE_BYTES)
             except BlockingIOError:
                 return
             except OSError:
@@ -87,6 +94,8 @@ class Receiver:
                 yield Request(*fields)
             elif kind == GONE:
                 yield Gone(*fields)
+            elif kind == KEPT:
+                yield Kept(*fields)
             else:
                 start, end, flags, windows, parts, judged, sampled = fields
                 try:

@@ -89,6 +89,12 @@ class CaptureOptions(msgspec.Struct, frozen=True, kw_only=True):
         return self.guard is not None or self.auto_sampling
 
     @property
+    def names_kept(self) -> bool:
+        """Whether entries say which tokens have left: fingerprints tell no position, and masked ones are in no list."""
+        shows = self.entries and self.mode != "fingerprint" and self.mask_prefix == 0
+        return shows and self.retention is not None
+
+    @property
     def logits(self) -> bool:
         """Whether logits are looked at."""
         return self.logit_stats or (self.guard is not None and LOGITS in self.guard.needs)

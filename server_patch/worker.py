@@ -21,7 +21,7 @@ from geomcli.kernels import layout
 from geomcli.server_patch import faults
 from geomcli.server_patch.answers import Answer, Found
 from geomcli.server_patch.building import build
-from geomcli.server_patch.receiver import Gone, Receiver, Request, Step
+from geomcli.server_patch.receiver import Gone, Kept, Receiver, Request, Step
 from geomcli.server_patch.values import request_of
 
 LENGTH = struct.Struct(">Q")
@@ -77,6 +77,9 @@ class Builder:
                     answer = self._answer(message.key, message.options, message.prompt_len)
                     answer.stamp = message.stamp
                     self._by_stamp[message.stamp] = message.key, answer
+                elif isinstance(message, Kept):
+                    if (known := self._by_stamp.get(message.stamp)) is not None:
+                        known[1].presence.add(message.length, message.mask)
                 elif isinstance(message, Gone):
                     self._gone.append((time.monotonic() + _GRACE_SECONDS, message.stamp))
             except Exception:

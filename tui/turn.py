@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geomcli.decisions import Judged, judged
 from geomcli.fingerprint import BIN_ENTROPY, FINGERPRINT_SIZE, N_BINS
+from geomcli.kept import Kept
 from geomcli.links import Link, links_of
 from geomcli.schema import Record
 from geomcli.spans import SentenceReader
@@ -111,6 +112,7 @@ class Turn:
         self.bytes = 0  # of attention, as they left the engine
         self.captured = 0  # tokens with an entry
         self.halt: tuple[int, Judged] | None = None  # where a firewall halted, of what is shown
+        self.kept = Kept()  # which tokens have left the KV cache, of what is shown
         self.times_ms: dict[int, int] = {}  # token -> epoch ms of its arrival, of what came live
         self._continued: dict[str, bool] = {}
         self._held: list[Record] = []
@@ -203,6 +205,7 @@ class Turn:
         if not 0 <= index < len(self.tokens):
             return
         self.tokens[index].step = record
+        self.kept.add(record)
         if self.halt is None and (found := judged(record)) is not None and found.halted:
             self.halt = index, found
         if self.prompt_length is None and isinstance(record.get("prompt_len"), int):

@@ -9,6 +9,7 @@ from geomcli.cli.manifold import line_of, reading_of
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.decisions import first_halt, judged
 from geomcli.display import human_bytes, sparkline
+from geomcli.kept import cache_of
 from geomcli.links import layers_named
 from geomcli.measured import number
 from geomcli.schema import Record
@@ -16,7 +17,8 @@ from geomcli.trace import Trace
 
 
 def print_summary(trace: Trace, *, store: Path | None = None, manifold: Path | None = None) -> None:
-    """Six lines on stderr, and one more where there is a discovery beside the store `manifold`."""
+    """Six lines on stderr; one more where tokens left the cache, where a firewall watched, and where there is a
+    discovery beside the store `manifold`."""
     console = output.narrator()
     m = trace.metrics
     speed, tokens = number(m.get("tokensPerSecond")), m.get("tokens")
@@ -32,6 +34,8 @@ def print_summary(trace: Trace, *, store: Path | None = None, manifold: Path | N
         console.print(f"  zones      {zone_line(m)}")
         console.print(f"  entropy    {_entropy(m)}")
         console.print(f"  drift      {_drift(trace)}")
+        if said := cache_line(trace):
+            console.print(f"  cache      {said}")
         if said := firewall_line(trace):
             console.print(f"  firewall   {output.marked(said)}")
         if manifold is not None and (reading := reading_of(trace, manifold)) is not None:
@@ -83,6 +87,15 @@ def _drift(trace: Trace) -> str:
         f"{output.marked(trace.metrics.get('compass') or '-')} "
         f"[dim](warn {WARN_THRESHOLD}, halt {HALT_THRESHOLD}: uncalibrated defaults)[/]"
     )
+
+
+def cache_line(trace: Trace) -> str:
+    """How much of the text was in the KV cache at the end; "" where nothing leaves."""
+    cache = next((found for step in reversed(trace.steps) if (found := cache_of(step)) is not None), None)
+    if cache is None:
+        return ""
+    of = cache.kept + cache.freed
+    return f"{cache.kept} of {of} tokens kept ({cache.share:.0%}), {cache.freed} slots freed"
 
 
 def firewall_line(trace: Trace) -> str:

@@ -16,7 +16,8 @@ from geomcli.cli.summary import print_summary
 from geomcli.cli.trace_names import Db, given, store_at
 from geomcli.display import printable
 from geomcli.errors import UsageError
-from geomcli.links import strongest_links, texts_by_position
+from geomcli.kept import Kept, cache_of
+from geomcli.links import prompt_length, strongest_links, texts_by_position
 from geomcli.measured import number
 from geomcli.moments import milliseconds
 from geomcli.schema import Record
@@ -191,13 +192,45 @@ def show(
     links: Annotated[int, typer.Option(help="Attended positions shown for each token.", min=0)] = 3,
     db: Db = None,
 ) -> None:
-    """Show a trace token by token: zone, drift, and what each token looked at most."""
+    """Show a trace token by token: zone, drift, and what each token looked at most.
+
+    Where tokens left the KV cache, `left` is the first token that was written without this one. With --json tokens have
+    it too, as `leftAt`, beside `kept` at the end of the answer (null where it is not known).
+    """
     with store_at(db) as store:
         records = list(store.records(store.find(trace)))
     if as_json:
-        output.print_json(records)
+        cache = _Cache.of(Trace(records))
+        output.print_json(records if cache is None else list(map(cache.flagged, records)))
         return
     _print_tokens(Trace(records), links, store.path)
+
+
+class _Cache:
+    """Which tokens of an answer, that begins at `start`, the KV cache had at its end."""
+
+    def __init__(self, trace: Trace, start: int) -> None:
+        self.start, self.kept = start, Kept(trace.steps)
+
+    @classmethod
+    def of(cls, trace: Trace) -> _Cache | None:
+        """None where nothing leaves."""
+        start = prompt_length(trace)
+        return None if start is None or not any(map(cache_of, trace.steps)) else cls(trace, start)
+
+    def left_at(self, token: Record) -> int | None:
+        return self.kept.left_at(self.start + token["index"])
+
+    def flagged(self, record: Record) -> Record:
+        if record["record_type"] != "token":
+            return record
+        return {**record, "kept": self.kept.kept(self.start + record["index"]), "leftAt": self.left_at(record)}
+
+    def said(self) -> str:
+        prompt = self.kept.counted(0, self.start)
+        if prompt is None:
+            return "which tokens left the KV cache is not known"
+        return f"left: the first token written without it; of the prompt {prompt} of {self.start} tokens left"
 
 
 def _print_tokens(trace: Trace, n_links: int, manifold: Path) -> None:
@@ -209,17 +242,32 @@ def _print_tokens(trace: Trace, n_links: int, manifold: Path) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name, justify in (("#", "right"), ("token", "left"), ("zone", "left"), ("conf", "right"), ("drift", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    cache = _Cache.of(trace) if any(map(_freed, trace.steps)) else None
+    if cache is not None:
+        table.add_column("left", justify="right")
     table.add_column("looks at (position, token, probability)")
     steps = {step["tokenIndex"]: step for step in trace.steps}
     texts = texts_by_position(trace)
     for token in trace.tokens:
-        table.add_row(*_row(token, steps.get(token["index"]), texts, n_links))
+        cells = _row(token, steps.get(token["index"]), texts, n_links)
+        if cache is not None:
+            left = cache.left_at(token)
+            cells.insert(-1, "" if left is None else str(left))
+            cells[1] = cells[1] if left is None else f"[strike]{cells[1]}[/]"
+        table.add_row(*cells)
     console.print()
     console.print(table)
+    if cache is not None:
+        console.print(f"[dim]{cache.said()}[/]")
     if trace.metrics:
         print_summary(trace, manifold=manifold)
     else:
         output.narrator().print("\nThis trace was cut off before its end.")
+
+
+def _freed(step: Record) -> int:
+    cache = cache_of(step)
+    return 0 if cache is None else cache.freed
 
 
 def _row(token: Record, step: Record | None, texts: dict[int, str], n_links: int) -> list[str]:

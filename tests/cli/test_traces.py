@@ -9,6 +9,7 @@ import pty
 import sqlite3
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from geomcli import jsonl
 from geomcli.store import Store
 from tests.conftest import GEOM
-from tests.library.made_traces import LOCAL, LONG, MID, entry, records
+from tests.library.made_traces import LOCAL, LONG, MID, cache_fields, entry, evicted, records
 
 
 @pytest.fixture
@@ -245,3 +246,45 @@ def test_an_imported_trace_has_no_engine_and_no_end_to_miss(home: dict[str, str]
     said = geom("show", made, env=home).stderr
     assert "2 tokens · imported" in said
     assert "0 B" not in said
+
+
+def kept_store(home: dict[str, str], tmp_path: Path, entries: list[dict[str, Any]]) -> None:
+    with Store(tmp_path / "kept.db") as store:
+        store.add(records(entries, trace_id="trace-kept"))
+    home["GEOM_DB"] = str(tmp_path / "kept.db")
+
+
+def test_tokens_that_left_the_cache_are_marked_where_a_trace_is_shown(home: dict[str, str], tmp_path: Path) -> None:
+    kept_store(home, tmp_path, evicted())
+    shown = geom("show", env=home)
+    assert "conf  drift  left  looks at" in shown.stdout
+    rows = {int(cells[0]): cells for line in shown.stdout.split("\n") if (cells := line.split()) and cells[0].isdigit()}
+    # Position 11 is the second token; 13 and 14 are the fourth and the fifth.
+    assert {n: cells[-1] for n, cells in rows.items() if n in (1, 3, 4)} == {1: "4", 3: "8", 4: "8"}
+    assert all(not cells[-1].isdigit() for n, cells in rows.items() if n not in (1, 3, 4))
+    assert "of the prompt 2 of 10 tokens left" in shown.stdout
+    assert "16 of 21 tokens kept (76%), 5 slots freed" in shown.stderr
+    said = json.loads(geom("show", "--json", env=home).stdout)
+    tokens = {r["index"]: (r["kept"], r["leftAt"]) for r in said if r["record_type"] == "token"}
+    assert {n: one for n, one in tokens.items() if one != (True, None)} == {1: (False, 4), 3: (False, 8), 4: (False, 8)}
+    # What is derived is in no file.
+    exported = geom("export", "last", env=home).stdout
+    assert '"kept":16' in exported
+    assert "leftAt" not in exported
+
+
+def test_how_many_left_is_said_where_it_is_not_known_which(home: dict[str, str], tmp_path: Path) -> None:
+    kept_store(home, tmp_path, [entry(n + 1, "a", LOCAL, **cache_fields(10 + n, n)) for n in range(3)])
+    shown = geom("show", env=home)
+    assert "which tokens left the KV cache is not known" in shown.stdout
+    assert "10 of 12 tokens kept (83%), 2 slots freed" in shown.stderr
+    tokens = [r for r in json.loads(geom("show", "--json", env=home).stdout) if r["record_type"] == "token"]
+    assert {(r["kept"], r["leftAt"]) for r in tokens} == {(None, None)}
+
+
+def test_where_nothing_leaves_nothing_is_said_of_it(home: dict[str, str], tmp_path: Path) -> None:
+    kept_store(home, tmp_path, [entry(1, "a", LOCAL)])
+    shown = geom("show", env=home)
+    assert "left" not in shown.stdout
+    assert "cache" not in shown.stderr
+    assert "leftAt" not in geom("show", "--json", env=home).stdout

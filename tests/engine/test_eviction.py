@@ -18,6 +18,7 @@ import pytest
 
 from geomcli import models
 from geomcli.eviction.retention import Retention
+from geomcli.kept import Kept
 from tests.engine.harness import TWO_LAYERS, Server, second_plugin, started_directly
 from tests.engine.transformers_oracle import forward
 
@@ -113,6 +114,17 @@ def evicting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+def check_kept(entries: list[dict[str, Any]], rows: dict[int, list[int]]) -> set[str]:
+    """At every step the tokens that entries say are there are those that were; by which fields they said so."""
+    kept = Kept({"tokenIndex": entry["step"] - 1, "kv": entry["kv"]} for entry in entries)
+    for entry in entries:
+        length, token = entry["query_position"] + 1, entry["step"] - 1
+        there = [place for place in range(length) if kept.kept(place, token)]
+        assert there == rows.get(length, list(range(length)))
+        assert len(there) == entry["kv"]["kept"]
+    return {name for entry in entries for name in entry["kv"]} - {"kept", "freed", "share"}
+
+
 def check_against_dense(server: Server, found: dict[str, Any], prompt_ids: list[int], rid: str) -> int:
     """Every step's links, and the token that came of it, are transformers' over exactly what was there; how many steps
     had let something go."""
@@ -129,13 +141,13 @@ def check_against_dense(server: Server, found: dict[str, Any], prompt_ids: list[
     p, following = forward(folder, ids[:-1], [0, 1], n - 1, depth=2, masks=mask)
     assert following == found["output_ids"]
     gone = 0
+    assert check_kept(found["attention_tokens"], rows) == {"left"}
     for entry in found["attention_tokens"]:
         row, length = entry["query_position"] - n + 1, entry["query_position"] + 1
         there = rows.get(length, list(range(length)))
         gone += len(there) < length
-        assert entry["kv"] == {
-            "kept": len(there), "freed": length - len(there), "share": float(f"{len(there) / length:.6g}"),
-        }  # fmt: skip
+        assert entry["kv"]["freed"] == length - len(there)
+        assert entry["kv"]["share"] == float(f"{len(there) / length:.6g}")
         for layer in (0, 1):
             links = entry["layers"][str(layer)]
             assert set(links["token_positions"]) <= set(there)
@@ -242,10 +254,19 @@ def test_what_drifts_keeps_what_it_has(evicting: Server) -> None:
 
 
 def test_it_says_what_it_does(evicting: Server) -> None:
-    before = _metric(evicting, "geom_kv_evicted_tokens_total")
+    names = [f"geom_kv_{name}_tokens_total" for name in ("evicted", "held", "text")]
+    before = [_metric(evicting, name) for name in names]
     found = answer(evicting, "The sea", 120, **RAW)
-    freed = found["attention_tokens"][-1]["kv"]["freed"]
-    assert _metric(evicting, "geom_kv_evicted_tokens_total") - before >= freed > 0
+    kv = [entry["kv"] for entry in found["attention_tokens"]]
+    evicted, held, text = (_metric(evicting, name) - old for name, old in zip(names, before, strict=True))
+    assert evicted == kv[-1]["freed"] > 0
+    # What a step attends to has its own token, too; the first token is of the prompt's pass.
+    assert (held, text) == (
+        sum(one["kept"] - 1 for one in kv[1:]),
+        sum(one["kept"] + one["freed"] - 1 for one in kv[1:]),
+    )
+    share = sum(one["share"] for one in kv[1:]) / len(kv[1:])
+    assert held / text == pytest.approx(share, abs=0.1)
     document = evicting.get("/v1/attention/capabilities")
     assert document["features"]["spectral_decode"] is True
     assert document["features"]["derotation"] is False
@@ -260,9 +281,14 @@ def _metric(server: Server, name: str) -> float:
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
-async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
-    """Requests with shared beginnings, of which a third is aborted or left; how each one ended."""
+Entries = dict[str, list[dict[str, Any]]]
+
+
+async def crowd(url: str, count: int, *, at_once: int) -> tuple[Counter[str], Entries]:
+    """Requests with shared beginnings, of which a third is aborted or left; how each one ended, and by their ids the
+    entries of those that finished."""
     dice, ends, places = random.Random(11), Counter[str](), asyncio.Semaphore(at_once)
+    finished: Entries = {}
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
 
         async def one(n: int) -> None:
@@ -277,11 +303,12 @@ async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
             after, lines = dice.randrange(1, 40), 0
             async with places, client.stream("POST", "/generate", json=asked) as response:
                 assert response.status_code == 200
-                last = ""
+                last, entries = "", []
                 async for line in response.aiter_lines():
                     if not line.startswith("data: {"):
                         continue
                     lines, last = lines + 1, line
+                    entries += json.loads(line.removeprefix("data: ")).get("attention_tokens", [])
                     if lines > after and end == "leave":
                         ends["left"] += 1
                         return
@@ -291,10 +318,21 @@ async def crowd(url: str, count: int, *, at_once: int) -> Counter[str]:
                 meta = json.loads(last.removeprefix("data: "))["meta_info"]
                 if end != "aborted":
                     assert meta["completion_tokens"] == tokens
+                    finished[f"crowd-{n:03d}"] = entries
                 ends[end] += 1
 
         await asyncio.gather(*(one(n) for n in range(count)))
-    return ends
+    return ends, finished
+
+
+def said_when_taken_back(server: Server, turn: int) -> set[str]:
+    """By which fields three long answers, of which one is likely to be taken back, said what has left."""
+    texts = [TALE[:300] + tail for tail in ("", "Later", "In the end")]
+    rids = [f"back-{turn}-{n}" for n in range(len(texts))]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        found = list(pool.map(lambda text, rid: answer(server, text, 120, rid, **RAW), texts, rids))
+    said = [check_kept(one["attention_tokens"], seen(server, rid)) for one, rid in zip(found, rids, strict=True)]
+    return set().union(*said)
 
 
 def test_accounts_stay_clean_in_a_crowd(tmp_path: Path) -> None:
@@ -302,11 +340,15 @@ def test_accounts_stay_clean_in_a_crowd(tmp_path: Path) -> None:
     sizes = (*TWO_LAYERS, "--context-length", "1024", "--max-total-tokens", "700", "--chunked-prefill-size", "48")
     with running(tmp_path, *EVICTING, sizes=sizes, overlap=True, SGLANG_TEST_RETRACT="1",
                  SGLANG_TEST_RETRACT_INTERVAL="97") as server:  # fmt: skip
-        ends = asyncio.run(crowd(server.url, 150, at_once=12))
+        ends, finished = asyncio.run(crowd(server.url, 150, at_once=12))
         assert ends.total() == 150
         assert min(ends["finish"], ends["left"] + ends["aborted"]) > 20
         log = server.log.read_text()
         assert "Testing retraction" in log
+        asked = {rid: entries for rid, entries in finished.items() if entries}
+        said = [check_kept(entries, seen(server, rid)) for rid, entries in asked.items()]
+        assert "left" in set().union(*said)
+        assert any("gone" in said_when_taken_back(server, turn) for turn in range(8))
         # Answers too short for anything to leave: with a cached prompt there are other queries to score by.
         warm = {text: answer(server, text, 25)["output_ids"] for text in (TALE[:60], TALE[:200])}
         for text, expected in warm.items():

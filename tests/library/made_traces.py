@@ -92,6 +92,22 @@ def trace(texts: Sequence[str | None], hists: Sequence[np.ndarray | None], **mor
     return Trace(records([entry(n, text, hist) for n, (text, hist) in pairs], **more))
 
 
+def cache_fields(length: int, gone: int, **named: list[list[int]]) -> dict[str, Any]:
+    """The `kv` of an entry whose step had a text of `length`, of which `gone` tokens had left; left, gone: ranges."""
+    return {"kv": {"kept": length - gone, "freed": gone, "share": round((length - gone) / length, 6), **named}}
+
+
+def evicted(tokens: int = 12, **more: Any) -> list[dict[str, Any]]:
+    """An answer behind a prompt of 10 tokens: before token 4 positions 4, 5 and 11 left, before token 8 13 and 14."""
+    made = []
+    for n in range(tokens):
+        gone = 0 if n < 4 else 3 if n < 8 else 5
+        named = {4: [[4, 6], [11, 12]], 8: [[13, 15]]}.get(n)
+        fields = cache_fields(10 + n, gone, **({} if named is None else {"left": named}))
+        made.append(entry(n + 1, f" t{n}", LOCAL, **fields, **more))
+    return made
+
+
 @st.composite
 def traces(draw: Any, *, most: int = 12) -> Trace:
     """Traces of one model with one fingerprint at least."""

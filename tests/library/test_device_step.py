@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import orjson
 import pytest
 import torch
@@ -19,6 +20,7 @@ from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device import DeviceCapture
 from geomcli.server_patch.device_step import DeviceStep
 from geomcli.server_patch.logit_statistics import Logits
+from geomcli.server_patch.presence import packed
 from geomcli.server_patch.publisher import Publisher
 from geomcli.server_patch.receiver import Receiver
 from geomcli.server_patch.request_options import CaptureOptions
@@ -214,6 +216,76 @@ def test_a_new_reader_hears_of_the_requests_that_live(builder: Builder) -> None:
     builder.take_in()
     assert builder._receiver is not None
     assert not builder._receiver.open
+
+
+def held(length: int, gone: int) -> torch.Tensor:
+    made = records(2, length=length)
+    made[..., layout.R_KEPT] = length - gone
+    return made
+
+
+def left(length: int, *gone: int) -> None:
+    """Tokens of the first two requests' texts, of so many tokens, have left."""
+    there = np.setdiff1d(np.arange(length), gone)
+    for stamp in (1, 2):
+        scheduler.publisher.keep(stamp, length, packed(there, length))
+
+
+def test_entries_say_which_tokens_have_left(builder: Builder) -> None:
+    requests = [options(retention=0.5), options(retention=0.5, mode="fingerprint")]
+    announce(*requests)
+    publish(held(PROMPT, 0))
+    left(PROMPT, 5, 6, 9)
+    publish(held(PROMPT + 1, 3))
+    # Beside the overlap scheduler the next ones leave while this step runs.
+    left(PROMPT + 1, 5, 6, 8, 9, 12)
+    publish(held(PROMPT + 2, 5))
+    named, counted = read(builder, order(requests, count=3))
+    first, again, last = (entry["kv"] for entry in named)
+    assert first == {"kept": 20, "freed": 0, "share": 1.0}
+    assert again == {"kept": 18, "freed": 3, "share": 0.857143, "left": [[5, 7], [9, 10]]}
+    assert (last["freed"], last["left"]) == (5, [[8, 9], [12, 13]])
+    # No position leaves in a fingerprint.
+    assert [set(entry["kv"]) for entry in counted] == [{"kept", "freed", "share"}] * 3
+    late = Builder(Receiver(scheduler.publisher.address))
+    left(PROMPT + 2, 5, 6, 8, 9, 12, 13)
+    publish(held(PROMPT + 3, 6))
+    late.take_in()
+    ((entry,), _) = read(late, order(requests, first=3))
+    assert entry["kv"]["gone"] == [[5, 7], [8, 10], [12, 14]]
+
+
+def test_a_reader_that_comes_late_hears_what_has_left(builder: Builder) -> None:
+    requests = [options(retention=0.5)] * 2
+    announce(*requests)
+    left(PROMPT, 5, 6, 9)
+    left(PROMPT + 4, 5, 6, 9, 10)
+    late = Builder(Receiver(scheduler.publisher.address))
+    publish(held(PROMPT + 6, 4))
+    scheduler.publisher.forget(2)
+    assert list(scheduler.publisher._kept) == [1]
+    late.take_in()
+    ((entry,), _) = read(late, order(requests, first=6))
+    assert entry["kv"]["gone"] == [[5, 7], [9, 11]]
+
+
+def test_masked_positions_are_not_named(builder: Builder) -> None:
+    requests = [options(retention=0.5, mask_prefix=6), options(retention=0.5)]
+    announce(*requests)
+    publish(held(PROMPT, 0))
+    left(PROMPT, 5, 6, 9)
+    publish(held(PROMPT + 1, 3))
+    masked, open_ = read(builder, order(requests, count=2))
+    assert "left" not in masked[1]["kv"]
+    assert open_[1]["kv"]["left"] == [[5, 7], [9, 10]]
+
+
+def test_a_text_that_is_too_long_to_be_named_changes_nothing_else(builder: Builder) -> None:
+    announce(options(retention=0.5))
+    scheduler.publisher.keep(1, 4_000_000, bytes(500_000))
+    publish(held(PROMPT, 3))
+    ((entry,),) = read(builder, order([options(retention=0.5)]))
+    assert entry["kv"] == {"kept": 17, "freed": 3, "share": 0.85}
 
 
 def test_a_record_is_sent_once() -> None:

@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 
 from geomcli import config
+from geomcli.links import links_of
 from geomcli.schema import Record
 from geomcli.tui import panes
 from geomcli.tui.app import GeomApp
@@ -170,6 +171,39 @@ async def test_without_colours(make_app: MakeApp, demo: list[list[Record]], monk
     async with app.run_test(size=WIDE) as pilot:
         await calm(pilot, app)
         assert_same(app, "no-color")
+
+
+@pytest.mark.parametrize("mode", ["chat", "inspect"])
+async def test_tokens_that_have_left(make_app: MakeApp, demo: list[list[Record]], mode: str) -> None:
+    app = make_app([leaving(demo[0])], mode=mode)
+    async with app.run_test(size=WIDE) as pilot:
+        await calm(pilot, app)
+        await pilot.press(*("t", *["left_square_bracket"] * 2) if mode == "chat" else ["h"] * 4)
+        await calm(pilot, app)
+        assert_same(app, f"left-{mode}")
+
+
+def leaving(trace: list[Record]) -> list[Record]:
+    """The recording, had at every tenth token half of what nobody looks at any more left."""
+    looked = {
+        record["tokenIndex"]: {link.position for link in links_of(record)} for record in trace if "tokenIndex" in record
+    }
+    gone: set[int] = set()
+    made = []
+    for record in trace:
+        if record["record_type"] == "step":
+            length = record["query_position"] + 1
+            now = gone
+            if (n := record["tokenIndex"]) % 10 == 9:
+                now = gone | (set(range(5, length - 6, 2)) - set().union(*(looked[m] for m in looked if m >= n)))
+            kv = {"kept": length - len(now), "freed": len(now), "share": 1 - len(now) / length}
+            made.append(
+                {**record, "kv": kv | ({"left": [[p, p + 1] for p in sorted(now - gone)]} if now > gone else {})}
+            )
+            gone = now
+        else:
+            made.append(record)
+    return made
 
 
 def _broken_off(app: GeomApp, demo: list[list[Record]]) -> None:

@@ -8,6 +8,8 @@ from geomcli.compass import HALT_THRESHOLD
 from geomcli.tui.session import Overlay, Place, Session
 from geomcli.tui.themes import Paint
 
+LEFT = Style(dim=True, strike=True)  # over the style of a token that has left the KV cache
+
 
 def strongest_influence(session: Session) -> float:
     """The influence that is drawn as 1."""

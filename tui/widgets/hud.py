@@ -55,8 +55,8 @@ class TitleBar(LineText):
 
 
 class Hud(LineText):
-    """Server, mode, heads, tokens, speed, bytes, what was not seen; at the right the zone and the drift now,
-    and how far off the manifold that is.
+    """Server, tokens, speed, what the KV cache holds, mode, heads, bytes, what was not seen; at the right the zone and
+    the drift now, and how far off the manifold that is.
 
     What there is no room for is left out from the end, never what says that something is missing.
     """
@@ -102,6 +102,9 @@ class Hud(LineText):
         items.append((f"{len(turn.tokens)} tok", False))
         if turn.speed:
             items.append((f"{turn.speed:.0f} tok/s", False))
+        if (cache := turn.kept.last) is not None:
+            share = f"{cache.share:.2f}".removeprefix("0")
+            items.append((f"kv {cache.kept} kept, {cache.freed} freed, {share}", False))
         if step.get("mode"):
             items.append((str(step["mode"]), False))
         if seen is not None and seen == total:

@@ -12,6 +12,7 @@ from textual.containers import VerticalScroll
 from geomcli.display import printable
 from geomcli.layers import LayerView, head_stats, layer_views, logit_stats, request_view
 from geomcli.links import layers_of
+from geomcli.tui import cache
 from geomcli.tui.session import Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
 from geomcli.tui.widgets import layer_lines as parts
@@ -114,11 +115,11 @@ class LayerMap(TokenText):
         looked, paint, width = self.looked, self.paint, max(20, self.container_size.width - 3)
         if looked is None:
             return self._nothing()
-        _, token, _ = looked
+        _, token, turn = looked
         views = layer_views(token.step)
         head = self.heading("LAYERS").append("  % of mass by distance, tokens back, without sinks", paint.fore("muted"))
         if not views:
-            return [head, Text(""), *self._without_numbers(token)]
+            return [head, Text(""), *self._without_numbers(token), *self._cache(token, turn)]
         chosen = self.layer_of(token)
         whole = request_view(token.step) if len(views) > 1 else None
         top = max((float(v.histogram.max()) for v in views if v.histogram is not None), default=1.0) or 1.0
@@ -135,7 +136,11 @@ class LayerMap(TokenText):
         rows += [Text(""), self._facts(views, chosen)]
         if (sure := logit_stats(token.step)) is not None:
             rows.append(self.heading("logits  ").append_text(parts.logit_facts(sure, paint)))
-        return rows
+        return [*rows, *self._cache(token, turn)]
+
+    def _cache(self, token: Token, turn: Turn) -> list[Text]:
+        said = "; ".join(cache.facts(token, turn))
+        return [self.heading("cache  ").append(said, self.paint.fore("foreground"))] if said else []
 
     def _in_view(self, views: list[LayerView], chosen: int | None) -> tuple[list[LayerView], int]:
         """The rows that fit into half of the pane, around the chosen layer."""

@@ -10,8 +10,10 @@ from textual import events
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 
+from geomcli.tui import cache
 from geomcli.tui.session import MAX_PINS, Changed, Place, Session
 from geomcli.tui.turn import Token, Turn
+from geomcli.tui.widgets.colouring import LEFT
 from geomcli.tui.widgets.flow import quoted
 from geomcli.tui.widgets.lens_tabs import experts_lines, links_lines, signal_lines
 from geomcli.tui.widgets.text import LineText
@@ -173,7 +175,8 @@ class LensBody(LineText):
             pinned = self.session.token_of(pin)
             if pinned is not None and pin != place:
                 head = Text("\n").append(f"pinned #{pin.token} ", self.paint.fore("accent", bold=True))
-                lines.append(head.append(token_name(pinned), self.paint.fore("foreground")))
+                left = LEFT if cache.has_left(self.session, pin) else Style()
+                lines.append(head.append(token_name(pinned), self.paint.fore("foreground") + left))
                 lines += links_lines(
                     self.session, pin, pinned, self.session.turns[pin.turn], self.paint, width, most=3, notes=False
                 )

@@ -10,6 +10,7 @@ from rich.text import Text
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.display import ZONE_GLYPHS, bar, sparkline, zone_label
 from geomcli.links import Link, layers_of
+from geomcli.tui import cache
 from geomcli.tui.session import Place, Session
 from geomcli.tui.themes import Paint
 from geomcli.tui.turn import Token, Turn
@@ -142,7 +143,7 @@ def signal_lines(token: Token, turn: Turn, paint: Paint, width: int, off: OffMan
         lines.append(Text(f"sinks hold {_number(sink)} of the attention", muted))
     if (bits := token.step.get("entropy_bits")) is not None:
         lines.append(Text(f"{bits:.2f} bits over positions", muted))
-    return lines
+    return lines + [Text(said, muted) for said in cache.facts(token, turn)]
 
 
 def _compass(token: Token, turn: Turn, paint: Paint, width: int) -> list[Text]:

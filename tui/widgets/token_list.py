@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from enum import Enum
+from typing import Any
 
 from rich.style import Style
 from rich.text import Text
 
 from geomcli.display import ZONE_GLYPHS, zone_label
+from geomcli.tui import cache
 from geomcli.tui.session import Changed, Overlay, Place, Session
 from geomcli.tui.turn import Token
-from geomcli.tui.widgets.colouring import overlay_value, strongest_influence, token_style
+from geomcli.tui.widgets.colouring import LEFT, overlay_value, strongest_influence, token_style
 from geomcli.tui.widgets.layer_lines import short
 from geomcli.tui.widgets.lens import token_name
 from geomcli.tui.widgets.rows import Rows
@@ -46,6 +48,7 @@ class TokenList(Rows):
         self._turns: list[object] = []
         self._strongest = 1.0
         self._marks: set[tuple[str, Place]] = set()
+        self._cache: list[Any] = []  # by which rows were drawn as left
 
     @property
     def count(self) -> int:
@@ -74,6 +77,9 @@ class TokenList(Rows):
             self.forget(row for _, place in marks ^ self._marks if (row := self.index_of(place)) is not None)
             self._marks = marks
         if changed & (Changed.TURNS | Changed.TOKENS | Changed.CURSOR | Changed.VIEW):
+            if (now := cache.state(session)) != self._cache:
+                self._cache = now
+                self.forget()
             self.fit()
         if changed & (Changed.TURNS | Changed.CURSOR) or (changed & Changed.TOKENS and session.following):
             self.show_cursor()
@@ -161,6 +167,8 @@ class TokenList(Rows):
         if place in session.found:
             style += Style(underline2=True)
         line.append(name.plain, style + Style(bold=here or None))
+        if cache.has_left(session, place):
+            line.stylize(LEFT, len(line) - len(name), len(line) - len(name) + len(name.plain.rstrip()))
         if roomy:
             return self._marked(self._measured(line, token), width, here)
         value = overlay_value(session, place)

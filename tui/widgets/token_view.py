@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -14,9 +14,10 @@ from textual.scroll_view import ScrollView
 from textual.selection import Selection
 from textual.strip import Strip
 
+from geomcli.tui import cache
 from geomcli.tui.session import Changed, Overlay, Place, Session
 from geomcli.tui.themes import Paint
-from geomcli.tui.widgets.colouring import strongest_influence, token_style
+from geomcli.tui.widgets.colouring import LEFT, strongest_influence, token_style
 from geomcli.tui.widgets.flow import Piece
 from geomcli.tui.widgets.transcript import Transcript
 
@@ -44,6 +45,7 @@ class TokenView(ScrollView, can_focus=True):
         self._moving = False  # while the view scrolls by itself
         self._strongest = 1.0  # influence that is drawn as 1
         self._cursor: Place | None = None
+        self._cache: list[Any] = []  # by which tokens were drawn as left
 
     @property
     def paint(self) -> Paint:
@@ -64,6 +66,10 @@ class TokenView(ScrollView, can_focus=True):
             self._extend()
         if changed & (Changed.CURSOR | Changed.TOKENS | Changed.VIEW | Changed.TURNS):
             self._relink()
+            if (now := cache.state(self.session)) != self._cache:
+                self._cache = now
+                self._strips.clear()
+                self.refresh()
         if changed & Changed.VIEW:
             self.forget()
 
@@ -215,6 +221,8 @@ class TokenView(ScrollView, can_focus=True):
         if place is None:
             return style
         session = self.session
+        if not name.startswith("mark:") and cache.has_left(session, place):
+            style += LEFT
         if (weight := self._linked.get(place)) is not None:
             style += self.paint.link(weight)
         if place in session.found:
