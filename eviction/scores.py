@@ -63,7 +63,8 @@ def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tens
     terms = [weight * ranks(part) ** POWER for weight, part in zip(weights, found, strict=True)]
     every = torch.stack(terms).sum(dim=0)[None, None]
     window = 2 * NEIGHBOURS + 1
-    return functional.avg_pool1d(every, window, stride=1, padding=NEIGHBOURS, count_include_pad=False)[0, 0]
+    near: torch.Tensor = functional.avg_pool1d(every, window, stride=1, padding=NEIGHBOURS, count_include_pad=False)
+    return near[0, 0]
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
