@@ -96,7 +96,8 @@ def _distinct(keys: torch.Tensor) -> torch.Tensor:
     tiny = torch.finfo(keys.dtype).tiny
     units = keys / keys.norm(dim=-1, keepdim=True).clamp(min=tiny)
     mean = units.mean(dim=0)
-    return 1 - units @ (mean / mean.norm().clamp(min=tiny))
+    cosine: torch.Tensor = units @ (mean / mean.norm().clamp(min=tiny))
+    return 1 - cosine
 
 
 def _turned(vectors: torch.Tensor, seen: Seen) -> torch.Tensor:
