@@ -150,6 +150,8 @@ def _prepare_eviction(runner: Any, options: ServerOptions) -> None:
         scheduler.evictor = Evictor(runner, scheduler.layers, options.sink_tokens, buffers)
     except ValueError as reason:
         raise ValueError(f"{eviction_options.FLAG} cannot be: {reason}") from None
+    if sentence := eviction_options.warning(options.retention):
+        logger.warning("geom: %s.", sentence)
 
 
 def _prepare_derotation(model: Any, *, insisted: bool) -> None:

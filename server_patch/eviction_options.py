@@ -8,6 +8,7 @@ from typing import Any
 FIELD = "spectral_retention_ratio"
 FLAG, RATIO_FLAG = "--spectral-evict-decode", "--spectral-retention-ratio"
 DEFAULT_RATIO = 0.3
+SAFE_RATIO = 0.7  # measured: docs/eviction.md, "What it costs an answer"
 # Request fields whose numbers need every key's place, or the rotation of links to be undone.
 UNDER_EVICTION = ("attention_derotate", "attention_head_stats")
 
@@ -17,6 +18,16 @@ def of_flags(evict: bool, ratio: float) -> float | None:
     if not 0 < ratio <= 1:
         raise ValueError(f"{RATIO_FLAG} must be above 0 and at most 1, got {ratio}")
     return ratio if evict else None
+
+
+def warning(ratio: float | None) -> str:
+    """What is to be expected of a share that small; "" where nothing is."""
+    if ratio is None or ratio >= SAFE_RATIO:
+        return ""
+    return (
+        f"{RATIO_FLAG} {ratio}: where less than {SAFE_RATIO} stays, answers lose facts of their text that nothing "
+        "pointed at when tokens left; docs/eviction.md says how many"
+    )
 
 
 def of_request(body: Mapping[str, Any], server: float | None) -> float | None:

@@ -201,7 +201,7 @@ def serve(
     resolved = models.resolve(model)
     if attention_calibration:
         values["attention_calibration"] = [calibration_at(one, resolved.served_name) for one in attention_calibration]
-    check_attention(values)
+    said = check_attention(values)
     plan = engine.plan(
         resolved,
         flags=attention_flags(values),
@@ -211,6 +211,8 @@ def serve(
         device=device,
         log=log,
     )
+    if said:
+        output.narrator().print(f"[yellow]{said}.[/]")
     if dry_run:
         print(plan.shown())
         return
@@ -232,8 +234,9 @@ def calibration_at(given: Path, model: str) -> Path:
     return kept
 
 
-def check_attention(values: dict[str, Any]) -> None:
-    """What the plugin would say about these options; UsageError, before a minute of loading is spent on it."""
+def check_attention(values: dict[str, Any]) -> str:
+    """What the plugin would warn of, "" for nothing; UsageError for what it would refuse, before a minute of loading is
+    spent on it."""
     from geomcli.server_patch import eviction_options
     from geomcli.server_patch.firewall_options import OFF, known_from, of_flags
     from geomcli.server_patch.server_options import SOURCES, ServerOptions
@@ -256,6 +259,7 @@ def check_attention(values: dict[str, Any]) -> None:
             raise ValueError(f"{watching} what is captured, and --no-return-attention-tokens captures nothing")
     except ValueError as error:
         raise UsageError(f"{error}.", "geom serve --help") from None
+    return eviction_options.warning(retention)
 
 
 def attention_flags(values: dict[str, Any]) -> list[str]:

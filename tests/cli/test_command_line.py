@@ -213,6 +213,16 @@ def test_what_the_plugin_would_refuse_is_refused_at_once(arguments: list[str], s
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("ratio", "warned"), [("0.69", True), ("0.7", False), (None, True)])
+def test_a_share_below_which_answers_suffer_is_warned_of(ratio: str | None, warned: bool) -> None:
+    given = [] if ratio is None else ["--spectral-retention-ratio", ratio]
+    evicting = geom("serve", "Qwen/Qwen3-4B", "--dry-run", "--spectral-evict-decode", *given)
+    assert evicting.returncode == 0, evicting.stderr
+    assert ("answers lose facts" in " ".join(evicting.stderr.split())) == warned
+    # Where nothing leaves, nothing is warned of.
+    assert "answers lose facts" not in geom("serve", "Qwen/Qwen3-4B", "--dry-run", *given).stderr
+
+
 def test_every_attention_option_is_one_that_the_plugin_can_check() -> None:
     # The firewall's options are one field together, and so are those of eviction; SGLang's own flag is the last.
     assert {*serve._OPTIONS.values(), "guard", "calibrations", "retention", "spectral_radix"} == set(
