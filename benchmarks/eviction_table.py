@@ -11,6 +11,7 @@ import numpy as np
 from eviction_tasks import NEEDLES, RETRIEVAL
 
 DRAWS = 4000
+FEWEST = 5  # contexts of which an interval means something
 OWN = ("skeleton", "union")
 MEASURES = {
     "retrieval": ("right", RETRIEVAL), "needle nats": ("needle_nll", NEEDLES), "variables": ("right", ("variables",)),
@@ -18,6 +19,8 @@ MEASURES = {
     "empty": ("empty", None), "kl": ("kl", ("text",)), "top1": ("top1", ("text",)), "nll": ("nll", ("text",)),
     "loops": ("loops", ("text",)),
 }  # fmt: skip
+
+MORE_IS_BETTER = ("retrieval", "variables", "common words", "top1")
 
 Context = tuple[str, int, int, int]
 
@@ -48,7 +51,7 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     continue
                 one[name] = mean_and_interval(np.array([float(found[c][field]) for c in at]))
                 own = by.get((evicted, *OWN), {})
-                if own and (score, scope) != OWN:
+                if own and (score, scope) != OWN and len(at) >= FEWEST:
                     both = [float(found[c][field]) - float(own[c][field]) for c in at if c in own]
                     one[f"{name} to skeleton"] = mean_and_interval(np.array(both))
             one["contexts"] = sum(length in (0, c[1]) for c in found)
@@ -57,19 +60,31 @@ def numbers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write(rows: list[dict[str, Any]], to: Path | None) -> None:
+    """Print a table: of each measure its means at every share evicted, with a mark where the interval of the difference
+    to the skeleton is clear of 0: + better than it, - worse."""
     found = numbers(rows)
-    print("| evicted | score | scope | " + " | ".join(MEASURES) + " |")
-    print("|---" * (3 + len(MEASURES)) + "|")
-    order = sorted(
-        (one for one in found if one["length"] == 0), key=lambda one: (one["evicted"], one["scope"] != "union")
-    )
-    for one in order:
-        cells = []
-        for name in MEASURES:
-            value, less, more = one.get(name, (float("nan"),) * 3)
-            differs = one.get(f"{name} to skeleton")
-            star = "*" if differs and differs[1] * differs[2] > 0 else ""
-            cells.append(f"{value:.3f} [{less:.3f}, {more:.3f}]{star}")
-        print(f"| {one['evicted']:.0%} | {one['score']} | {one['scope']} | " + " | ".join(cells) + " |")
+    shares = sorted({one["evicted"] for one in found} - {0.0})
+    whole = {(one["score"], one["scope"]): one for one in found if one["length"] == 0 and one["evicted"] == 0}
+    print(f"| score | scope | {' | '.join(MEASURES)} |")
+    print("|---" * (2 + len(MEASURES)) + "|")
+    for (score, scope), one in whole.items():
+        print(f"| {score} | {scope} | {' | '.join(_cell(one, name) for name in MEASURES)} |")
+    by: dict[tuple[str, str], dict[float, dict[str, Any]]] = defaultdict(dict)
+    for one in found:
+        if one["length"] == 0 and one["evicted"]:
+            by[one["score"], one["scope"]][one["evicted"]] = one
+    for (score, scope), at in sorted(by.items(), key=lambda item: item[0][1] != "union"):
+        cells = [" / ".join(_cell(at[share], name) for share in shares) for name in MEASURES]
+        print(f"| {score} | {scope} | {' | '.join(cells)} |")
     if to:
         to.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _cell(one: dict[str, Any], name: str) -> str:
+    if name not in one:
+        return ""
+    said = f"{one[name][0]:.3f}".removeprefix("0")
+    _, less, more = one.get(f"{name} to skeleton", (0.0, 0.0, 0.0))
+    if less * more <= 0:
+        return said
+    return f"{said} {'+' if (less > 0) == (name in MORE_IS_BETTER) else '-'}"
