@@ -14,6 +14,8 @@ def has_left(session: Session, place: Place) -> bool:
 
     What neither that answer nor its prompt holds goes by the end of its own answer. False where it is not known.
     """
+    if place.turn >= len(session.turns):
+        return False  # drawn before the session was begun anew
     turn, here = session.turns[place.turn], session.hover or session.cursor
     if turn.prompt_length is None:
         return False
