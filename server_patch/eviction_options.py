@@ -8,7 +8,7 @@ from typing import Any
 FIELD = "spectral_retention_ratio"
 FLAG, RATIO_FLAG = "--spectral-evict-decode", "--spectral-retention-ratio"
 DEFAULT_RATIO = 0.3
-SAFE_RATIO = 0.7  # measured: docs/eviction.md, "What it costs an answer"
+SAFE_RATIO = 0.5  # measured: docs/eviction.md, "What it costs an answer"
 # Request fields whose numbers need every key's place, or the rotation of links to be undone.
 UNDER_EVICTION = ("attention_derotate", "attention_head_stats")
 

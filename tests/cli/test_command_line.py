@@ -213,7 +213,7 @@ def test_what_the_plugin_would_refuse_is_refused_at_once(arguments: list[str], s
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("ratio", "warned"), [("0.69", True), ("0.7", False), (None, True)])
+@pytest.mark.parametrize(("ratio", "warned"), [("0.49", True), ("0.5", False), (None, True)])
 def test_a_share_below_which_answers_suffer_is_warned_of(ratio: str | None, warned: bool) -> None:
     given = [] if ratio is None else ["--spectral-retention-ratio", ratio]
     evicting = geom("serve", "Qwen/Qwen3-4B", "--dry-run", "--spectral-evict-decode", *given)
