@@ -1,10 +1,10 @@
 """Slots of the KV cache that requests take with and without eviction, how many run at once, and accounts after a crowd.
 
     python benchmarks/eviction_memory.py --loads long prompt many --crowd 500 --json FILE
-    python benchmarks/eviction_memory.py --loads many --servers off 0.3 --rounds 3 --layers all --json FILE
+    python benchmarks/eviction_memory.py --loads many --servers off 0.3 --rounds 2 --whole --json FILE
     python benchmarks/eviction_memory.py --table FILE
 
-Real servers on this machine's CPU, one after another, SmolLM2-135M with two layers or all of them. `off` evicts
+Real servers on this machine's CPU, one after another, SmolLM2-135M with two layers (`--whole`: all). `off` evicts
 nothing; `lru` says so of the prefix cache, SGLang's default: what a policy of the cache alone does for running
 requests; a number is the ratio of a server that evicts. The same requests in the same order for each:
 
@@ -18,9 +18,8 @@ Slots are read in the scheduler, from SGLang's allocator and tree, when each pas
 falls between two readings. `taken`: the pool's size less what is free. `used`: less what the prefix cache could give
 up, too, which is what SGLang's own usage counts and nobody else could have. `held`: the request's row, which is what
 its entries call `kv.kept`; the loads of one request hold one to the other. SGLang's memory checks run after every
-step, but not in `many`, whose time counts: seconds, and CPU seconds of all the server's processes.
-
-Rows are added to the file.
+step, but not in `many`, whose time counts: seconds, and CPU seconds of all the server's processes. Rows are added to
+the file.
 """
 
 from __future__ import annotations
@@ -72,30 +71,25 @@ if in_child:
     watch("prepare_for_extend")
 """
 UNCHECKED = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "0", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "0"}
-SERVERS = ("off", "lru", "0.7", "0.5", "0.3")
-LAYERS = {"two": TWO_LAYERS, "all": ()}
-CAPTURED = {"two": "0,1", "all": "7,15,22,29"}
-ALONE = {"long": (32, 1500), "prompt": (3000, 300)}
-POOL = 8192  # slots of a server whose loads are one request
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "97"}
+SERVERS = ("off", "lru", "0.5", "0.3")
+ALONE, POOL = {"long": (32, 1500), "prompt": (3000, 300)}, 8192
 MANY, READ, WRITTEN, SMALL_POOL = 24, 64, 700, 3072
 FAULTS = re.compile(r"leak detected|double free|use-after-free|geom:.*(failed|could not)", re.IGNORECASE)
 
 
-def flags(name: str, layers: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the plugin, and of SGLang."""
-    if name in ("off", "lru"):
-        return (), ("--radix-eviction-policy", "lru") if name == "lru" else ()
-    evicting = ("--spectral-evict-decode", "--attention-capture-layers", CAPTURED[layers])
-    return (*evicting, "--spectral-retention-ratio", name), ()
-
-
 @contextmanager
-def started(name: str, layers: str, *sizes: str, overlap: bool = False, **environment: str) -> Iterator[Server]:
-    ours, theirs = flags(name, layers)
-    sizes = (*LAYERS[layers], *sizes, *theirs)
+def started(name: str, whole: bool, *sizes: str, settings: dict[str, str], overlap: bool = False) -> Iterator[Server]:
+    sizes = (*sizes, "--enable-metrics", *(() if whole else TWO_LAYERS))
+    ours: tuple[str, ...] = ()
+    if name == "lru":
+        sizes += ("--radix-eviction-policy", "lru")
+    elif name != "off":
+        ours = ("--spectral-evict-decode", "--attention-capture-layers", "7,15,22,29" if whole else "0,1")
+        ours += ("--spectral-retention-ratio", name)
     with (
         tempfile.TemporaryDirectory() as folder,
-        running(Path(folder), *ours, sizes=sizes, watching=WATCHING, overlap=overlap, **environment) as server,
+        running(Path(folder), *ours, sizes=sizes, watching=WATCHING, overlap=overlap, **settings) as server,
     ):
         yield server
 
@@ -131,19 +125,18 @@ def of_one(server: Server, load: str, evicts: bool) -> dict[str, Any]:
     held = [one["held"][load] for one in decode]
     found = {
         "prompt": read, "written": written, "most used": max(one["used"] for one in mine),
-        "most taken": max(one["taken"] for one in mine), "mean used": round(statistics.mean(used(decode)), 1),
-        "used at the end": decode[-1]["used"], "taken at the end": decode[-1]["taken"],
+        "most taken": max(one["taken"] for one in mine), "used at the end": decode[-1]["used"],
+        "mean used": round(statistics.mean(one["used"] for one in decode), 1), "taken at the end": decode[-1]["taken"],
     }  # fmt: skip
     if evicts:
         # The first entry is of the prompt's pass.
         assert held == [entry["kv"]["kept"] for entry in answer["attention_tokens"][1:]]
         first = next(n for n in range(1, len(held)) if held[n] <= held[n - 1])
-        found |= {"most used after an eviction": max(used(decode[first:])), "decode steps before it": first}
+        found |= {
+            "most used after an eviction": max(one["used"] for one in decode[first:]),
+            "decode steps before it": first,
+        }
     return found
-
-
-def used(rows: Sequence[dict[str, Any]]) -> list[int]:
-    return [row["used"] for row in rows]
 
 
 def of_many(server: Server) -> dict[str, Any]:
@@ -157,17 +150,15 @@ def of_many(server: Server) -> dict[str, Any]:
     seconds, cpu = time.monotonic() - began, cpu_seconds(server) - cpu
     mine = passes(server)[before:]
     at_once = [len(one["held"]) for one in mine if one["decode"]]
-    waited, started = 0, set[str]()
-    for one in mine:
-        started |= one["held"].keys()
-        if len(started) == MANY:
-            break
-        waited += one["decode"]
+    begun: dict[str, int] = {}
+    for n, one in enumerate(mine):
+        begun = dict.fromkeys(one["held"], n) | begun
+    busy = [len(one["held"]) for one in mine[: max(begun.values())] if one["decode"]]
     return {
         "most at once": max(at_once), "mean at once": round(statistics.mean(at_once), 2),
-        "mean at once while others wait": round(statistics.mean(at_once[:waited]), 2), "steps": len(at_once),
-        "taken back": taken_back(server)[0], "most used": max(used(mine)), "seconds": round(seconds, 1),
-        "cpu seconds": round(cpu, 1), "tokens/s": round(MANY * WRITTEN / seconds, 1),
+        "mean at once while others wait": round(statistics.mean(busy), 2), "steps": len(at_once),
+        "taken back": taken_back(server)[0], "most used": max(one["used"] for one in mine),
+        "seconds": round(seconds, 1), "cpu seconds": round(cpu, 1), "tokens/s": round(MANY * WRITTEN / seconds, 1),
     }  # fmt: skip
 
 
@@ -194,7 +185,7 @@ def of_crowd(server: Server, count: int) -> dict[str, Any]:
     found = {
         "requests": count, "finished": count - ends["aborted"] - ends["left"],
         "aborted": ends["aborted"], "left": ends["left"], "taken back": back, "taken back on purpose": on_purpose,
-        "evictions": _sum(metrics, "geom_kv_evictions_total"), "evicted": _sum(metrics, "geom_kv_evicted_tokens_total"),
+        "evicted": sum(int(float(n)) for n in re.findall(r"(?m)^geom_kv_evicted_tokens_total\S* (\S+)$", metrics)),
         "most at once": max(len(one["held"]) for one in passes(server)),
         "used by nobody at the end": last["used"] - sum(last["held"].values()),
         "faults in the log": len(FAULTS.findall(server.log.read_text())), "seconds": round(seconds, 1),
@@ -204,34 +195,29 @@ def of_crowd(server: Server, count: int) -> dict[str, Any]:
     return found
 
 
-def _sum(metrics: str, name: str) -> int:
-    return int(sum(float(line.rsplit(" ", 1)[1]) for line in metrics.splitlines() if line.startswith(name)))
-
-
 def measured(options: argparse.Namespace, rounds: range) -> Iterator[dict[str, Any]]:
     """A row for each load of each server."""
     alone = [load for load in options.loads if load in ALONE]
-    common = ("--context-length", "8192", "--enable-metrics")
+    common = ("--context-length", "8192")
     for name in options.servers if alone else ():
-        with started(name, options.layers, *common, "--max-total-tokens", str(POOL)) as server:
+        with started(name, options.whole, *common, "--max-total-tokens", str(POOL), settings={}) as server:
             for load in alone:
                 yield {"load": load, "server": name, **of_one(server, load, name not in ("off", "lru"))}
     small = ("--max-total-tokens", str(SMALL_POOL), "--max-running-requests", "32")
     for turn in rounds if "many" in options.loads else ():
         for name in options.servers:
-            with started(name, options.layers, *common, *small, **UNCHECKED) as server:
+            with started(name, options.whole, *common, *small, settings=UNCHECKED) as server:
                 yield {"load": "many", "server": name, "turn": turn, **of_many(server)}
     if options.crowd:
         tight = ("--context-length", "1024", "--max-total-tokens", "700", "--chunked-prefill-size", "48")
-        retracting = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "97"}
-        with started("0.3", options.layers, *tight, "--enable-metrics", overlap=True, **retracting) as server:
+        with started("0.3", options.whole, *tight, settings=RETRACTING, overlap=True) as server:
             yield {"load": "crowd", "server": "0.3", **of_crowd(server, options.crowd)}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Of `many` means over the rounds; ratios are those of a round to the same round of `off`, lowest to highest."""
     lines: list[str] = []
-    for layers in LAYERS:
+    for layers in ("two", "all"):
         for load in (*ALONE, "many", "crowd"):
             mine = [row for row in rows if row["load"] == load and row["layers"] == layers]
             if mine:
@@ -288,7 +274,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="*", choices=(*ALONE, "many"), default=[])
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help="requests of the crowd; 0: none")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
-    parser.add_argument("--layers", choices=LAYERS, default="two")
+    parser.add_argument("--whole", action="store_true", help="all layers of the model")
     parser.add_argument("--rounds", type=int, default=1, help="of many")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print a file's rows as tables, measure nothing")
@@ -299,9 +285,11 @@ def main() -> None:
     about = {"model": "SmolLM2-135M-Instruct", "dtype": "float32", "backend": "torch_native",
              **{name: version(name) for name in ("sglang", "torch")}}  # fmt: skip
     known = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
-    last = max((row["turn"] for row in known if row["load"] == "many" and row["layers"] == options.layers), default=-1)
-    for row in measured(options, range(last + 1, last + 1 + options.rounds)):
-        known.append({"date": datetime.date.today().isoformat(), "layers": options.layers, **row})
+    layers = "all" if options.whole else "two"
+    turns = [row["turn"] for row in known if row["load"] == "many" and row["layers"] == layers]
+    first = max(turns, default=-1) + 1
+    for row in measured(options, range(first, first + options.rounds)):
+        known.append({"date": datetime.date.today().isoformat(), "layers": layers, **row})
         print(json.dumps(known[-1]), flush=True)
         if options.json:
             options.json.write_text(json.dumps({"about": about, "rows": known}, indent=1) + "\n")
