@@ -72,7 +72,7 @@ if in_child:
 """
 UNCHECKED = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "0", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "0"}
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "97"}
-SERVERS = ("off", "lru", "0.5", "0.3")
+SERVERS = ("off", "0.3", "0.5", "lru")
 ALONE, POOL = {"long": (32, 1500), "prompt": (3000, 300)}, 8192
 MANY, READ, WRITTEN, SMALL_POOL = 24, 64, 700, 3072
 FAULTS = re.compile(r"leak detected|double free|use-after-free|geom:.*(failed|could not)", re.IGNORECASE)
