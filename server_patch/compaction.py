@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geomcli.server_patch import accounts
 from geomcli.server_patch.held import Change, Held
 from geomcli.server_patch.query_ring import to_device
 
 
 def is_settled(request: Any, physical: int) -> bool:
     """Whether SGLang's accounts of the request are all of one length, and nothing ends or moves it in this step."""
-    kv = request.kv
     return (
-        kv.holds_kv
-        and kv.kv_allocated_len == kv.kv_committed_len == physical
+        accounts.is_of_length(request, physical)
         and request.decode_batch_idx >= 1
         and getattr(request, "beam_group", None) is None
         and request.to_finish is None
@@ -38,8 +37,8 @@ def compact(request: Any, held: Held, physical: int, stay: NDArray[np.int64], ta
     """
     from sglang.srt.mem_cache.common import evict_from_tree_cache
 
-    kv, allocator = request.kv, tree.token_to_kv_pool_allocator
-    slot, owned_by_tree, device = kv.req_pool_idx, kv.cache_protected_len, table.device
+    allocator, device = tree.token_to_kv_pool_allocator, table.device
+    slot, owned_by_tree = accounts.slot_of(request), accounts.owned_by_tree(request)
     of_tree = int(np.searchsorted(stay, owned_by_tree))
     leaves = np.ones(physical, dtype=np.bool_)
     leaves[stay] = False
@@ -56,32 +55,16 @@ def compact(request: Any, held: Held, physical: int, stay: NDArray[np.int64], ta
         if target is not None:
             source = new[:of_tree].to(torch.int64)
             new[:of_tree] = target.to(new.dtype)
-            _unlock(tree, request)
-            kv.cache_protected_len = 0
+            accounts.give_prompt_back(tree, request)
         else:
-            kv.cache_protected_len = of_tree
+            accounts.set_owned_by_tree(request, of_tree)
     table[slot, : new.shape[0]] = new
-    kv.kv_allocated_len = kv.kv_committed_len = new.shape[0]
+    accounts.set_length(request, new.shape[0])
     if not getattr(request, "skip_radix_cache_insert", False):
         request.skip_radix_cache_insert = held.barred = True
     held.left(physical, stay)
     places = to_device(held.listed, device, torch.int32)
     held.change = Change(source, target, places, slot, held.gone)
-
-
-def _unlock(tree: Any, request: Any) -> None:
-    """The prefix cache may give up the prompt; SGLang 0.5.22 keeps the lock in one object."""
-    if hasattr(tree, "unlock"):
-        tree.unlock(request.lock)
-        request.lock = None
-        request.prefix_len = 0
-        return
-    from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
-
-    tree._dec_req_lock(request, skip_swa=request.swa_prefix_lock_released)
-    request.last_node = None
-    request.lock_receipt = DecLockRefParams()
-    request.prefix_indices = request.prefix_indices[:0]
 
 
 def shorten(batch: Any, lengths: dict[int, tuple[int, int]]) -> None:

@@ -17,6 +17,7 @@ import triton
 from geomcli.kernels import layout, probe, ranks, tap
 from geomcli.kernels.buffers import Buffers, Layer, Shape
 from geomcli.server_patch import faults
+from geomcli.server_patch.accounts import slot_of
 from geomcli.server_patch.attention_modules import attention_of
 from geomcli.server_patch.attention_ranks import AttentionRanks
 from geomcli.server_patch.device_derotation import Derotation
@@ -332,12 +333,6 @@ def triton_decode_window(runner: Any) -> int | None:
 def has_kernels(device: Any) -> bool:
     """Whether Triton kernels run on this device, if need be in its interpreter."""
     return torch.device(device).type != "cpu" or bool(triton.knobs.runtime.interpret)
-
-
-def slot_of(req: Any) -> int:
-    """The request's slot in SGLang's pool; newer releases keep it on the request's KV object."""
-    slot = getattr(req, "req_pool_idx", None)
-    return int(req.kv.req_pool_idx if slot is None else slot)
 
 
 def _longest(req: Any) -> int:

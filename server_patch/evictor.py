@@ -19,6 +19,7 @@ from geomcli.eviction import scores
 from geomcli.eviction.retention import LEAST, RECENT, SINKS, WINDOW, choose
 from geomcli.kernels import layout
 from geomcli.server_patch import compaction, faults
+from geomcli.server_patch.accounts import slot_of
 from geomcli.server_patch.attention_modules import attention_of
 from geomcli.server_patch.held import Change, Held, Scoring, held_of, is_paused
 from geomcli.server_patch.query_ring import QueryRing, Writes, to_device
@@ -113,7 +114,7 @@ class Evictor:
             physical = lengths[row] - 1
             due = held.scoring is None and held.retention.is_due(physical, held.text(physical))
             if due and not is_paused(req):
-                held.scoring, held.waited = self._score(req.kv.req_pool_idx, held, physical), 0
+                held.scoring, held.waited = self._score(slot_of(req), held, physical), 0
 
     def _tell(self, change: Change) -> None:
         if change.source is not None:
@@ -247,7 +248,7 @@ def _parts(forward_batch: Any, rows: list[tuple[int, Any, Held]]) -> Iterator[tu
         if held.next_query != start:
             held.first_query = start
         held.next_query = start + count
-        yield int(req.kv.req_pool_idx), int(sum(counts[:row])), start, count
+        yield slot_of(req), int(sum(counts[:row])), start, count
 
 
 def _refuse_pools(runner: Any) -> None:

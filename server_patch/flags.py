@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from geomcli.server_patch import eviction_options, firewall_options, radix_options
+from geomcli.server_patch.accounts import UNIFIED_TREE_VARIABLE
 from geomcli.server_patch.server_options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -24,7 +25,8 @@ BACKENDS = {
     "FlashAttentionBackend": "fa3",
     "FlashInferAttnBackend": "flashinfer",
 }
-_FIRST_EVICTING = (0, 5, 20)
+_UNIFIED_BY_DEFAULT = (0, 5, 20)
+_YES = ("1", "true", "yes", "y")
 SUPPORTED_BACKENDS = ("triton", "fa3", "flashinfer", "torch_native")
 
 
@@ -218,7 +220,7 @@ def refusal(server_args: Any, options: ServerOptions = ServerOptions()) -> str |
             return f"--return-attention-tokens cannot capture under {what}; leave {flag} out."
     if options.retention is not None and (sentence := _evicting(value, set_to)):
         return sentence
-    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in ("1", "true", "yes", "y"):
+    if os.environ.get("SGLANG_RUST_SERVER", "").lower() in _YES:
         return "--return-attention-tokens cannot capture behind the Rust server; unset SGLANG_RUST_SERVER."
     return None
 
@@ -242,9 +244,10 @@ def _evicting(value: Callable[..., Any], set_to: Callable[[str], bool]) -> str |
     for applies, what, flag in checks:
         if applies:
             return f"{eviction_options.FLAG} cannot be under {what}; leave {flag} out."
-    # Before, a request's KV lengths lie elsewhere than where rows are closed up.
-    if tuple(map(int, re.findall(r"\d+", version("sglang"))[:3])) < _FIRST_EVICTING:
-        return f"{eviction_options.FLAG} needs SGLang {'.'.join(map(str, _FIRST_EVICTING))} or later; leave it out."
+    # That tree gave a request's lock back in a third way then.
+    number = tuple(map(int, re.findall(r"\d+", version("sglang"))[:3]))
+    if number < _UNIFIED_BY_DEFAULT and os.environ.get(UNIFIED_TREE_VARIABLE, "").lower() in _YES:
+        return f"{eviction_options.FLAG} needs this SGLang's default tree; unset {UNIFIED_TREE_VARIABLE}."
     return None
 
 
