@@ -10,8 +10,8 @@ in every step, exactly the tokens that the entries say were there. Reported: the
 probability before and after the first token left, and next tokens that are not the likeliest of the reference.
 
 Else two servers of the model, whose weights may be dummies: `off`, SGLang without the plugin, and one that evicts where
-a request asks. A load is `--requests` at once, `--read` random tokens each and `--written` more, in a pool of `--pool`
-slots; `1`, `0.5` and `0.3` are ratios that its requests ask for, and `0.3, fingerprints` asks for entries, too. Loads
+a request asks. A load is `--requests` at once, `--read` random tokens each and from half to one and a half times
+`--written` more, in a pool of `--pool` slots; `1`, `0.5` and `0.3` are ratios that its requests ask for, and `0.3, fingerprints` asks for entries, too. Loads
 come in random order in each round, each with prompts of its own and an empty prefix cache. Tokens/s from the first
 request to the last answer, as ratio to `off` of the same round; requests at once by SGLang's own log.
 """
@@ -177,23 +177,28 @@ def check(options: argparse.Namespace) -> dict[str, Any]:
 # Throughput.
 
 
-async def load(server: Server, options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+async def load(server: Server, options: argparse.Namespace, fields: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The lengths are the same for every load of a seed. AssertionError unless all the tokens come."""
     prompts = [random_prompt(options, options.read) for _ in range(options.requests)]
+    dice, half = random.Random(seed), options.written // 2
+    lengths = [half + dice.randrange(options.written + 1) for _ in prompts]
     timeout = aiohttp.ClientTimeout(total=900)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         async with session.post(server.url + "/flush_cache") as response:
             response.raise_for_status()
         start, began, cpu = server.log.stat().st_size, time.perf_counter(), server.cpu_seconds()
-        answers = await asyncio.gather(*(entries(session, server.url, p, options.written, fields) for p in prompts))
+        answers = await asyncio.gather(
+            *(entries(session, server.url, p, n, fields) for p, n in zip(prompts, lengths, strict=True))
+        )
         seconds = time.perf_counter() - began
-    assert all(len(answer["output_ids"]) == options.written for answer in answers)
+    assert [len(answer["output_ids"]) for answer in answers] == lengths
     with server.log.open(errors="replace") as log:
         log.seek(start)
         said = log.read()
     running = [int(n) for n in RUNNING.findall(said)]
     after = server.cpu_seconds()
     return {
-        "seconds": round(seconds, 2), "tokens/s": round(options.requests * options.written / seconds, 1),
+        "seconds": round(seconds, 2), "tokens/s": round(sum(lengths) / seconds, 1),
         "most at once": max(running), "mean at once": round(statistics.mean(running), 2),
         "taken back": sum(map(int, TAKEN_BACK.findall(said))),
         "cpu": {name: round((total - cpu.get(name, 0.0)) / seconds, 3) for name, total in after.items()},
@@ -204,7 +209,7 @@ async def throughput(options: argparse.Namespace) -> dict[str, Any]:
     options.vocabulary = json.loads((Path(options.model) / "config.json").read_text())["vocab_size"]
     arguments = [
         "--model-path", options.model, "--attention-backend", options.backend, "--load-format", options.load_format,
-        "--skip-tokenizer-init", "--context-length", str(options.read + options.written + 64),
+        "--skip-tokenizer-init", "--context-length", str(options.read + options.written * 3 // 2 + 64),
         "--max-running-requests", str(options.requests), "--max-total-tokens", str(options.pool),
         "--cuda-graph-bs-decode", *map(str, sorted({1, 2, 4, 8, *range(12, options.requests, 4), options.requests})),
         "--mem-fraction-static", str(options.mem_fraction), "--decode-log-interval", "8", *options.server,
@@ -224,7 +229,7 @@ async def throughput(options: argparse.Namespace) -> dict[str, Any]:
                 for what in random.sample(options.loads, len(options.loads)):
                     if time.monotonic() > ends:
                         break
-                    found = await load(off if what == "off" else evicting, options, LOADS[what])
+                    found = await load(off if what == "off" else evicting, options, LOADS[what], round_)
                     rows.append({"load": what, "round": round_, **found})
                     print(json.dumps(rows[-1]), flush=True)
             wrong = faults(evicting)

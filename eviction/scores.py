@@ -1,19 +1,21 @@
 """The skeleton score of a request's cached tokens from the queries of its last steps, in torch on any device.
 
-Definitions: docs/eviction.md; the twin is reference.py. Works key head by key head, so that the largest tensor is
-[queries, group, n].
+Definitions: docs/eviction.md; the twin is reference.py. As few launches as there can be, for on a GPU they are what a
+request's score costs: as many key heads at once as fit into tensors of _ELEMENTS, layers alike as further heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from geomcli.eviction.reference import HORIZON, NEIGHBOURS, POWER, WEIGHTS
 from geomcli.kernels.derotation import Rope, derotated
+
+_ELEMENTS = 1 << 25  # 128 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -36,26 +38,51 @@ class Seen:
 def parts(seen: Seen) -> torch.Tensor:
     """[3, n]: received, expected and distinctness (as ranks) of each key, mean over heads; float64 where keys are."""
     dtype = torch.promote_types(seen.keys.dtype, torch.float32)
-    queries, keys, values = (x.to(dtype) for x in (seen.queries, seen.keys, seen.values))
-    n_kv, group = keys.shape[1], queries.shape[1] // keys.shape[1]
+    n, n_kv, dim = seen.keys.shape
+    window, heads = seen.queries.shape[:2]
+    group = heads // n_kv
     visible = seen.positions[None, :] <= seen.query_positions[:, None]
-    still = derotated(queries, seen.query_positions, seen.rope)
-    still_keys = derotated(keys, seen.positions, seen.rope)
-    mean = still.mean(dim=0, keepdim=True)
-    turned = _turned(torch.cat([mean, still - mean]), seen)
-    norms = values.norm(dim=-1)
-    found = keys.new_zeros(3, keys.shape[0])
-    for head in range(n_kv):
-        of_group = slice(head * group, (head + 1) * group)
-        found[0] += _received(queries[:, of_group], keys[:, head], visible, seen).sum(dim=0)
-        found[1] += _expected(turned[:, of_group], keys[:, head], norms[:, head], seen.scale).sum(dim=0)
-        found[2] += ranks(_distinct(still_keys[:, head])) * group
-    return found / queries.shape[1]
+    found = torch.zeros(3, n, dtype=dtype, device=seen.keys.device)
+    at_once = max(1, _ELEMENTS // (n * (group * (window + 1) + dim)))
+    for first in range(0, n_kv, at_once):
+        last = min(first + at_once, n_kv)
+        queries = seen.queries[:, first * group : last * group].to(dtype)
+        keys, norms = seen.keys[:, first:last].to(dtype), seen.values[:, first:last].to(dtype).norm(dim=-1).T
+        still = derotated(queries, seen.query_positions, seen.rope)
+        mean = still.mean(dim=0, keepdim=True)
+        turned = _by_key_head(_turned(torch.cat([mean, still - mean]), seen), group)
+        still_keys = derotated(keys, seen.positions, seen.rope).transpose(0, 1)
+        keys = keys.transpose(0, 1)
+        found[0] += _received(_by_key_head(queries, group), keys, visible, seen).sum(dim=(0, 1))
+        found[1] += _expected(turned, keys, norms[:, None], seen).sum(dim=(0, 1))
+        found[2] += ranks(_distinct(still_keys)).sum(dim=0) * group
+    return found / heads
 
 
 def skeleton(layers: Sequence[Seen], weights: tuple[float, float, float] = WEIGHTS) -> torch.Tensor:
     """Scores [n], float32: higher ones stay."""
-    return blend(torch.stack([parts(layer) for layer in layers]).mean(dim=0), weights).float()
+    seen = _as_one(layers)
+    found = parts(seen) if seen is not None else torch.stack([parts(layer) for layer in layers]).mean(dim=0)
+    return blend(found, weights).float()
+
+
+def _as_one(layers: Sequence[Seen]) -> Seen | None:
+    """Layers that are turned and scaled alike, as further heads of one; None where they are not, or are too large."""
+    first = layers[0]
+    rows, heads, dim = first.keys.shape
+    if rows * heads * dim * len(layers) > _ELEMENTS or any(
+        layer.rope.table is not first.rope.table
+        or layer.rope.interleaved is not first.rope.interleaved
+        or (layer.scale, layer.logit_cap) != (first.scale, first.logit_cap)
+        or (layer.queries.shape, layer.keys.shape, layer.values.shape)
+        != (first.queries.shape, first.keys.shape, first.values.shape)
+        for layer in layers[1:]
+    ):
+        return None
+    queries, keys, values = (
+        torch.cat([getattr(layer, name) for layer in layers], dim=1) for name in ("queries", "keys", "values")
+    )
+    return replace(first, queries=queries, keys=keys, values=values)
 
 
 def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tensor:
@@ -68,35 +95,49 @@ def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tens
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """[n] in [0, 1]; of equal values the later ranks higher."""
-    order = torch.argsort(values, stable=True)
-    found = torch.empty_like(values)
-    found[order] = torch.arange(values.shape[0], dtype=values.dtype, device=values.device)
-    return found / max(values.shape[0] - 1, 1)
+    """Along the last axis, in [0, 1]; of equal values the later ranks higher."""
+    n = values.shape[-1]
+    places = torch.arange(n, dtype=values.dtype, device=values.device).expand_as(values)
+    found = torch.empty_like(values).scatter_(-1, torch.argsort(values, dim=-1, stable=True), places)
+    return found / max(n - 1, 1)
+
+
+def _by_key_head(vectors: torch.Tensor, group: int) -> torch.Tensor:
+    """[m, K * group, D] as [K, group * m, D]."""
+    m, heads, dim = vectors.shape
+    return vectors.view(m, heads // group, group, dim).permute(1, 2, 0, 3).reshape(heads // group, group * m, dim)
+
+
+def _logits(vectors: torch.Tensor, keys: torch.Tensor, m: int, scale: float) -> torch.Tensor:
+    """[K, group, m, n] of vectors [K, group * m, D] and keys [K, n, D]."""
+    products = torch.matmul(vectors, keys.mT) * scale
+    return products.view(keys.shape[0], -1, m, keys.shape[1])
 
 
 def _received(queries: torch.Tensor, keys: torch.Tensor, visible: torch.Tensor, seen: Seen) -> torch.Tensor:
-    """[group, n]"""
-    logits = torch.matmul(queries.transpose(0, 1), keys.T) * seen.scale
+    """[K, group, n]"""
+    logits = _logits(queries, keys, visible.shape[0], seen.scale)
     if seen.logit_cap > 0:
         logits = seen.logit_cap * torch.tanh(logits / seen.logit_cap)
     p = torch.softmax(logits.masked_fill(~visible, float("-inf")), dim=-1)
-    mean = p.sum(dim=1) / visible.sum(dim=0).clamp(min=1)
+    mean = p.sum(dim=-2) / visible.sum(dim=0).clamp(min=1)
     return mean / mean.sum(dim=-1, keepdim=True)
 
 
-def _expected(turned: torch.Tensor, keys: torch.Tensor, norms: torch.Tensor, scale: float) -> torch.Tensor:
-    """[group, n]; turned [1 + W, group, D]: the mean of the queries, and what each has besides."""
-    logits = torch.matmul(turned.transpose(0, 1), keys.T) * scale
-    weighted = torch.softmax(logits[:, 0] + 0.5 * (logits[:, 1:] ** 2).mean(dim=1), dim=-1) * norms
+def _expected(turned: torch.Tensor, keys: torch.Tensor, norms: torch.Tensor, seen: Seen) -> torch.Tensor:
+    """[K, group, n]; turned [K, group * (1 + W), D]: the mean of the queries, and what each has besides."""
+    logits = _logits(turned, keys, 1 + seen.queries.shape[0], seen.scale)
+    spread = 0.5 * (logits[..., 1:, :] ** 2).mean(dim=-2)
+    weighted = torch.softmax(logits[..., 0, :] + spread, dim=-1) * norms
     return weighted / weighted.sum(dim=-1, keepdim=True)
 
 
 def _distinct(keys: torch.Tensor) -> torch.Tensor:
+    """[K, n] of keys [K, n, D] without rotation."""
     tiny = torch.finfo(keys.dtype).tiny
     units = keys / keys.norm(dim=-1, keepdim=True).clamp(min=tiny)
-    mean = units.mean(dim=0)
-    cosine: torch.Tensor = units @ (mean / mean.norm().clamp(min=tiny))
+    mean = units.mean(dim=1)
+    cosine: torch.Tensor = (units @ (mean / mean.norm(dim=-1, keepdim=True).clamp(min=tiny))[..., None])[..., 0]
     return 1 - cosine
 
 
