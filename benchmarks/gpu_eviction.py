@@ -11,9 +11,10 @@ probability before and after the first token left, and next tokens that are not 
 
 Else two servers of the model, whose weights may be dummies: `off`, SGLang without the plugin, and one that evicts where
 a request asks. A load is `--requests` at once, `--read` random tokens each and from half to one and a half times
-`--written` more, in a pool of `--pool` slots; `1`, `0.5` and `0.3` are ratios that its requests ask for, and `0.3, fingerprints` asks for entries, too. Loads
-come in random order in each round, each with prompts of its own and an empty prefix cache. Tokens/s from the first
-request to the last answer, as ratio to `off` of the same round; requests at once by SGLang's own log.
+`--written` more, in a pool of `--pool` slots; `1`, `0.5` and `0.3` are ratios that its requests ask for, and
+`0.3, fingerprints` asks for entries, too. Loads come in random order in each round, each with prompts of its own and an
+empty prefix cache. Tokens/s from the first request to the last answer, as ratio to `off` of the same round; requests at
+once by SGLang's own log.
 """
 
 from __future__ import annotations
