@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ class Model:
     def __init__(self, path: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-        self.model.eval()
+        self.model.to(torch.get_default_device()).eval()
         depth = self.model.config.num_hidden_layers
         self.captured = sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1})
         self.presses = {
@@ -259,13 +260,16 @@ def of_text(model: Model, ids: list[int], variants: bool) -> Iterator[Row]:
 
 
 def measure(options: argparse.Namespace) -> None:
-    model = Model(options.model)
+    torch.set_default_device(options.device)
+    model, ends = Model(options.model), time.monotonic() + options.seconds
     torch.manual_seed(options.seed)
     books = [model.tokenizer(path.read_text())["input_ids"] for path in options.text]
     with options.out.open("a") as out:
         for number in range(options.items):
             for length in options.lengths:
                 for kind in ("text", *(NEEDLES if options.variants else KINDS)):
+                    if time.monotonic() > ends:
+                        return
                     dice = np.random.default_rng([options.seed, number, length, [*KINDS, "text"].index(kind)])
                     book = books[int(dice.integers(len(books)))]
                     make = Maker(model.tokenizer, book, length, dice)
@@ -287,6 +291,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--items", type=int, default=8, help="of each kind and length")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cuda, for one; several runs with seeds of their own share one")
+    parser.add_argument("--seconds", type=float, default=1e9, help="no context begins later")
     parser.add_argument(
         "--variants", action="store_true", help="also other weights, layers, and ways to make heads one"
     )

@@ -83,6 +83,8 @@ ATTRIBUTES = (
     ("token_to_kv_pool_allocator", "sglang.srt.mem_cache.unified_radix_cache"),
 )
 
+SCHEDULE_BATCH = "sglang.srt.managers.schedule_batch"
+
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda h: h.target.removeprefix("sglang.srt."))
@@ -178,7 +180,7 @@ def test_experts_are_stored_by_token_and_layer(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_request_gives_its_lock_on_the_prefix_cache_back_in_one_of_two_ways(version: str) -> None:
+def test_a_request_gives_its_lock_on_the_prefix_cache_back_in_one_of_three_ways(version: str) -> None:
     cache = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
     number = tuple(map(int, version.split(".")))
     if number >= (0, 5, 22):
@@ -187,6 +189,25 @@ def test_a_request_gives_its_lock_on_the_prefix_cache_back_in_one_of_two_ways(ve
         release = definition(version, f"{cache}._dec_req_lock")
         assert release is not None
         assert "skip_swa" in parameters(release)
+    else:
+        # The root is locked by nobody: giving it back changes nothing.
+        released = definition(version, "sglang.srt.mem_cache.radix_cache.RadixCache.dec_lock_ref")
+        assert released is not None
+        assert "while node != self.root_node" in ast.unparse(released)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_requests_accounts_are_kept_in_one_of_two_places(version: str) -> None:
+    names = ("req_pool_idx", "cache_protected_len", "kv_committed_len")
+    kept = definition(version, f"{SCHEDULE_BATCH}.ReqKvInfo")
+    assert kept is not None
+    assert "kv_allocated_len: int" in ast.unparse(kept)
+    on_kv = [f"{name}:" in ast.unparse(kept) for name in names]
+    assert on_kv == [tuple(map(int, version.split("."))) >= (0, 5, 20)] * len(names)
+    if not all(on_kv):
+        made = definition(version, f"{SCHEDULE_BATCH}.Req.__init__")
+        assert made is not None
+        assert all(f"self.{name}" in ast.unparse(made) for name in names)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

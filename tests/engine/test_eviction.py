@@ -182,11 +182,13 @@ def test_so_it_is_of_many_at_once_that_share_a_prompt_beside_the_overlap_schedul
         clean(server)
 
 
-@pytest.mark.parametrize(("source", "overlap"), [("tap", True), ("probe", False)])
-def test_so_it_is_with_the_triton_backend(tmp_path: Path, source: str, overlap: bool) -> None:
+@pytest.mark.parametrize(
+    ("source", "overlap", "more"), [("tap", True, ()), ("probe", False, ("--disable-radix-cache",))]
+)
+def test_so_it_is_with_the_triton_backend(tmp_path: Path, source: str, overlap: bool, more: tuple[str, ...]) -> None:
     flags = (*EVICTING, "--attention-capture-source", source)
     sizes = (*TWO_LAYERS, "--context-length", "256", "--max-total-tokens", "1024", "--max-running-requests", "4")
-    sizes += ("--attention-backend", "triton")
+    sizes += ("--attention-backend", "triton", *more)
     with running(tmp_path, *flags, sizes=sizes, overlap=overlap, TRITON_INTERPRET="1") as server:
         text = TALE[:400]
         found = answer(server, text, 10, "triton", **RAW)

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geomcli.eviction.retention import Retention, choose
-from geomcli.server_patch import compaction, eviction
+from geomcli.server_patch import accounts, compaction, eviction
 from geomcli.server_patch.held import Held
 from geomcli.server_patch.query_ring import WINDOW, QueryRing
 from geomcli.server_patch.scheduler_state import scheduler
 
 SLOT = 1
+RELEASES = ("0.5.16", "0.5.20", "0.5.22")  # the first ones with each of the three ways of accounting
+TREES = "sglang.srt.mem_cache.base_prefix_cache"
 
 
 class Allocator:
@@ -42,11 +44,13 @@ class Allocator:
 
 
 class World:
-    """One request of which the prefix cache owns the first `shared` tokens; what a slot holds is its token's place."""
+    """One request of which the prefix cache owns the first `shared` tokens; what a slot holds is its token's place.
 
-    def __init__(self, n: int, shared: int, spare: int) -> None:
+    `release`: whose SGLang keeps its accounts.
+    """
+
+    def __init__(self, n: int, shared: int, spare: int, release: str = "0.5.22") -> None:
         self.allocator = Allocator(n + spare)
-        self.tree = SimpleNamespace(token_to_kv_pool_allocator=self.allocator, unlock=self._unlock)
         self.table = torch.zeros(3, 4 * (n + spare), dtype=torch.int32)
         slots = self.allocator.alloc(n)
         assert slots is not None
@@ -54,16 +58,45 @@ class World:
         self.of_tree = slots[:shared].tolist()
         self.holds = {slot: place for place, slot in enumerate(slots.tolist())}
         self.locked = bool(shared)
-        kv = SimpleNamespace(
-            req_pool_idx=SLOT, cache_protected_len=shared, kv_allocated_len=n, kv_committed_len=n, holds_kv=True
-        )
-        self.request = SimpleNamespace(kv=kv, lock=object(), prefix_len=shared, skip_radix_cache_insert=False)
+        self.request = SimpleNamespace(skip_radix_cache_insert=False)
+        accounts = {"req_pool_idx": SLOT, "cache_protected_len": shared, "kv_committed_len": n}
+        if release == "0.5.16":
+            vars(self.request).update(accounts, kv=SimpleNamespace(kv_allocated_len=n))
+        else:
+            self.request.kv = SimpleNamespace(**accounts, kv_allocated_len=n)
+        self.keeper = self.request if release == "0.5.16" else self.request.kv
+        root, leaf = object(), object()
+        self.tree = SimpleNamespace(token_to_kv_pool_allocator=self.allocator)
+        if release == "0.5.22":
+            self.request.lock, self.request.prefix_len = leaf, shared
+            self.tree.unlock = self._unlock
+        else:
+            self.request.last_node, self.request.prefix_indices = leaf, slots[:shared]
+            self.tree.dec_lock_ref, self.tree.root_node = self._unlock, root
+        if release == "0.5.20":
+            self.request.lock_receipt, self.request.swa_prefix_lock_released = object(), False
+            self.tree._dec_req_lock = lambda request, skip_swa: self._unlock(request.last_node)
+        self.leaf = leaf
         self.held = Held(Retention(0.3))
 
     def _unlock(self, lock: Any) -> None:
-        assert lock is not None
+        assert lock is self.leaf
         assert self.locked
         self.locked = False
+
+    def set_length(self, n: int) -> None:
+        self.request.kv.kv_allocated_len = self.keeper.kv_committed_len = n
+
+    def ends(self) -> None:
+        """What SGLang gives back when the request has ended: the lock, once."""
+        if not hasattr(self.request, "last_node"):
+            assert (self.request.lock is None) is not self.locked
+        elif hasattr(self.request, "lock_receipt"):
+            assert (self.request.last_node is None) is not self.locked
+        else:
+            assert self.request.last_node is (self.leaf if self.locked else self.tree.root_node)
+        if not self.locked and hasattr(self.request, "prefix_indices"):
+            assert not self.request.prefix_indices.numel()
 
     def step(self) -> bool:
         slots = self.allocator.alloc(1)
@@ -72,7 +105,7 @@ class World:
         n = self.request.kv.kv_allocated_len
         self.table[SLOT, n] = slots[0]
         self.holds[int(slots[0])] = self.held.text(n)
-        self.request.kv.kv_allocated_len = self.request.kv.kv_committed_len = n + 1
+        self.set_length(n + 1)
         return True
 
     def evict(self, stay: Any) -> None:
@@ -84,26 +117,34 @@ class World:
             self.holds |= dict(zip(change.target.tolist(), moved, strict=True))
 
     def check(self, size: int) -> None:
-        kv = self.request.kv
-        row = self.table[SLOT, : kv.kv_allocated_len].tolist()
+        n, of_tree = self.request.kv.kv_allocated_len, self.keeper.cache_protected_len
+        assert self.keeper.kv_committed_len == n
+        assert accounts.is_of_length(self.request, n)
+        row = self.table[SLOT, :n].tolist()
         assert [self.holds[slot] for slot in row] == self.held.places(len(row)).tolist()
-        own = row[kv.cache_protected_len :]
+        own = row[of_tree:]
         every = [*own, *self.of_tree, *self.allocator.open]
         assert sorted(every) == list(range(1, size + 1))
-        assert set(row[: kv.cache_protected_len]) <= set(self.of_tree)
-        assert self.locked is bool(kv.cache_protected_len)
+        assert set(row[:of_tree]) <= set(self.of_tree)
+        assert self.locked is bool(of_tree)
+        if self.of_tree:
+            self.ends()
 
 
 @pytest.fixture(autouse=True)
 def _engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("sglang", "sglang.srt", "sglang.srt.mem_cache", "sglang.srt.mem_cache.common"):
+    names = "sglang", "sglang.srt", "sglang.srt.mem_cache", "sglang.srt.mem_cache.common", TREES
+    for name in names:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[TREES].DecLockRefParams = object  # type: ignore[attr-defined]
     sys.modules["sglang.srt.mem_cache.common"].evict_from_tree_cache = lambda tree, n: None  # type: ignore[attr-defined]
 
 
-@given(st.integers(70, 200), st.integers(0, 200), st.integers(0, 300), st.integers(0, 1000))
-def test_every_slot_has_one_owner_and_every_token_its_place(n: int, shared: int, spare: int, seed: int) -> None:
-    world, dice = World(n, min(shared, n), spare), random.Random(seed)
+@given(st.integers(70, 200), st.integers(0, 200), st.integers(0, 300), st.integers(0, 1000), st.sampled_from(RELEASES))
+def test_every_slot_has_one_owner_and_every_token_its_place(
+    n: int, shared: int, spare: int, seed: int, release: str
+) -> None:
+    world, dice = World(n, min(shared, n), spare, release), random.Random(seed)
     size = n + spare
     world.check(size)
     for _ in range(6):
@@ -122,16 +163,17 @@ def test_every_slot_has_one_owner_and_every_token_its_place(n: int, shared: int,
         assert world.request.skip_radix_cache_insert
 
 
-def test_without_room_the_prompt_stays_the_caches() -> None:
-    world = World(100, 90, 0)
+@pytest.mark.parametrize("release", RELEASES)
+def test_without_room_the_prompt_stays_the_caches(release: str) -> None:
+    world = World(100, 90, 0, release)
     world.evict(choose(np.arange(100.0), 64))
     assert world.locked
-    assert world.request.kv.cache_protected_len == 54
+    assert world.keeper.cache_protected_len == 54
     world.check(100)
-    world = World(100, 90, 54)
+    world = World(100, 90, 54, release)
     world.evict(choose(np.arange(100.0), 64))
     assert not world.locked
-    assert world.request.kv.cache_protected_len == 0
+    assert world.keeper.cache_protected_len == 0
     world.check(154)
 
 

@@ -72,6 +72,22 @@ def test_what_keys_cannot_leave_under(changes: dict[str, Any], flag: str) -> Non
     assert flags.refusal(harmless, ServerOptions(enabled=True, retention=0.3)) is None
 
 
+def test_keys_leave_from_the_default_tree_alone_before_that_was_the_unified_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evicting = ServerOptions(enabled=True, retention=0.3)
+    monkeypatch.setenv("SGLANG_ENABLE_UNIFIED_RADIX_TREE", "1")
+    for version, refused in (("0.5.16", True), ("0.5.18", True), ("0.5.20", False), ("0.5.23.post1", False)):
+        monkeypatch.setattr(flags, "version", lambda _, found=version: found)
+        sentence = flags.refusal(SimpleNamespace(), evicting)
+        assert (sentence is not None) is refused
+        assert not refused or "unset SGLANG_ENABLE_UNIFIED_RADIX_TREE" in str(sentence)
+        assert flags.refusal(SimpleNamespace(), ServerOptions(enabled=True)) is None
+    monkeypatch.delenv("SGLANG_ENABLE_UNIFIED_RADIX_TREE")
+    monkeypatch.setattr(flags, "version", lambda _: "0.5.16")
+    assert flags.refusal(SimpleNamespace(), evicting) is None
+
+
 @pytest.mark.parametrize(
     "allowed",
     [
