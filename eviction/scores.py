@@ -15,7 +15,7 @@ from torch.nn import functional
 from geomcli.eviction.reference import HORIZON, NEIGHBOURS, POWER, WEIGHTS
 from geomcli.kernels.derotation import Rope, derotated
 
-_ELEMENTS = 1 << 25  # 128 MiB of float32
+_ELEMENTS = 1 << 24  # 64 MiB of float32; several such tensors live at a time
 
 
 @dataclass(frozen=True)

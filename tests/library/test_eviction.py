@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,6 +166,32 @@ def test_layers_are_averaged_before_they_are_ranked() -> None:
     mean = torch.stack([scores.parts(one), scores.parts(two)]).mean(dim=0)
     expected = reference.skeleton(reference.Parts(*mean.numpy()))
     np.testing.assert_allclose(scores.skeleton([one, two]).numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("elements", "alike"), [(1, 3), (20_000, 1), (1 << 24, 1)])
+def test_heads_and_layers_are_taken_at_once_as_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, elements: int, alike: int
+) -> None:
+    first = scene(4)
+    other = replace(scene(5), query_positions=first.query_positions, positions=first.positions, rope=first.rope)
+    layers = [first, other, replace(other, keys=other.keys.flip(0))]
+    monkeypatch.setattr(scores, "_ELEMENTS", elements)
+    parts, taken = scores.parts, list[torch.Tensor]()
+
+    def watched(seen: scores.Seen) -> torch.Tensor:
+        taken.append(parts(seen))
+        return taken[-1]
+
+    monkeypatch.setattr(scores, "parts", watched)
+    found = scores.skeleton(layers)
+    assert len(taken) == alike
+    mean = torch.stack(taken).mean(dim=0)
+    each = np.mean([np.array(reference_parts(layer)) for layer in layers], axis=0)
+    np.testing.assert_allclose(mean.numpy(), each, atol=1e-9)
+    np.testing.assert_allclose(found.numpy(), scores.blend(mean).numpy(), atol=1e-6)
+    taken.clear()
+    scores.skeleton([first, replace(other, logit_cap=5.0)])
+    assert len(taken) == 2
 
 
 def test_a_token_that_is_looked_at_and_one_that_is_like_no_other_score_high() -> None:
