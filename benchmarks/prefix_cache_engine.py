@@ -133,7 +133,7 @@ def _received(pieces: list[Piece], entries: list[dict[str, Any]], tokens: int) -
 
 def compare(arguments: argparse.Namespace) -> None:
     found = {}
-    for policy in ("lru", "spectral"):
+    for policy in arguments.policies:
         small = ("--max-total-tokens", str(arguments.pool), "--context-length", str(arguments.pool // 2))
         with server("--", *small, "--max-running-requests", "1", "--radix-eviction-policy", policy) as url:
             found[policy] = _served(url, arguments)
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="of an answer")
     parser.add_argument("--pool", type=int, default=1600, help="tokens of the pool that compare leaves the engine")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--policies", nargs="+", default=["lru", "spectral"])
     arguments = parser.parse_args()
     os.environ.pop("GEOM_BASE_URL", None)
     {"record": record, "compare": compare}[arguments.command](arguments)

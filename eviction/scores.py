@@ -1,12 +1,13 @@
 """The skeleton score of a request's cached tokens from the queries of its last steps, in torch on any device.
 
 Definitions: docs/eviction.md; the twin is reference.py. As few launches as there can be, for on a GPU they are what a
-request's score costs: as many key heads at once as fit into tensors of _ELEMENTS, layers alike as further heads.
+request's score costs: as many key heads at once as fit into tensors of ELEMENTS, at least one; layers alike as further
+heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional
 from geomcli.eviction.reference import HORIZON, NEIGHBOURS, POWER, WEIGHTS
 from geomcli.kernels.derotation import Rope, derotated
 
-_ELEMENTS = 1 << 24  # 64 MiB of float32; several such tensors live at a time
+ELEMENTS = 1 << 24  # 64 MiB of float32; several such tensors live at a time
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def parts(seen: Seen) -> torch.Tensor:
     group = heads // n_kv
     visible = seen.positions[None, :] <= seen.query_positions[:, None]
     found = torch.zeros(3, n, dtype=dtype, device=seen.keys.device)
-    at_once = max(1, _ELEMENTS // (n * (group * (window + 1) + dim)))
+    at_once = max(1, ELEMENTS // (n * (group * (window + 1) + dim)))
     for first in range(0, n_kv, at_once):
         last = min(first + at_once, n_kv)
         queries = seen.queries[:, first * group : last * group].to(dtype)
@@ -59,18 +60,26 @@ def parts(seen: Seen) -> torch.Tensor:
     return found / heads
 
 
-def skeleton(layers: Sequence[Seen], weights: tuple[float, float, float] = WEIGHTS) -> torch.Tensor:
-    """Scores [n], float32: higher ones stay."""
-    seen = _as_one(layers)
-    found = parts(seen) if seen is not None else torch.stack([parts(layer) for layer in layers]).mean(dim=0)
-    return blend(found, weights).float()
+def skeleton(
+    layers: Iterable[Seen], weights: tuple[float, float, float] = WEIGHTS, *, at_once: bool = True
+) -> torch.Tensor:
+    """Scores [n], float32: higher ones stay.
+
+    at_once: layers are drawn before the first is scored, and those that are turned and scaled alike are taken as
+    further heads of one; else each is scored before the next is drawn, so that only one layer's keys are held.
+    """
+    drawn = _as_one(list(layers)) if at_once else layers
+    total, count = torch.zeros(()), 0
+    for layer in drawn:
+        found = parts(layer)
+        total, count = total.to(found) + found, count + 1
+    return blend(total / count, weights).float()
 
 
-def _as_one(layers: Sequence[Seen]) -> Seen | None:
-    """Layers that are turned and scaled alike, as further heads of one; None where they are not, or are too large."""
+def _as_one(layers: list[Seen]) -> list[Seen]:
+    """Layers that are turned and scaled alike, as one; else as they are."""
     first = layers[0]
-    rows, heads, dim = first.keys.shape
-    if rows * heads * dim * len(layers) > _ELEMENTS or any(
+    if any(
         layer.rope.table is not first.rope.table
         or layer.rope.interleaved is not first.rope.interleaved
         or (layer.scale, layer.logit_cap) != (first.scale, first.logit_cap)
@@ -78,11 +87,11 @@ def _as_one(layers: Sequence[Seen]) -> Seen | None:
         != (first.queries.shape, first.keys.shape, first.values.shape)
         for layer in layers[1:]
     ):
-        return None
+        return layers
     queries, keys, values = (
         torch.cat([getattr(layer, name) for layer in layers], dim=1) for name in ("queries", "keys", "values")
     )
-    return replace(first, queries=queries, keys=keys, values=values)
+    return [replace(first, queries=queries, keys=keys, values=values)]
 
 
 def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tensor:
@@ -95,10 +104,11 @@ def blend(found: torch.Tensor, weights: Sequence[float] = WEIGHTS) -> torch.Tens
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """Along the last axis, in [0, 1]; of equal values the later ranks higher."""
+    """Along the last axis, in [0, 1]; of equal values the later ranks higher, and what is no number lowest."""
     n = values.shape[-1]
     places = torch.arange(n, dtype=values.dtype, device=values.device).expand_as(values)
-    found = torch.empty_like(values).scatter_(-1, torch.argsort(values, dim=-1, stable=True), places)
+    order = torch.argsort(values.nan_to_num(nan=-torch.inf), dim=-1, stable=True)
+    found = torch.empty_like(values).scatter_(-1, order, places)
     return found / max(n - 1, 1)
 
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-UNIFIED_TREE_VARIABLE = "SGLANG_ENABLE_UNIFIED_RADIX_TREE"
-
 
 def slot_of(request: Any) -> int:
     """The request's row of SGLang's token table."""
@@ -40,11 +38,11 @@ def set_owned_by_tree(request: Any, tokens: int) -> None:
 
 def give_prompt_back(tree: Any, request: Any) -> None:
     """The prefix cache may give up the prompt, of which the request has a copy."""
-    set_owned_by_tree(request, 0)
     if hasattr(tree, "unlock"):  # from 0.5.22 on the lock is an object of its own
         tree.unlock(request.lock)
         request.lock = None
         request.prefix_len = 0
+        set_owned_by_tree(request, 0)
         return
     from sglang.srt.mem_cache.base_prefix_cache import DecLockRefParams
 
@@ -57,6 +55,7 @@ def give_prompt_back(tree: Any, request: Any) -> None:
         tree.dec_lock_ref(request.last_node)
         request.last_node = tree.root_node
     request.prefix_indices = request.prefix_indices[:0]
+    set_owned_by_tree(request, 0)
 
 
 def _keeper(request: Any, name: str) -> Any:

@@ -7,13 +7,14 @@ slots of the request's own, so that the cache may give the prompt up; where ther
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geomcli.server_patch import accounts
+from geomcli.server_patch import accounts, faults
 from geomcli.server_patch.held import Change, Held
 from geomcli.server_patch.query_ring import to_device
 
@@ -30,13 +31,21 @@ def is_settled(request: Any, physical: int) -> bool:
     )
 
 
-def compact(request: Any, held: Held, physical: int, stay: NDArray[np.int64], table: Any, tree: Any) -> None:
-    """Of the request's `physical` tokens only `stay` (ascending indices) keep a slot. table: SGLang's req_to_token.
+def compact(
+    request: Any,
+    held: Held,
+    physical: int,
+    stay: NDArray[np.int64],
+    table: Any,
+    tree: Any,
+    copy: Callable[[Any, Any], None],
+) -> None:
+    """Of the request's `physical` tokens only `stay` (ascending indices) keep a slot. table: SGLang's req_to_token;
+    copy: of keys and values from slots [n] to slots [n].
 
-    Between two steps, on the stream that SGLang schedules on, behind all that reads the table.
+    Between two steps, on the stream that SGLang schedules on, behind all that reads the table. All that may fail comes
+    before anything is changed, or leaves the request with the cache's slots of the prompt.
     """
-    from sglang.srt.mem_cache.common import evict_from_tree_cache
-
     allocator, device = tree.token_to_kv_pool_allocator, table.device
     slot, owned_by_tree = accounts.slot_of(request), accounts.owned_by_tree(request)
     of_tree = int(np.searchsorted(stay, owned_by_tree))
@@ -46,25 +55,41 @@ def compact(request: Any, held: Held, physical: int, stay: NDArray[np.int64], ta
     row = table[slot, :physical]
     new = row[to_device(stay, device)]
     dead = row[to_device(np.flatnonzero(leaves), device)].to(torch.int64)
-    source = target = None
-    if dead.numel():
-        allocator.free(dead)
-    if owned_by_tree:
-        evict_from_tree_cache(tree, of_tree)
-        target = allocator.alloc(of_tree)
-        if target is not None:
-            source = new[:of_tree].to(torch.int64)
-            new[:of_tree] = target.to(new.dtype)
-            accounts.give_prompt_back(tree, request)
-        else:
-            accounts.set_owned_by_tree(request, of_tree)
+    places = to_device(held.places(physical)[stay], device, torch.int32)
+
     table[slot, : new.shape[0]] = new
     accounts.set_length(request, new.shape[0])
+    accounts.set_owned_by_tree(request, of_tree)
     if not getattr(request, "skip_radix_cache_insert", False):
         request.skip_radix_cache_insert = held.barred = True
     held.left(physical, stay)
-    places = to_device(held.listed, device, torch.int32)
-    held.change = Change(source, target, places, slot, held.gone)
+    held.change = Change(places, slot, held.gone)
+    if dead.numel():
+        allocator.free(dead)
+    if owned_by_tree:
+        try:
+            _own(request, of_tree, table, tree, copy)
+        except Exception:
+            faults.report("what stays of a prompt could not be copied; it stays the prefix cache's")
+
+
+def _own(request: Any, of_tree: int, table: Any, tree: Any, copy: Callable[[Any, Any], None]) -> None:
+    """The request's first tokens, which lie in slots of the prefix cache, in slots of its own, if there is room."""
+    allocator, slot = tree.token_to_kv_pool_allocator, accounts.slot_of(request)
+    from sglang.srt.mem_cache.common import evict_from_tree_cache
+
+    evict_from_tree_cache(tree, of_tree)
+    target = allocator.alloc(of_tree)
+    if target is None:
+        return
+    try:
+        # At once: from here on the cache may hand the old slots out, also to a prefill that comes before the next step.
+        copy(table[slot, :of_tree].to(torch.int64), target)
+        accounts.give_prompt_back(tree, request)
+    except Exception:
+        allocator.free(target)
+        raise
+    table[slot, :of_tree] = target.to(table.dtype)
 
 
 def shorten(batch: Any, lengths: dict[int, tuple[int, int]]) -> None:

@@ -24,9 +24,10 @@ def warning(ratio: float | None) -> str:
     """What is to be expected of a share that small; "" where nothing is."""
     if ratio is None or ratio >= SAFE_RATIO:
         return ""
+    default = " (the default)" if ratio == DEFAULT_RATIO else ""
     return (
-        f"{RATIO_FLAG} {ratio}: where less than {SAFE_RATIO} stays, answers lose facts of their text that nothing "
-        "pointed at when tokens left; docs/eviction.md says how many"
+        f"{RATIO_FLAG} {ratio}{default}: where less than {SAFE_RATIO} stays, answers lose facts of their text that "
+        f"nothing pointed at when tokens left (docs/eviction.md says how many); safer: {RATIO_FLAG} {SAFE_RATIO}"
     )
 
 

@@ -2,13 +2,14 @@
 
 On the forward stream, before a step: the device is told of the last eviction, and a request that holds too much has
 its keys scored, from the queries of its last steps. On the scheduler's, a few steps on: what scored low leaves
-(compaction.py). Nobody waits in between: on a GPU a thread of our own scores, on a stream of its own.
+(compaction.py). Nobody waits in between: on a GPU a thread of our own scores, on a stream of its own, and whose scores
+are late keeps its tokens a step longer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,14 +100,13 @@ class Evictor:
             return
         if self.on_device:
             self._forward = torch.cuda.current_stream()
-        for _, _, held in rows:
-            held.kept_alive = held.kept_alive[-1:]
-            if held.change is not None:
-                self._tell(held.change)
-                held.kept_alive.append(held.change)
-                held.change = None
+        # First: a step at other positions than its text's would write keys that are wrong for good.
         if any(held.gone for _, _, held in rows):
             forward_batch.positions = torch.clamp(batch.orig_seq_lens - 1, min=0).to(torch.int64)
+        for _, _, held in rows:
+            if held.change is not None:
+                self._tell(held.change)
+                held.change = None
         self.writes = self.ring.of_decode(forward_batch.req_pool_indices, forward_batch.positions)
         lengths = forward_batch.seq_lens_cpu.tolist()
         for row, req, held in rows:
@@ -117,14 +117,18 @@ class Evictor:
                 held.scoring, held.waited = self._score(slot_of(req), held, physical), 0
 
     def _tell(self, change: Change) -> None:
-        if change.source is not None:
-            pool = self.runner.token_to_kv_pool
-            compaction.move(pool, self.runner.model_config.num_hidden_layers, change.source, change.target)
-        if self.buffers is not None:
-            kept = change.places.shape[0]
-            self.buffers.places[change.slot, :kept] = change.places
-            words = to_device([change.gone, kept], self.table.device, torch.int32)
-            self.buffers.control[change.slot, layout.C_GONE : layout.C_KEPT + 1] = words
+        if self.buffers is None:
+            return
+        if self.on_device:
+            # It belongs to the scheduler's stream, and the request may end before this one gets here.
+            change.places.record_stream(self._forward)
+        kept = change.places.shape[0]
+        self.buffers.places[change.slot, :kept] = change.places
+        words = to_device([change.gone, kept], self.table.device, torch.int32)
+        self.buffers.control[change.slot, layout.C_GONE : layout.C_KEPT + 1] = words
+
+    def _copy(self, source: Any, target: Any) -> None:
+        compaction.move(self.runner.token_to_kv_pool, self.runner.model_config.num_hidden_layers, source, target)
 
     def _score(self, slot: int, held: Held, n: int) -> Scoring | None:
         last = held.text(n) - 1
@@ -137,23 +141,28 @@ class Evictor:
         seen = torch.arange(first, last + 1, device=self.table.device)
 
         def scored() -> torch.Tensor:
-            return scores.skeleton(list(self._seen(queries, seen, rows, places)))
+            return scores.skeleton(self._seen(queries, seen, rows, places), at_once=self._at_once(n))
 
         if self._threads is None:
-            found = scored().numpy()
-            return Scoring(n, lambda: found)
+            return Scoring(n, _done(scored().numpy()))
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Scoring(n, self._threads.submit(self._beside_all, scored, ready).result)
+        return Scoring(n, self._threads.submit(self._beside_all, scored, ready))
 
     def _beside_all(self, scored: Callable[[], torch.Tensor], ready: Any) -> NDArray[np.float32]:
         """In our own thread, which may wait for the device."""
+        device = self.table.device  # which is not a new thread's own
         if self._beside is None:
-            self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        with torch.inference_mode(), torch.cuda.stream(self._beside):
+            self._beside = torch.cuda.Stream(device=device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(device), torch.inference_mode(), torch.cuda.stream(self._beside):
             self._beside.wait_event(ready)
             found: NDArray[np.float32] = scored().cpu().numpy()
         return found
+
+    def _at_once(self, n: int) -> bool:
+        """Whether the n keys that a request holds are few enough for those of all layers to be gathered at a time."""
+        keys = self.runner.token_to_kv_pool.get_key_buffer(self.layers[0].layer)
+        return bool(n * len(self.layers) * keys[0].numel() <= scores.ELEMENTS)
 
     def _seen(self, queries: Any, at: Any, rows: Any, places: Any) -> Iterator[scores.Seen]:
         pool = self.runner.token_to_kv_pool
@@ -180,24 +189,26 @@ class Evictor:
             if held is None or held.scoring is None:
                 continue
             held.waited += 1
-            if held.waited < self.delay or is_paused(req):
+            # One that is not scored yet is looked at again before the next step.
+            if held.waited < self.delay or not held.scoring.found.done() or is_paused(req):
                 continue
             lengths = batch.seq_lens_cpu.tolist() if lengths is None else lengths
-            if not compaction.is_settled(req, lengths[row]):
-                continue
-            stay = _stay(held, lengths[row])
-            held.scoring = None
-            if stay is None:
-                continue
-            if self._forward is not None and not shorter:
-                # What this step reads of the table is rewritten.
-                torch.cuda.current_stream().wait_stream(self._forward)
             try:
-                compaction.compact(req, held, lengths[row], stay, self.table, batch.tree_cache)
+                if not compaction.is_settled(req, lengths[row]):
+                    continue
+                stay = _stay(held, lengths[row])
+                held.scoring = None
+                if stay is None:
+                    continue
+                if self._forward is not None and not shorter:
+                    # What this step reads of the table, and of keys and values, is rewritten.
+                    torch.cuda.current_stream().wait_stream(self._forward)
+                compaction.compact(req, held, lengths[row], stay, self.table, batch.tree_cache, self._copy)
+                shorter[row] = lengths[row], stay.shape[0]
             except Exception:
+                held.scoring = None
                 faults.report("the row of a request could not be closed up")
                 continue
-            shorter[row] = lengths[row], stay.shape[0]
             _say(req, held)
         if shorter:
             compaction.shorten(batch, shorter)
@@ -212,6 +223,12 @@ class Evictor:
         lengths = batch.seq_lens_cpu.tolist()
         there = sum(lengths[row] for row, _ in found)
         return there, there + sum(held.gone for _, held in found)
+
+
+def _done(found: NDArray[np.float32]) -> Future[NDArray[np.float32]]:
+    made: Future[NDArray[np.float32]] = Future()
+    made.set_result(found)
+    return made
 
 
 def _say(request: Any, held: Held) -> None:
@@ -229,7 +246,7 @@ def _stay(held: Held, physical: int) -> NDArray[np.int64] | None:
     assert held.scoring is not None
     n, retention = held.scoring.n, held.retention
     try:
-        found = held.scoring.scores()
+        found = held.scoring.found.result()
     except Exception:
         faults.report("the keys of a request could not be scored; all of them stay")
         return None

@@ -13,7 +13,6 @@ from importlib.metadata import version
 from typing import Any
 
 from geomcli.server_patch import eviction_options, firewall_options, radix_options
-from geomcli.server_patch.accounts import UNIFIED_TREE_VARIABLE
 from geomcli.server_patch.server_options import SOURCES, ServerOptions
 
 CONFIG_ATTRIBUTE = "_geom_options"
@@ -26,6 +25,8 @@ BACKENDS = {
     "FlashInferAttnBackend": "flashinfer",
 }
 _UNIFIED_BY_DEFAULT = (0, 5, 20)
+_CPP_TREE_VARIABLE = "SGLANG_EXPERIMENTAL_CPP_RADIX_TREE"
+_UNIFIED_TREE_VARIABLE = "SGLANG_ENABLE_UNIFIED_RADIX_TREE"
 _YES = ("1", "true", "yes", "y")
 SUPPORTED_BACKENDS = ("triton", "fa3", "flashinfer", "torch_native")
 
@@ -240,14 +241,19 @@ def _evicting(value: Callable[..., Any], set_to: Callable[[str], bool]) -> str |
         (set_to("strip_thinking_cache"), "a prefix cache without thoughts", "--strip-thinking-cache"),
         (value("kv_canary", None) not in (None, "none"), "a canary in the KV cache", "--kv-canary"),
         ("fp8" in str(value("kv_cache_dtype")), "8-bit keys", "--kv-cache-dtype"),
+        (value("radix_cache_backend", None) is not None, "a prefix cache of another make", "--radix-cache-backend"),
+        (set_to("enable_unified_cache_external_linker"), "a prefix cache linked to another",
+         "--enable-unified-cache-external-linker"),
     )  # fmt: skip
     for applies, what, flag in checks:
         if applies:
             return f"{eviction_options.FLAG} cannot be under {what}; leave {flag} out."
+    if os.environ.get(_CPP_TREE_VARIABLE, "").lower() in _YES:
+        return f"{eviction_options.FLAG} cannot be under the C++ tree; unset {_CPP_TREE_VARIABLE}."
     # That tree gave a request's lock back in a third way then.
     number = tuple(map(int, re.findall(r"\d+", version("sglang"))[:3]))
-    if number < _UNIFIED_BY_DEFAULT and os.environ.get(UNIFIED_TREE_VARIABLE, "").lower() in _YES:
-        return f"{eviction_options.FLAG} needs this SGLang's default tree; unset {UNIFIED_TREE_VARIABLE}."
+    if number < _UNIFIED_BY_DEFAULT and os.environ.get(_UNIFIED_TREE_VARIABLE, "").lower() in _YES:
+        return f"{eviction_options.FLAG} needs this SGLang's default tree; unset {_UNIFIED_TREE_VARIABLE}."
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,15 +24,13 @@ class Scoring(NamedTuple):
     """Scores [n] of the first n keys on their way."""
 
     n: int
-    scores: Callable[[], NDArray[np.float32]]  # waits for them
+    found: Future[NDArray[np.float32]]
 
 
 class Change(NamedTuple):
-    """What the forward stream is to do before the request's next step, on the device: copies of keys and values, and
+    """What the kernels of capture are to be told on the forward stream before the request's next step: on the device,
     the places of the keys that stayed."""
 
-    source: Any
-    target: Any
     places: Any
     slot: int
     gone: int
@@ -43,17 +41,16 @@ class Held:
 
     def __init__(self, retention: Retention) -> None:
         self.retention = retention
-        self.evictions = 0
         self.clear()
 
     def clear(self) -> None:
         """Nothing has left, or it will be computed again."""
+        self.evictions = 0
         self.gone = 0
         self.listed = _NONE  # places of what the last eviction left; what came later follows without a gap
         self.scoring: Scoring | None = None
         self.waited = 0
         self.change: Change | None = None
-        self.kept_alive: list[Any] = []  # what the device may still read
         self.barred = False  # by us from the prefix cache
         self.first_query = 0  # since this place every query is in the ring
         self.next_query = -1
@@ -97,7 +94,7 @@ def held_of(request: Any) -> Held | None:
 
 def _held(request: Any) -> Held | None:
     ratio = scheduler.options.retention
-    if ratio is None or any(getattr(request, name, None) is not None for name in _WHOLE):
+    if ratio is None or any(_is_given(request, name) for name in _WHOLE):
         return None
     asked = (getattr(request.sampling_params, "custom_params", None) or {}).get(RETENTION_KEY)
     ratio = ratio if asked is None else min(ratio, float(asked))
@@ -105,7 +102,14 @@ def _held(request: Any) -> Held | None:
 
 
 # What SGLang reads the whole row of a request for, or rewrites it with.
-_WHOLE = ("session", "beam_group", "multimodal_inputs", "input_embeds", "positional_embed_overrides")
+_WHOLE = (
+    "session", "beam_group", "multimodal_inputs", "input_embeds", "positional_embed_overrides", "return_routed_experts",
+)  # fmt: skip
+
+
+def _is_given(request: Any, name: str) -> bool:
+    value = getattr(request, name, None)
+    return value is not None and value is not False
 
 
 def text_length(request: Any, physical: int) -> int:

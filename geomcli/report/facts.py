@@ -12,6 +12,7 @@ from geomcli import __version__
 from geomcli.compass import DRIFT_WINDOW, HALT, HALT_THRESHOLD, OK, WARN, WARN_THRESHOLD
 from geomcli.display import ZONE_GLYPHS, printable, zone_label
 from geomcli.fingerprint import FINGERPRINT_SIZE, bin_edges
+from geomcli.kept import cache_of
 from geomcli.layers import LayerView, layer_views, request_view
 from geomcli.links import layer_ids, layers_of, links_of, sink_count
 from geomcli.report.columns import Columns
@@ -62,6 +63,7 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
         "tokens": [token.get("text") or "" for token in trace.tokens],
         "thinking": _runs([str(token.get("segmentId") or "").endswith("-think") for token in trace.tokens]),
         "flags": {str(i): [str(f) for f in s["flags"]] for i, s in enumerate(steps) if s.get("flags")},
+        "cache": _cache(trace),
         "modes": sorted({str(step["mode"]) for step in steps if step.get("mode")}),
         "heads": next((step["heads"] for step in steps if step.get("heads")), None),
         "zones": [{"id": z, "label": zone_label(z), "glyph": ZONE_GLYPHS.get(z, "·")} for z in zones],
@@ -80,6 +82,12 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
         "columns": columns.manifest,
     }
     return {name: _harmless(value) for name, value in facts.items()}, columns
+
+
+def _cache(trace: Trace) -> dict[str, int] | None:
+    """Tokens that the KV cache held at the end, and those that had left it; None where none leave."""
+    last = next((found for step in reversed(trace.steps) if (found := cache_of(step)) is not None), None)
+    return None if last is None else {"kept": last.kept, "freed": last.freed}
 
 
 def _under_sinks(trace: Trace) -> list[str | None]:

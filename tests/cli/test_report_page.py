@@ -279,6 +279,14 @@ def test_thinking_experts_masks_and_documents(open_page: Open) -> None:
     assert "lookback" in page.text("table.matrix thead")
 
 
+def test_tokens_that_had_left_the_cache_are_counted(open_page: Open) -> None:
+    assert "KV cache" not in open_page(rich()).text(".notes")
+    trace = rich()
+    trace.steps[-1]["kv"] = {"kept": 8, "freed": 18, "share": 0.307692, "left": [[3, 21]]}
+    said = open_page(trace).text(".notes")
+    assert "18 of 26 tokens had left the KV cache by the last step, which saw the other 8." in said
+
+
 def test_hostile_texts_do_nothing(open_page: Open) -> None:
     page = open_page(hostile())
     assert page.texts(".answer .t")[:4] == list(HOSTILE[:4])

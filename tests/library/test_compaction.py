@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from concurrent.futures import Future
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from geomcli.eviction.retention import Retention, choose
 from geomcli.server_patch import accounts, compaction, eviction
-from geomcli.server_patch.held import Held
-from geomcli.server_patch.query_ring import WINDOW, QueryRing
+from geomcli.server_patch.evictor import Evictor
+from geomcli.server_patch.held import Change, Held, Scoring
+from geomcli.server_patch.query_ring import WINDOW, QueryRing, to_device
 from geomcli.server_patch.scheduler_state import scheduler
 
 SLOT = 1
@@ -110,11 +112,11 @@ class World:
 
     def evict(self, stay: Any) -> None:
         n = self.request.kv.kv_allocated_len
-        compaction.compact(self.request, self.held, n, stay, self.table, self.tree)
-        change = self.held.change
-        if change.source is not None:
-            moved = [self.holds[slot] for slot in change.source.tolist()]
-            self.holds |= dict(zip(change.target.tolist(), moved, strict=True))
+        compaction.compact(self.request, self.held, n, stay, self.table, self.tree, self.copy)
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        moved = [self.holds[slot] for slot in source.tolist()]
+        self.holds |= dict(zip(target.tolist(), moved, strict=True))
 
     def check(self, size: int) -> None:
         n, of_tree = self.request.kv.kv_allocated_len, self.keeper.cache_protected_len
@@ -177,6 +179,50 @@ def test_without_room_the_prompt_stays_the_caches(release: str) -> None:
     world.check(154)
 
 
+def refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("at", ["alloc", "copy", "lock", "evict"])
+def test_what_fails_while_a_prompt_is_copied_leaves_it_the_caches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], release: str, at: str
+) -> None:
+    world = World(100, 90, 80, release)
+    if at == "alloc":
+        monkeypatch.setattr(world.allocator, "alloc", refuse)
+    elif at == "copy":
+        monkeypatch.setattr(world, "copy", refuse)
+    elif at == "evict":
+        sys.modules["sglang.srt.mem_cache.common"].evict_from_tree_cache = refuse  # type: ignore[attr-defined]
+    else:
+        name = {"0.5.16": "dec_lock_ref", "0.5.20": "_dec_req_lock", "0.5.22": "unlock"}[release]
+        setattr(world.tree, name, refuse)
+    world.evict(choose(np.arange(100.0), 64))
+    assert world.locked
+    assert world.keeper.cache_protected_len == 54
+    assert world.held.change is not None
+    assert world.held.change.gone == world.held.gone == 36
+    world.check(180)
+
+
+def test_what_fails_before_a_row_is_closed_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fails_at in (1, 2, 3):
+        world, calls = World(100, 90, 80), []
+        before = world.table.clone()
+
+        def late(*args: Any, fails_at: int = fails_at, calls: list[int] = calls) -> torch.Tensor:
+            calls.append(1)
+            return refuse() if len(calls) == fails_at else to_device(*args)
+
+        monkeypatch.setattr(compaction, "to_device", late)
+        with pytest.raises(RuntimeError):
+            world.evict(choose(np.arange(100.0), 64))
+        assert (world.held.gone, world.held.change, world.request.skip_radix_cache_insert) == (0, None, False)
+        assert torch.equal(world.table, before)
+        world.check(180)
+
+
 def test_a_batch_gets_new_lengths_and_keeps_the_old_ones_for_the_step_in_flight() -> None:
     on_host, on_device = torch.tensor([5, 90, 7]), torch.tensor([5, 90, 7], dtype=torch.int32)
     batch = SimpleNamespace(seq_lens_cpu=on_host, seq_lens=on_device, seq_lens_sum=102)
@@ -222,10 +268,97 @@ def test_what_sglang_sets_aside_is_what_a_request_will_hold(monkeypatch: pytest.
     assert eviction.around_token_offset(counted, None, request) == 2000
 
 
+def test_room_for_a_copy_of_the_prompt_is_set_aside_again_once_a_request_was_taken_back() -> None:
+    request = SimpleNamespace(
+        sampling_params=SimpleNamespace(max_new_tokens=100), origin_input_ids=[0] * 3000, output_ids=[]
+    )
+    held = request._geom_held = Held(Retention(0.3))
+    first = eviction._room(request, 1, running=True)
+    held.left(3000, choose(np.arange(3000.0), 900))
+    later = eviction._room(request, 1, running=True)
+    held.clear()
+    assert later is not None
+    assert first == eviction._room(request, 1, running=True) == 100
+    request.sampling_params.max_new_tokens = 5000
+    again = eviction._room(request, 1, running=True)
+    held.left(3000, choose(np.arange(3000.0), 900))
+    after = eviction._room(request, 1, running=True)
+    assert again is not None
+    assert after is not None
+    assert again != after
+
+
+@pytest.fixture
+def evictor(monkeypatch: pytest.MonkeyPatch) -> Evictor:
+    """On a CPU, without a model: what is scored stays by its index."""
+    made = object.__new__(Evictor)
+    made.delay, made._forward, made.table = 1, None, torch.zeros(3, 8)
+    monkeypatch.setattr(compaction, "is_settled", lambda request, physical: True)
+    monkeypatch.setattr("geomcli.server_patch.evictor.is_paused", lambda request: False)
+    monkeypatch.setattr("geomcli.server_patch.evictor._say", lambda request, held: None)
+    return made
+
+
+def batch_of(*scored: Any) -> Any:
+    """Requests of 300 tokens each, with their scores: an array (one of two axes fails), an exception, or None yet."""
+    requests = []
+    for found in scored:
+        held = Held(Retention(0.3))
+        held.scoring = Scoring(300, Future())
+        if isinstance(found, Exception):
+            held.scoring.found.set_exception(found)
+        elif found is not None:
+            held.scoring.found.set_result(found)
+        requests.append(SimpleNamespace(_geom_held=held))
+    lengths = torch.tensor([300] * len(scored))
+    return SimpleNamespace(
+        reqs=requests, seq_lens_cpu=lengths, seq_lens=lengths.clone(), seq_lens_sum=0, tree_cache=None
+    )
+
+
+def test_a_request_that_fails_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch, evictor: Evictor) -> None:
+    good = np.arange(300, dtype=np.float32)
+    batch = batch_of(good, RuntimeError("out of memory"), good[None], None, good)
+
+    def compact(request: Any, held: Held, physical: int, stay: Any, *_: Any) -> None:
+        if request is batch.reqs[4]:
+            raise RuntimeError("out of memory")
+        held.left(physical, stay)
+
+    monkeypatch.setattr(compaction, "compact", compact)
+    assert evictor.evict(batch) == (1, 210)
+    assert batch.seq_lens_cpu.tolist() == batch.seq_lens.tolist() == [90, 300, 300, 300, 300]
+    pending = [request._geom_held.scoring is not None for request in batch.reqs]
+    assert pending == [False, False, False, True, False]
+    # Scores that were late are used before the next step.
+    batch.reqs[3]._geom_held.scoring.found.set_result(good)
+    assert evictor.evict(batch) == (1, 210)
+    assert batch.seq_lens_cpu.tolist() == [90, 300, 300, 90, 300]
+
+
+def test_a_step_is_at_the_positions_of_its_texts_whatever_else_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = object.__new__(Evictor)
+    made.on_device, made.ring = False, None
+    batch = batch_of(None, None)
+    held = batch.reqs[0]._geom_held
+    held.left(300, choose(np.arange(300.0), 90))
+    held.change = Change(torch.arange(90), SLOT, 210)
+    batch.orig_seq_lens = torch.tensor([301, 301])
+    step = SimpleNamespace(
+        forward_mode=SimpleNamespace(is_extend=lambda: False, is_decode=lambda: True),
+        positions=torch.tensor([90, 300]),
+    )
+    monkeypatch.setattr(made, "_tell", refuse)
+    with pytest.raises(RuntimeError):
+        made.begin(step, batch)
+    assert step.positions.tolist() == [300, 300]
+    assert held.change is not None
+
+
 def test_a_request_that_is_taken_back_forgets_what_had_left() -> None:
     held = Held(Retention(0.3))
     held.left(100, choose(np.arange(100.0), 64))
-    held.barred = True
+    held.barred, held.scoring, held.change = True, Scoring(64, Future()), Change(None, SLOT, 36)
     request = SimpleNamespace(_geom_held=held, skip_radix_cache_insert=True)
     scheduler.evictor = object()
     try:
@@ -234,3 +367,4 @@ def test_a_request_that_is_taken_back_forgets_what_had_left() -> None:
         scheduler.evictor = None
     assert (held.gone, held.text(5), request.skip_radix_cache_insert) == (0, 5, False)
     assert held.places(3).tolist() == [0, 1, 2]
+    assert (held.scoring, held.change, held.evictions) == (None, None, 0)

@@ -168,14 +168,14 @@ def test_layers_are_averaged_before_they_are_ranked() -> None:
     np.testing.assert_allclose(scores.skeleton([one, two]).numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("elements", "alike"), [(1, 3), (20_000, 1), (1 << 24, 1)])
+@pytest.mark.parametrize(("elements", "at_once", "alike"), [(1, True, 1), (1, False, 3), (1 << 24, True, 1)])
 def test_heads_and_layers_are_taken_at_once_as_there_is_room(
-    monkeypatch: pytest.MonkeyPatch, elements: int, alike: int
+    monkeypatch: pytest.MonkeyPatch, elements: int, at_once: bool, alike: int
 ) -> None:
     first = scene(4)
     other = replace(scene(5), query_positions=first.query_positions, positions=first.positions, rope=first.rope)
     layers = [first, other, replace(other, keys=other.keys.flip(0))]
-    monkeypatch.setattr(scores, "_ELEMENTS", elements)
+    monkeypatch.setattr(scores, "ELEMENTS", elements)
     parts, taken = scores.parts, list[torch.Tensor]()
 
     def watched(seen: scores.Seen) -> torch.Tensor:
@@ -183,15 +183,33 @@ def test_heads_and_layers_are_taken_at_once_as_there_is_room(
         return taken[-1]
 
     monkeypatch.setattr(scores, "parts", watched)
-    found = scores.skeleton(layers)
+    found = scores.skeleton(iter(layers), at_once=at_once)
     assert len(taken) == alike
     mean = torch.stack(taken).mean(dim=0)
     each = np.mean([np.array(reference_parts(layer)) for layer in layers], axis=0)
     np.testing.assert_allclose(mean.numpy(), each, atol=1e-9)
     np.testing.assert_allclose(found.numpy(), scores.blend(mean).numpy(), atol=1e-6)
-    taken.clear()
-    scores.skeleton([first, replace(other, logit_cap=5.0)])
-    assert len(taken) == 2
+    for different in ({"logit_cap": 5.0}, {"scale": 0.1}, {"rope": rope(1024, 16, interleaved=True)}):
+        taken.clear()
+        scores.skeleton([first, replace(other, **different)])
+        assert len(taken) == 2
+
+
+def test_logits_are_capped_as_the_model_caps_them() -> None:
+    seen = scene(6)
+    capped = replace(seen, logit_cap=2.0)
+    queries, keys = seen.queries.numpy(), seen.keys.numpy()
+    visible = (seen.positions[None] <= seen.query_positions[:, None]).numpy()
+    heads = [
+        reference.received(2.0 * np.tanh(seen.scale * queries[:, h] @ keys[:, h // 2].T / 2.0), visible)
+        for h in range(4)
+    ]
+    np.testing.assert_allclose(scores.parts(capped)[0].numpy(), np.mean(heads, axis=0), atol=1e-9)
+
+
+def test_what_is_no_number_ranks_lowest() -> None:
+    values = torch.tensor([[1.0, math.nan, 3.0, -2.0]])
+    torch.testing.assert_close(scores.ranks(values), torch.tensor([[2 / 3, 0.0, 1.0, 1 / 3]]))
 
 
 def test_a_token_that_is_looked_at_and_one_that_is_like_no_other_score_high() -> None:

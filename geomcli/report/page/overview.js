@@ -42,6 +42,7 @@ function notes() {
   if (total && !facts.layers.some(layer => starts.get(`${layer}/`)?.at(-1) > 0)) said.push("Fingerprints only: no links to positions were captured, so sources and links cannot be shown.");
   else if (total && !facts.prompt.length) said.push("The prompt’s tokens were not captured: links into the prompt are shown by position.");
   for (const [flag, count] of Object.entries(flags)) said.push(`${flag.replaceAll("_", " ")}: ${count} token${count > 1 ? "s" : ""}`);
+  if (facts.cache?.freed) said.push(`${facts.cache.freed} of ${facts.cache.kept + facts.cache.freed} tokens had left the KV cache by the last step, which saw the other ${facts.cache.kept}.`);
   if (facts.heads && facts.heads.seen < facts.heads.total) said.push(`Only ${facts.heads.seen} of ${facts.heads.total} heads were seen.`);
   return said.length > 0 && h("ul", {class: "notes"}, said.map(note => h("li", {}, note)));
 }
