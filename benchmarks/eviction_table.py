@@ -15,12 +15,12 @@ FEWEST = 5  # contexts of which an interval means something
 OWN = ("skeleton", "union")
 MEASURES = {
     "retrieval": ("right", RETRIEVAL), "needle nats": ("needle_nll", NEEDLES), "variables": ("right", ("variables",)),
-    "common words": ("right", ("common words",)),
+    "common words": ("right", ("common words",)), "pass phrases": ("right", ("words",)),
     "empty": ("empty", None), "kl": ("kl", ("text",)), "top1": ("top1", ("text",)), "nll": ("nll", ("text",)),
     "loops": ("loops", ("text",)),
 }  # fmt: skip
 
-MORE_IS_BETTER = ("retrieval", "variables", "common words", "top1")
+MORE_IS_BETTER = ("retrieval", "variables", "common words", "pass phrases", "top1")
 
 Context = tuple[str, int, int, int]
 

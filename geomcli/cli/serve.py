@@ -305,9 +305,11 @@ def describe(document: dict[str, Any]) -> str:
         in_production = document.get("guardrails", {}).get("disabled_in_production")
         return "attention capture is off" + (" (GEOM_DEBUG=1 is not set)" if in_production else "")
     heads, layers = document["heads"], document["layers_captured"]
+    ratio = (document.get("eviction") or {}).get("retention_ratio", 1)
+    evicts = f", {ratio:.0%} of a running request's tokens stay" if ratio < 1 else ""
     return (
         f"{document['default_mode']} by default, layers {', '.join(map(str, layers))} of {document['layers_total']}, "
-        f"heads {heads['seen']}/{heads['total']}, SGLang {document['sglang']} ({document['backend']})"
+        f"heads {heads['seen']}/{heads['total']}{evicts}, SGLang {document['sglang']} ({document['backend']})"
     )
 
 

@@ -290,3 +290,13 @@ def test_a_taken_port_of_run_serve_names_the_option_of_run(home: dict[str, str])
     assert done.returncode == 2
     assert f"port {port} on 127.0.0.1: address already in use." in done.stderr
     assert "try: geom run --serve --port " in done.stderr
+
+
+def test_what_a_server_does_is_said_in_a_line() -> None:
+    document = {
+        "supported": True, "default_mode": "raw", "layers_captured": [29], "layers_total": 30,
+        "heads": {"seen": 9, "total": 9}, "sglang": "0.5.20", "backend": "triton", "eviction": None,
+    }  # fmt: skip
+    assert serve.describe(document) == "raw by default, layers 29 of 30, heads 9/9, SGLang 0.5.20 (triton)"
+    for ratio, said in ((0.3, "heads 9/9, 30% of a running request's tokens stay, SGLang"), (1.0, "heads 9/9, SGLang")):
+        assert said in serve.describe({**document, "eviction": {"retention_ratio": ratio}})
