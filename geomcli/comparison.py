@@ -297,6 +297,12 @@ def _notes(a: SideView, b: SideView) -> tuple[str, ...]:
         layers = [", ".join(map(str, view.layers)) or "unknown" for view in (a, b)]
         notes.append(f"A shows layers {layers[0]}, B layers {layers[1]}: layers read differently.")
     for view in (a, b):
+        if view.cache is not None and view.cache.freed:
+            of = view.cache.kept + view.cache.freed
+            notes.append(
+                f"Of {of} tokens of {view.name}, {view.cache.freed} had left the KV cache by its last step: they were "
+                "not looked at any more."
+            )
         if not view.ruleset:
             notes.append(f"{view.name} does not say by which rules its zones were found.")
         if not view.metrics or view.metrics.get("error"):

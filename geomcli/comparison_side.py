@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from geomcli.errors import TraceError
 from geomcli.fingerprint import FINGERPRINT_SIZE
+from geomcli.kept import read_cache
 from geomcli.links import layer_ids, layers_named
 from geomcli.measured import measured
 from geomcli.records import Step, Token
@@ -44,7 +45,8 @@ class SideView:
 
     texts, ids, indices: text, id and number of each token, None where it has no such. steps: how many tokens have a
     fingerprint; rows [steps, 20]: theirs, each number in [0, 1]; mean [20]; zones [steps]; places [steps]: their
-    tokens' numbers. prompt: (role, text) of its messages. TraceError when there is nothing in it to compare.
+    tokens' numbers. prompt: (role, text) of its messages. cache: what the KV cache held at the last step, None where
+    nothing leaves it. TraceError when there is nothing in it to compare.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class SideView:
         self.zones: list[str] = [zone or UNKNOWN for zone in _column(shown, "zone")]
         self.zone_counts = Counter(self.zones)
         self.layers = _layers(shown)
+        self.cache = next((c for kv in reversed(_column(shown, "kv")) if (c := read_cache(kv)) is not None), None)
         self.ruleset = str(trace.header.get("ruleset") or _column(shown[:1], "ruleset")[0] or "")
         self._series = {field: measured(_column(shown, field)) for field in FIELDS}
         self.ripple = self.average("ripple")

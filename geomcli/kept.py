@@ -33,9 +33,14 @@ class Cache(msgspec.Struct, frozen=True):
 
 def cache_of(step: Mapping[str, Any]) -> Cache | None:
     """What a step says of the cache; None where nothing leaves, or where it cannot be read."""
+    return read_cache(step.get("kv"))
+
+
+def read_cache(kv: Any) -> Cache | None:
+    """The same of the step's `kv` alone."""
     try:
-        return msgspec.convert(step["kv"], Cache)
-    except (KeyError, msgspec.ValidationError):
+        return None if kv is None else msgspec.convert(kv, Cache)
+    except msgspec.ValidationError:
         return None
 
 

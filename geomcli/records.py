@@ -65,6 +65,7 @@ class Step(msgspec.Struct, gc=False, tag_field="record_type", tag="step"):
     flags: list[str] = []
     layer_id: _Int | None = None
     prompt_len: _Int | None = None
+    kv: Any = None
     ruleset: Any = None
     schema: Any = None
 

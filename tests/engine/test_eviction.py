@@ -292,7 +292,9 @@ async def crowd(url: str, count: int, *, at_once: int) -> tuple[Counter[str], En
     entries of those that finished."""
     dice, ends, places = random.Random(11), Counter[str](), asyncio.Semaphore(at_once)
     finished: Entries = {}
-    async with httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=None)) as client:
+    # A connection each: the server closes idle ones after 5 s, which a late client would see as a lost answer.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
 
         async def one(n: int) -> None:
             text = TALE[: dice.choice((60, 200, 320, 500))] + dice.choice(("", "It", f"Number {n}"))

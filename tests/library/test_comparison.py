@@ -206,6 +206,16 @@ def test_what_has_to_be_known_is_noted() -> None:
     assert compare(a, a).notes == ("A has a fingerprint for 1 of 2 tokens.", "B has a fingerprint for 1 of 2 tokens.")
 
 
+def test_tokens_that_had_left_the_cache_are_noted() -> None:
+    a, b = trace(["a", "b"], [LOCAL, MID]), trace(["a", "b"], [LOCAL, MID])
+    assert "KV cache" not in " ".join(compare(a, b).notes)
+    a.steps[0]["kv"] = {"kept": 30, "freed": 0, "share": 1.0}
+    b.steps[0]["kv"] = {"kept": 12, "freed": 19, "share": 0.387097, "left": [[4, 23]]}
+    b.steps[1]["kv"] = {"kept": "many", "freed": 19}
+    said = [note for note in compare(a, b).notes if "KV cache" in note]
+    assert said == ["Of 31 tokens of B, 19 had left the KV cache by its last step: they were not looked at any more."]
+
+
 def test_tokens_without_a_text_are_known_by_their_id_in_one_vocabulary() -> None:
     def hidden(ids: list[int], model: str = "m") -> Trace:
         return Trace(records([entry(n, None, LOCAL, token_id=i) for n, i in enumerate(ids, 1)], model=model))
