@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -34,6 +34,11 @@ class Cache(msgspec.Struct, frozen=True):
 def cache_of(step: Mapping[str, Any]) -> Cache | None:
     """What a step says of the cache; None where nothing leaves, or where it cannot be read."""
     return read_cache(step.get("kv"))
+
+
+def last_cache(steps: Sequence[Mapping[str, Any]]) -> Cache | None:
+    """What the last of a trace's steps that says anything of the cache says of it."""
+    return next((found for step in reversed(steps) if (found := cache_of(step)) is not None), None)
 
 
 def read_cache(kv: Any) -> Cache | None:

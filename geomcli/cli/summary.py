@@ -9,7 +9,7 @@ from geomcli.cli.manifold import line_of, reading_of
 from geomcli.compass import HALT_THRESHOLD, WARN_THRESHOLD
 from geomcli.decisions import first_halt, judged
 from geomcli.display import human_bytes, sparkline
-from geomcli.kept import cache_of
+from geomcli.kept import last_cache
 from geomcli.links import layers_named
 from geomcli.measured import number
 from geomcli.schema import Record
@@ -91,7 +91,7 @@ def _drift(trace: Trace) -> str:
 
 def cache_line(trace: Trace) -> str:
     """How much of the text was in the KV cache at the end; "" where nothing leaves."""
-    cache = next((found for step in reversed(trace.steps) if (found := cache_of(step)) is not None), None)
+    cache = last_cache(trace.steps)
     if cache is None:
         return ""
     of = cache.kept + cache.freed

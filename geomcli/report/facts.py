@@ -12,7 +12,7 @@ from geomcli import __version__
 from geomcli.compass import DRIFT_WINDOW, HALT, HALT_THRESHOLD, OK, WARN, WARN_THRESHOLD
 from geomcli.display import ZONE_GLYPHS, printable, zone_label
 from geomcli.fingerprint import FINGERPRINT_SIZE, bin_edges
-from geomcli.kept import cache_of
+from geomcli.kept import last_cache
 from geomcli.layers import LayerView, layer_views, request_view
 from geomcli.links import layer_ids, layers_of, links_of, sink_count
 from geomcli.report.columns import Columns
@@ -86,7 +86,7 @@ def facts_of(trace: Trace, sources: Sequence[Source]) -> tuple[dict[str, Any], C
 
 def _cache(trace: Trace) -> dict[str, int] | None:
     """Tokens that the KV cache held at the end, and those that had left it; None where none leave."""
-    last = next((found for step in reversed(trace.steps) if (found := cache_of(step)) is not None), None)
+    last = last_cache(trace.steps)
     return None if last is None else {"kept": last.kept, "freed": last.freed}
 
 
