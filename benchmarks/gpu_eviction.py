@@ -71,9 +71,9 @@ TAKEN_BACK = re.compile(r"#retracted_reqs: (\d+)")
 
 def environment(options: argparse.Namespace, folder: Path, dtype: str) -> dict[str, str]:
     if on_cpu(options):
-        from geomcli import engine, models
+        from geomcli import engine_plan, models
 
-        return dict(engine.plan(models.Resolved(str(folder), "eviction", None), device="cpu").environment)
+        return dict(engine_plan.plan(models.Resolved(str(folder), "eviction", None), device="cpu").environment)
     return with_native_operators(folder) if dtype == "float32" else {}
 
 

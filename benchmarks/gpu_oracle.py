@@ -97,10 +97,10 @@ def started(name: str, port: int, options: argparse.Namespace, folder: Path) -> 
         arguments.append("--attention-derotate")
     environment: dict[str, str] = {}
     if on_cpu(options):
-        from geomcli import engine, models
+        from geomcli import engine_plan, models
 
         arguments += ["--disable-overlap-schedule", "--sleep-on-idle"]
-        environment = dict(engine.plan(models.Resolved(options.model, "oracle", None), device="cpu").environment)
+        environment = dict(engine_plan.plan(models.Resolved(options.model, "oracle", None), device="cpu").environment)
     elif options.dtype == "float32":
         environment = with_native_operators(folder)
     return Server(name, port, folder, arguments, environment)

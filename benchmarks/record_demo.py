@@ -10,7 +10,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from geomcli import engine, jsonl, models
+from geomcli import engine, engine_plan, jsonl, models
 from geomcli.client import Client
 from geomcli.schema import Message, Record
 from geomcli.trace import Trace, TraceBuilder
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path(__file__).parent.parent / "geomcli" / "demo.jsonl")
     out = parser.parse_args().out
     flags = ["--return-attention-tokens", "--attention-capture-layers", LAYERS]
-    plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
+    plan = engine_plan.plan(models.resolve(models.DEFAULT_MODEL), flags=flags)
     with engine.Engine(plan) as running:
         running.wait()
         records = asyncio.run(record(plan.base_url))

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import re
 import socket
+from errno import EADDRINUSE
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -55,3 +56,35 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def listening_port(beside: int) -> int | None:
+    """A port for a process that listens on it only later; None where there is none.
+
+    The kernel gives no outgoing connection a port below its ephemeral range, so one that is free now stays free. The
+    same one for the same `beside`, if it is free.
+    """
+    first, count = 10_000, 10_000
+    with contextlib.suppress(OSError, ValueError):
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        first = min(lowest - count, 20_000)
+    if first < 1024:
+        return None
+    for port in (first + (beside + step) % count for step in range(100)):
+        if port != beside and _is_free(port):
+            return port
+    return None
+
+
+def _is_free(port: int) -> bool:
+    for family, everywhere in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family) as probe:
+                if family == socket.AF_INET6:
+                    probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((everywhere, port))
+        except OSError as error:
+            if error.errno == EADDRINUSE:
+                return False
+    return True

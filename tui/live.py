@@ -253,7 +253,7 @@ class Live:
         """Start the default model with SGLang on this machine and use it; GeomError when that fails."""
         if self.state in (State.STARTING, State.READY):
             return
-        from geomcli import engine, models
+        from geomcli import engine, engine_plan, models
 
         self._starting("preparing the engine")
         try:
@@ -262,7 +262,7 @@ class Live:
             model = await asyncio.to_thread(models.resolve, models.DEFAULT_MODEL)
             flags = ["--return-attention-tokens", "--attention-capture-layers", "auto"]
             port = urlsplit(self.settings.base_url).port if config.is_loopback(self.settings.base_url) else None
-            plan = engine.plan(model, flags=flags, port=port or config.DEFAULT_PORT)
+            plan = engine_plan.plan(model, flags=flags, port=port or config.DEFAULT_PORT)
             self._engine = engine.Engine(plan)
             # Here and not in a thread: the engine ends with the thread that started it.
             self._engine.start()

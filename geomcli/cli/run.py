@@ -167,14 +167,14 @@ def _layer_ids(text: str | None) -> list[int] | None:
 def _embedded(settings: config.Settings, port: int) -> Iterator[config.Settings]:
     import msgspec
 
-    from geomcli import engine, models
+    from geomcli import engine, engine_plan, models
     from geomcli.cli.models import pull_with_bar
     from geomcli.cli.serve import describe, progress_line
 
     if models.problem(models.DEFAULT_MODEL) is not None:
         pull_with_bar(models.DEFAULT_MODEL)
     flags = ["--return-attention-tokens"]
-    plan = engine.plan(models.resolve(models.DEFAULT_MODEL), flags=flags, port=port, again="geom run --serve")
+    plan = engine_plan.plan(models.resolve(models.DEFAULT_MODEL), flags=flags, port=port, again="geom run --serve")
     console = output.narrator()
     with engine.Engine(plan) as running:
         console.print(f"Starting {plan.model.served_name} on {plan.device}; log: {plan.log}", markup=False)

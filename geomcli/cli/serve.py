@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from geomcli import config, engine, models
+from geomcli import config, engine, engine_plan, models
 from geomcli.cli import output
 from geomcli.errors import ServerUnreachable, UsageError
 
@@ -202,7 +202,7 @@ def serve(
     if attention_calibration:
         values["attention_calibration"] = [calibration_at(one, resolved.served_name) for one in attention_calibration]
     said = check_attention(values)
-    plan = engine.plan(
+    plan = engine_plan.plan(
         resolved,
         flags=attention_flags(values),
         extra=context.obj or [],
@@ -276,7 +276,7 @@ def attention_flags(values: dict[str, Any]) -> list[str]:
     return flags
 
 
-def serve_until_stopped(plan: engine.Plan, timeout: float, *, capture: bool) -> None:
+def serve_until_stopped(plan: engine_plan.Plan, timeout: float, *, capture: bool) -> None:
     console = output.narrator()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from geomcli import models
+from geomcli import machine, models
 from geomcli.server_patch import flags, reference
 from geomcli.server_patch.server_options import ServerOptions
 from tests.conftest import GEOM
@@ -188,7 +188,7 @@ def test_a_line_of_the_specification_starts_an_engine(
 ) -> None:
     backend = () if "--attention-backend" in line else ("--attention-backend", "torch_native")
     port = int(line[line.index("--port") + 1]) if "--port" in line else free_port()
-    own_port = () if "--port" in line else ("--port", str(port))
+    own_port = ("--nccl-port", str(machine.listening_port(port)), *(() if "--port" in line else ("--port", str(port))))
     command = [
         sys.executable,
         "-P",

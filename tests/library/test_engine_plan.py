@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from geomcli import engine, machine
+from geomcli import engine, engine_plan, machine
 from geomcli.errors import ServerUnreachable, UsageError
 from geomcli.models import Resolved
 
@@ -41,38 +44,63 @@ def test_a_gpu_is_used_only_by_packages_that_can(
     monkeypatch.setattr(machine, "version", packages(**installed))
     monkeypatch.setattr(machine, "_cuda_devices", lambda: devices)
     assert machine.detect_device() == device
-    assert engine.plan(MODEL).device == device
+    assert engine_plan.plan(MODEL).device == device
 
 
 def test_a_server_without_capture_keeps_sglangs_own_choices_on_a_gpu() -> None:
-    plain = engine.plan(MODEL, device="cuda").command
+    plain = engine_plan.plan(MODEL, device="cuda").command
     assert "--attention-backend" not in plain
     assert "--disable-cuda-graph" not in plain
-    assert "--attention-backend" in engine.plan(MODEL, flags=["--return-attention-tokens"], device="cuda").command
+    assert "--attention-backend" in engine_plan.plan(MODEL, flags=["--return-attention-tokens"], device="cuda").command
+
+
+def meeting_port(**given: Any) -> str | None:
+    command = engine_plan.plan(MODEL, device="cuda", **given).command
+    return command[command.index("--nccl-port") + 1] if "--nccl-port" in command else None
+
+
+def test_the_processes_of_a_server_meet_where_no_connection_takes_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    port = meeting_port(port=30000)
+    assert port is not None
+    assert 1024 <= int(port) < lowest
+    assert meeting_port(port=30000) == port
+    assert meeting_port(port=30001) != port
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(port)))
+        taken.listen()
+        assert meeting_port(port=30000) == str(int(port) + 1)
+    assert meeting_port(port=int(port)) != port
+    assert meeting_port(extra=["--nccl-port", "5"]) == "5"
+    assert meeting_port(extra=["--nccl-port=5"]) is None
+    for elsewhere in ("--dp-size=2", "--nnodes=2", "--dist-init-addr=h:1", "--config=f"):
+        assert meeting_port(extra=[elsewhere]) is None, elsewhere
+    monkeypatch.setattr(Path, "read_text", lambda _: "1024 65535")
+    assert meeting_port(port=30000) is None
 
 
 def test_addresses() -> None:
-    assert engine.plan(MODEL, host="::1", port=5).base_url == "http://[::1]:5"
-    assert engine.plan(MODEL, host="::", port=5).base_url == "http://[::1]:5"
-    assert engine.plan(MODEL, host="0.0.0.0", port=5).base_url == "http://127.0.0.1:5"
-    assert engine.plan(MODEL, extra=["--host=h", "--port=7"]).base_url == "http://h:7"
+    assert engine_plan.plan(MODEL, host="::1", port=5).base_url == "http://[::1]:5"
+    assert engine_plan.plan(MODEL, host="::", port=5).base_url == "http://[::1]:5"
+    assert engine_plan.plan(MODEL, host="0.0.0.0", port=5).base_url == "http://127.0.0.1:5"
+    assert engine_plan.plan(MODEL, extra=["--host=h", "--port=7"]).base_url == "http://h:7"
 
 
 @pytest.mark.parametrize("port", ["x", "0", "99999", "٣"])
 def test_a_port_among_the_arguments_is_checked(port: str) -> None:
     with pytest.raises(UsageError, match=r"--port must be 1\.\.65535"):
-        engine.plan(MODEL, extra=["--port", port])
+        engine_plan.plan(MODEL, extra=["--port", port])
 
 
 def test_the_key_of_the_server_is_known() -> None:
-    assert engine.plan(MODEL, extra=["--api-key", "secret"]).api_key == "secret"
-    assert engine.plan(MODEL).api_key == ""
+    assert engine_plan.plan(MODEL, extra=["--api-key", "secret"]).api_key == "secret"
+    assert engine_plan.plan(MODEL).api_key == ""
 
 
 def test_the_key_of_attention_is_known_and_no_key_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEOM_ATTENTION_KEY", "from outside")
-    assert engine.plan(MODEL).attention_key == "from outside"
-    given = engine.plan(MODEL, flags=["--attention-api-key", "secret"], extra=["--api-key=hidden", "--port", "7"])
+    assert engine_plan.plan(MODEL).attention_key == "from outside"
+    given = engine_plan.plan(MODEL, flags=["--attention-api-key", "secret"], extra=["--api-key=hidden", "--port", "7"])
     assert given.attention_key == "secret"
     shown = given.shown()
     assert "secret" not in shown
