@@ -11,6 +11,7 @@ requests; a number is the ratio of a server that evicts. The same requests in th
 - `long`: one request, 32 tokens of prompt, 1,500 written; `prompt`: one request, 3,000 and 300. An empty prefix cache;
 - `many`: 24 requests at once, 64 and 700 each, nothing shared, in a pool of 3,072 slots. Servers take turns, `--rounds`
   times each: a shared machine is now faster and now slower;
+- `room`: the same in a pool of 20,480, which has room for all of them whole: what eviction costs where it gains nothing;
 - `--crowd N`: N requests with shared beginnings, of which a third is aborted or left, in a pool of 700 slots, while
   SGLang takes requests back on purpose (the load of tests/engine/test_eviction.py).
 
@@ -18,8 +19,8 @@ Slots are read in the scheduler, from SGLang's allocator and tree, when each pas
 falls between two readings. `taken`: the pool's size less what is free. `used`: less what the prefix cache could give
 up, too, which is what SGLang's own usage counts and nobody else could have. `held`: the request's row, which is what
 its entries call `kv.kept`; the loads of one request hold one to the other. SGLang's memory checks run after every
-step, but not in `many`, whose time counts: seconds, and CPU seconds of all the server's processes. Rows are added to
-the file.
+step, but not in `many` and `room`, whose time counts: seconds, and CPU seconds of all the server's processes. Rows are
+added to the file.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import datetime
+import itertools
 import json
 import re
 import statistics
@@ -74,7 +76,7 @@ UNCHECKED = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "0", "SGLANG_CHECK_KV
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "97"}
 SERVERS = ("off", "0.3", "0.5", "lru")
 ALONE, POOL = {"long": (32, 1500), "prompt": (3000, 300)}, 8192
-MANY, READ, WRITTEN, SMALL_POOL = 24, 64, 700, 3072
+MANY, READ, WRITTEN, POOLS = 24, 64, 700, {"many": 3072, "room": 20_480}
 FAULTS = re.compile(r"leak detected|double free|use-after-free|geom:.*(failed|could not)", re.IGNORECASE)
 
 
@@ -140,7 +142,7 @@ def of_one(server: Server, load: str, evicts: bool) -> dict[str, Any]:
 
 
 def of_many(server: Server) -> dict[str, Any]:
-    """Requests that run at once and how fast, in a pool too small for all."""
+    """Requests that run at once and how fast."""
     asked = [(prompt(server, READ, seed=100 + n), f"many-{n}") for n in range(MANY)]
     ask(server, asked[0][0][:8], 8, "first")
     server.post("/flush_cache", {})
@@ -203,11 +205,12 @@ def measured(options: argparse.Namespace, rounds: range) -> Iterator[dict[str, A
         with started(name, options.whole, *common, "--max-total-tokens", str(POOL), settings={}) as server:
             for load in alone:
                 yield {"load": load, "server": name, **of_one(server, load, name not in ("off", "lru"))}
-    small = ("--max-total-tokens", str(SMALL_POOL), "--max-running-requests", "32")
-    for turn in rounds if "many" in options.loads else ():
+    crowded = [load for load in POOLS if load in options.loads]
+    for load, turn in itertools.product(crowded, rounds):
+        sizes = ("--max-total-tokens", str(POOLS[load]), "--max-running-requests", "32")
         for name in options.servers:
-            with started(name, options.whole, *common, *small, settings=UNCHECKED) as server:
-                yield {"load": "many", "server": name, "turn": turn, **of_many(server)}
+            with started(name, options.whole, *common, *sizes, settings=UNCHECKED) as server:
+                yield {"load": load, "server": name, "turn": turn, **of_many(server)}
     if options.crowd:
         tight = ("--context-length", "1024", "--max-total-tokens", "700", "--chunked-prefill-size", "48")
         with started("0.3", options.whole, *tight, settings=RETRACTING, overlap=True) as server:
@@ -215,14 +218,14 @@ def measured(options: argparse.Namespace, rounds: range) -> Iterator[dict[str, A
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Of `many` means over the rounds; ratios are those of a round to the same round of `off`, lowest to highest."""
+    """Of `many` and `room` means over the rounds, ratios to the same round of `off`, lowest to highest."""
     lines: list[str] = []
     for layers in ("two", "all"):
-        for load in (*ALONE, "many", "crowd"):
+        for load in (*ALONE, *POOLS, "crowd"):
             mine = [row for row in rows if row["load"] == load and row["layers"] == layers]
             if mine:
                 lines.append(f"\n{load}, {layers} layers\n")
-                lines += {"many": _of_many, "crowd": _of_crowd}.get(load, _of_one)(mine)
+                lines += _of_crowd(mine) if load == "crowd" else _of_many(mine) if load in POOLS else _of_one(mine)
     return "\n".join(lines)
 
 
@@ -271,11 +274,11 @@ def _line(cells: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loads", nargs="*", choices=(*ALONE, "many"), default=[])
+    parser.add_argument("--loads", nargs="*", choices=(*ALONE, *POOLS), default=[])
     parser.add_argument("--crowd", type=int, default=0, metavar="N", help="requests of the crowd; 0: none")
     parser.add_argument("--servers", nargs="+", choices=SERVERS, default=SERVERS)
     parser.add_argument("--whole", action="store_true", help="all layers of the model")
-    parser.add_argument("--rounds", type=int, default=1, help="of many")
+    parser.add_argument("--rounds", type=int, default=1, help="of many and room")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--table", type=Path, metavar="FILE", help="print a file's rows as tables, measure nothing")
     options = parser.parse_args()
@@ -286,7 +289,7 @@ def main() -> None:
              **{name: version(name) for name in ("sglang", "torch")}}  # fmt: skip
     known = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     layers = "all" if options.whole else "two"
-    turns = [row["turn"] for row in known if row["load"] == "many" and row["layers"] == layers]
+    turns = [row["turn"] for row in known if row["load"] in POOLS and row["layers"] == layers]
     first = max(turns, default=-1) + 1
     for row in measured(options, range(first, first + options.rounds)):
         known.append({"date": datetime.date.today().isoformat(), "layers": layers, **row})

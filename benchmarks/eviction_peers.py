@@ -7,7 +7,8 @@
 A context is read whole, once, and every score is taken from that pass; then 30, 50 and 70 % of it leave and what comes
 behind the context sees what is left only. *per head*: kvpress' own choice, each head of each layer for itself.
 *union*: the same tokens for all heads and layers, as in a server with one table of tokens a request; sinks and the last
-32 stay with every score. Nobody knows the question when tokens leave. Measured:
+32 stay with every score. Layers with a sliding window (Gemma 3) keep their window and are not scored. Nobody knows the
+question when tokens leave. Measured:
 
 - tasks (eviction_tasks.py), answers generated greedily: share of the strings asked for that the answer holds, and
   answers without a letter or digit; of a needle, nats a token of the right answer, too;
@@ -26,6 +27,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ from geomcli.eviction.retention import RECENT, SINKS
 EVICTED = (0.3, 0.5, 0.7)
 TOKENS = {"three values": 28, "two questions": 20, "variables": 16, "common words": 12}
 FOLLOWING, CONTINUED = 96, 64
+FULL = "full_attention"
 ROOM = FOLLOWING + CONTINUED
 PEERS = {
     "Random": kvpress.RandomPress, "StreamingLLM": kvpress.StreamingLLMPress, "Knorm": kvpress.KnormPress,
@@ -96,18 +99,25 @@ class Growing(DynamicLayer):  # type: ignore[misc]
 class Model:
     def __init__(self, path: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.beginning = self.tokenizer("")["input_ids"]  # of every text; nothing, or one token
         self.model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
         self.model.to(torch.get_default_device()).eval()
-        depth = self.model.config.num_hidden_layers
+        config, rotary = self.model.config, self.model.model.rotary_emb
+        kinds = getattr(config, "layer_types", None) or [FULL] * config.num_hidden_layers
+        self.full = [layer for layer, kind in enumerate(kinds) if kind == FULL]
+        self.window = config.sliding_window if len(self.full) < len(kinds) else None
+        if self.window:
+            rotary = partial(rotary, layer_type=FULL)
+        depth = len(self.full)
         self.captured = sorted({depth // 4, depth // 2, 3 * depth // 4, depth - 1})
         self.presses = {
             (name, ratio if name in BY_RATIO else 0.0): press(compression_ratio=ratio)
             for name, press in PEERS.items()
             for ratio in (EVICTED if name in BY_RATIO else EVICTED[:1])
         }
-        for layer in self.model.model.layers:
-            layer.self_attn.rotary_emb = self.model.model.rotary_emb
-            layer.self_attn.register_forward_hook(self._look, with_kwargs=True)
+        for attention in (self.model.model.layers[layer].self_attn for layer in self.full):
+            attention.rotary_emb = rotary
+            attention.register_forward_hook(self._look, with_kwargs=True)
         self.looking = False
 
     def _look(self, module: Any, _inputs: Any, kwargs: Any, output: Any) -> Any:
@@ -133,12 +143,14 @@ class Model:
         self.looking = False
         self.model.set_attn_implementation("attend")
         self.cache = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+        heads = self.cache[self.full[0]][0].shape[1]
+        self.everything = torch.arange(self.n).expand(len(self.full), heads, -1)
 
     def choices(self, evicted: float, variants: bool) -> Iterator[tuple[str, str, torch.Tensor]]:
-        """Name, scope, and the indices [layers, K, kept] of what stays."""
+        """Name, scope, and the indices [layers, K, kept] of what stays in the layers without a window."""
         n, inner = self.n, slice(SINKS, self.n - RECENT)
         budget = int(n * (1 - evicted))
-        layers, heads = len(self.cache), self.cache[0][0].shape[1]
+        layers, heads = self.everything.shape[:2]
 
         def alike(merged: torch.Tensor) -> torch.Tensor:
             return chosen(merged, budget, n).expand(layers, heads, -1)
@@ -168,16 +180,23 @@ class Model:
         """A batch of caches, one for each choice."""
         made = DynamicCache()
         for layer, (keys, values) in enumerate(self.cache):
-            at = torch.stack([one[layer] for one in stay])[..., None].expand(-1, -1, -1, keys.shape[-1])
-            rows = [x.expand(len(stay), -1, -1, -1).gather(2, at) for x in (keys, values)]
+            rows = [x.expand(len(stay), -1, -1, -1) for x in (keys, values)]
+            if layer in self.full:
+                at = torch.stack([one[self.full.index(layer)] for one in stay])[..., None]
+                rows = [x.gather(2, at.expand(-1, -1, -1, x.shape[-1])) for x in rows]
             made.layers.append(Growing(*rows))
         return made
 
     def behind(self, ids: torch.Tensor, cache: DynamicCache, start: int, keep: int = 0) -> torch.Tensor:
         """Logits [rows, keep or n, V] of ids [rows, n] at positions from `start`, which see the whole cache."""
-        n, held = ids.shape[1], cache.get_seq_length()
-        mask = torch.full((1, 1, n, held + n), float("-inf")).triu(held + 1)
+        n, held = ids.shape[1], cache.layers[self.full[0]].keys.shape[2]
+        mask: Any = torch.full((1, 1, n, held + n), float("-inf")).triu(held + 1)
         at = torch.arange(start, start + n)[None].expand(ids.shape[0], -1)
+        if self.window:
+            last = next(layer for number, layer in enumerate(cache.layers) if number not in self.full).keys.shape[2]
+            away = at[0, :, None] - torch.arange(start - last, start + n)
+            near = torch.where((away >= 0) & (away < self.window), 0.0, float("-inf"))
+            mask = {FULL: mask, "sliding_attention": near[None, None]}
         with torch.inference_mode():
             out = self.model(
                 ids, attention_mask=mask, past_key_values=cache, position_ids=at, use_cache=True, logits_to_keep=keep
@@ -206,8 +225,7 @@ Row = dict[str, Any]
 
 
 def of_batches(model: Model, variants: bool) -> Iterator[tuple[float, list[tuple[str, str]], list[torch.Tensor]]]:
-    everything = torch.arange(model.n).expand(len(model.cache), model.cache[0][0].shape[1], -1)
-    yield 0.0, [("whole cache", "")], [everything]
+    yield 0.0, [("whole cache", "")], [model.everything]
     for evicted in EVICTED:
         names, scopes, stay = zip(*model.choices(evicted, variants), strict=True)
         yield evicted, list(zip(names, scopes, strict=True)), list(stay)
@@ -215,7 +233,7 @@ def of_batches(model: Model, variants: bool) -> Iterator[tuple[float, list[tuple
 
 def of_task(model: Model, kind: str, make: Maker, variants: bool) -> Iterator[Row]:
     item = of_kind(kind, make)
-    model.read(item.context)
+    model.read([*model.beginning, *item.context])
     question = make.ids(item.question)
     first = make.ids(f" {item.answers[0]}")
     told = torch.tensor([*question, *first])
@@ -236,7 +254,7 @@ def of_task(model: Model, kind: str, make: Maker, variants: bool) -> Iterator[Ro
 
 def of_text(model: Model, ids: list[int], variants: bool) -> Iterator[Row]:
     context, following = ids[:-FOLLOWING], ids[-FOLLOWING:]
-    model.read(context)
+    model.read([*model.beginning, *context])
     after = torch.tensor(following)
     whole = None
     for evicted, names, stay in of_batches(model, variants):
@@ -263,7 +281,7 @@ def measure(options: argparse.Namespace) -> None:
     torch.set_default_device(options.device)
     model, ends = Model(options.model), time.monotonic() + options.seconds
     torch.manual_seed(options.seed)
-    books = [model.tokenizer(path.read_text())["input_ids"] for path in options.text]
+    books = [model.tokenizer(path.read_text(), add_special_tokens=False)["input_ids"] for path in options.text]
     with options.out.open("a") as out:
         for number in range(options.items):
             for length in options.lengths:
@@ -285,7 +303,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder of a Llama-like model")
+    parser.add_argument("--model", help="folder of a Llama-like or Gemma 3 model")
     parser.add_argument("--text", type=Path, nargs="+", help="plain text files: haystack and texts")
     parser.add_argument("--out", type=Path, help="lines are appended")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096])

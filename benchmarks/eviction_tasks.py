@@ -46,7 +46,7 @@ class Maker:
     dice: Dice
 
     def ids(self, text: str) -> list[int]:
-        found: list[int] = self.tokenizer(text)["input_ids"]
+        found: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
     def text(self, n: int) -> list[int]:

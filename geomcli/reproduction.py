@@ -110,6 +110,7 @@ def _options(fields: dict[str, Any]) -> list[str] | None:
         "attention_derotate": lambda v: v is True,
         "attention_head_stats": lambda v: v is True and fields.get("attention_logit_stats") is True,
         "attention_logit_stats": lambda v: v is True and fields.get("attention_head_stats") is True,
+        "spectral_retention_ratio": lambda v: _is_number(v) and 0 < v <= 1,
         # What it sends of itself, for the mode or because the server can do it.
         "return_attention_tokens": lambda v: v is True,
         "attention_fingerprint_mode": lambda v: v is (mode == "fingerprint"),
@@ -131,6 +132,8 @@ def _options(fields: dict[str, Any]) -> list[str] | None:
         words += ["--top-k", str(fields["top_k_attention"])]
     if "attention_capture_layer_ids" in fields:
         words += ["--layers", ",".join(map(str, fields["attention_capture_layer_ids"]))]
+    if "spectral_retention_ratio" in fields:
+        words += ["--spectral-retention-ratio", repr(float(fields["spectral_retention_ratio"]))]
     words += ["--derotate"] if "attention_derotate" in fields else []
     return [*words, "--stats"] if "attention_logit_stats" in fields else words
 

@@ -28,11 +28,13 @@ def attention_fields(
     firewall: str | None = None,
     detector: str | None = None,
     auto_sampling: bool = False,
+    retention: float | None = None,
 ) -> dict[str, Any]:
     """Request fields for what the user wants and the server has; ServerUnreachable when it captures nothing.
 
     statistics: of heads and logits; firewall: one of FIREWALL_ACTIONS, None for what the server does by itself;
-    detector: what that watches with; auto_sampling: by zone.
+    detector: what that watches with; auto_sampling: by zone; retention: share of its KV that the request keeps.
+    UsageError names the option that the server cannot serve while keys leave.
     """
     if not capabilities.get("supported"):
         guardrails = capabilities.get("guardrails")
@@ -60,6 +62,25 @@ def attention_fields(
         fields["top_k_attention"] = top_k
     if layers is not None:
         fields["attention_capture_layer_ids"] = layers
+    eviction = capabilities.get("eviction")
+    if eviction is not None:
+        for option, given in (("--derotate", derotate), ("--stats", statistics)):
+            if given:
+                raise UsageError(
+                    f"{option} cannot be had of this server: it evicts keys of running requests.",
+                    f"leave {option} out, or geom serve without --spectral-evict-decode",
+                )
+    if retention is not None:
+        if eviction is None:
+            raise ServerUnreachable(
+                "this server evicts nothing from running requests.", "geom serve --spectral-evict-decode"
+            )
+        if not 0 < retention <= eviction["retention_ratio"]:
+            raise UsageError(
+                f"--spectral-retention-ratio must be above 0 and at most {eviction['retention_ratio']}, the server's, "
+                f"got {retention}."
+            )
+        fields["spectral_retention_ratio"] = retention
     if derotate:
         fields["attention_derotate"] = True
     if statistics:

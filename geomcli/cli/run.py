@@ -64,6 +64,13 @@ def run(
     auto_sampling: Annotated[
         bool, typer.Option("--auto-sampling", help="The zone of the last tokens chooses temperature and top_p.")
     ] = False,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            "--spectral-retention-ratio",
+            help="Share of its tokens that the request keeps in the KV cache, of a server that evicts.",
+        ),
+    ] = None,
     save: Annotated[bool, typer.Option("--save/--no-save", help="Keep the trace in the store.")] = True,
     jsonl: Annotated[bool, typer.Option("--jsonl", help="The trace as JSON lines on stdout, nothing else.")] = False,
     serve: Annotated[bool, typer.Option("--serve", help="Start the default model for this one prompt.")] = False,
@@ -107,6 +114,7 @@ def run(
     sampling = {name: value for name, value in sampling.items() if value is not None}
     attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
     attention |= {"firewall": firewall, "detector": detector, "auto_sampling": auto_sampling, "statistics": statistics}
+    attention |= {"retention": retention}
 
     with contextlib.ExitStack() as stack:
         # Before the engine: a store that cannot be used is not worth the wait for one.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 
 from geomcli.cli import application
 from geomcli.cli.run import attention_fields
-from geomcli.errors import TraceError
+from geomcli.errors import GeomError, TraceError
 from geomcli.reproduction import command, curl_command, request_body, run_command, token_json
 from geomcli.store import Store
 from geomcli.trace import Trace
@@ -30,6 +32,7 @@ CAPABILITIES: dict[str, Any] = {
     "modes": ["raw", "sketch", "fingerprint"],
     "features": {"prompt_tokens": True, "moe_routing": False, "head_stats": True, "logit_stats": True},
 }
+EVICTING = {**CAPABILITIES, "eviction": {"retention_ratio": 0.8}}
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 prompts = texts.filter(lambda t: t.strip() != "")
 numbers = st.floats(0, 2, allow_nan=False)
@@ -39,9 +42,10 @@ class Recorder(Answers):
     """Keeps every request body and answers one token."""
 
     bodies: list[Any] = []  # noqa: RUF012
+    capabilities = CAPABILITIES
 
     def do_GET(self) -> None:
-        known = {"/v1/models": {"data": [{"id": "m"}]}, "/v1/attention/capabilities": CAPABILITIES}
+        known = {"/v1/models": {"data": [{"id": "m"}]}, "/v1/attention/capabilities": self.capabilities}
         self.send("application/json", json.dumps(known[self.path]))
 
     def do_POST(self) -> None:
@@ -88,7 +92,8 @@ def trace_of(messages: list[Any], capture: dict[str, Any], *, model: str = "m", 
 
 def fields_of_run(**asked: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {"capture": None, "top_k": None, "layers": None, "derotate": False}
-    return attention_fields(CAPABILITIES, **{**defaults, **asked})
+    capabilities = EVICTING if asked.get("retention") else CAPABILITIES
+    return attention_fields(capabilities, **{**defaults, **asked})
 
 
 ASKED = {**fields_of_run(), "max_tokens": 5, "temperature": 0.5}
@@ -99,12 +104,14 @@ def asked_by_run(draw: Any) -> tuple[list[Any], dict[str, Any], str]:
     """Messages, fields and model as `geom run` can make them."""
     mode = draw(st.sampled_from([None, "raw", "sketch", "fingerprint"]))
     raw = mode in (None, "raw")
+    retention = draw(st.none() | st.floats(0, 0.8, exclude_min=True))
     fields = fields_of_run(
         capture=mode,
         top_k=draw(st.none() | st.integers(-1, 64)) if raw else None,
         layers=draw(st.none() | st.lists(st.integers(-2, 40), min_size=1, max_size=3)),
-        derotate=draw(st.booleans()) and raw,
-        statistics=draw(st.booleans()),
+        derotate=draw(st.booleans()) and raw and not retention,
+        statistics=draw(st.booleans()) and not retention,
+        retention=retention,
     )
     sampling = {"max_tokens": draw(st.integers(1, 2**31 - 1)), "temperature": draw(numbers | st.integers(0, 2))}
     if draw(st.booleans()):
@@ -124,6 +131,7 @@ def test_geom_run_sends_the_same_request(
     server: str, tmp_path: Path, asked: tuple[list[Any], dict[str, Any], str], end: bool
 ) -> None:
     messages, capture, model = asked
+    Recorder.capabilities = EVICTING if "spectral_retention_ratio" in capture else CAPABILITIES
     trace = trace_of(messages, capture, model=model, end=end)
     line = run_command(trace, base_url=server)
     assert line is not None
@@ -240,3 +248,22 @@ def test_a_token_as_json() -> None:
     assert "é" in token_json(trace, 1)
     with pytest.raises(TraceError, match="no token #2"):
         token_json(trace, 2)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asked", "said"),
+    [
+        (CAPABILITIES, {"retention": 0.5}, "evicts nothing"),
+        (EVICTING, {"retention": 0.9}, "--spectral-retention-ratio must be above 0 and at most 0.8"),
+        (EVICTING, {"retention": 0.0}, "--spectral-retention-ratio must be"),
+        (EVICTING, {"retention": math.nan}, "--spectral-retention-ratio must be"),
+        (EVICTING, {"statistics": True}, "--stats cannot be had"),
+        (EVICTING, {"derotate": True}, "--derotate cannot be had"),
+    ],
+)
+def test_what_a_server_cannot_do_beside_eviction_is_said_by_its_option(
+    capabilities: dict[str, Any], asked: dict[str, Any], said: str
+) -> None:
+    defaults: dict[str, Any] = {"capture": None, "top_k": None, "layers": None}
+    with pytest.raises(GeomError, match=re.escape(said)):
+        attention_fields(capabilities, **defaults, **asked)
