@@ -11,7 +11,7 @@ requests; a number is the ratio of a server that evicts. The same requests in th
 - `long`: one request, 32 tokens of prompt, 1,500 written; `prompt`: one request, 3,000 and 300. An empty prefix cache;
 - `many`: 24 requests at once, 64 and 700 each, nothing shared, in a pool of 3,072 slots. Servers take turns, `--rounds`
   times each: a shared machine is now faster and now slower;
-- `room`: the same in a pool of 20,480, which has room for all of them whole: what eviction costs where it gains nothing;
+- `room`: the same in a pool of 20,480, with room for all of them whole: what eviction costs where it gains nothing;
 - `--crowd N`: N requests with shared beginnings, of which a third is aborted or left, in a pool of 700 slots, while
   SGLang takes requests back on purpose (the load of tests/engine/test_eviction.py).
 
