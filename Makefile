@@ -32,7 +32,7 @@ demo: install model
 # interpreter, which has to be chosen before Triton is imported, and some of the engine's last, so that both take as long.
 # LIMIT: a command before each pytest, such as timeout.
 LIMIT ?=
-LAST = tests/engine/families tests/engine/test_triton.py
+LAST = tests/engine/families tests/engine/test_triton.py tests/engine/test_radix_policy.py
 test: check model
 	@{ TRITON_INTERPRET=1 $(LIMIT) $(BIN)/pytest tests/kernels; kernels=$$?; \
 	   $(LIMIT) $(BIN)/pytest tests/library tests/discovery tests/evaluation tests/sidecar tests/cli tests/tui tests/canary $(LAST) && exit $$kernels; } > $(VENV)/others.log 2>&1 & others=$$!; \
