@@ -90,9 +90,14 @@ class _Event(msgspec.Struct):
     usage: _Usage | None = None
 
 
+class _Eviction(msgspec.Struct):
+    retention_ratio: float
+
+
 class _Capabilities(msgspec.Struct):
     modes: list[str] | None = None
     features: dict[str, Any] | None = None
+    eviction: _Eviction | None = None
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):

@@ -59,13 +59,14 @@ def free_port() -> int:
 
 
 def listening_port(beside: int) -> int | None:
-    """A port for a process that listens on it only later; None where there is none.
+    """A port for a process that listens on it only later; None where ephemeral ports begin too low.
 
     The kernel gives no outgoing connection a port below its ephemeral range, so one that is free now stays free. The
     same one for the same `beside`, if it is free.
     """
-    first, count = 10_000, 10_000
-    with contextlib.suppress(OSError, ValueError):
+    # A prime: ports that people choose together differ by round numbers.
+    first, count = 10_000, 9_973
+    with contextlib.suppress(OSError, ValueError, IndexError):
         lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
         first = min(lowest - count, 20_000)
     if first < 1024:

@@ -53,7 +53,7 @@ def capabilities() -> dict[str, Any]:
             "include_prompt_attention": options.enabled,
             "head_filtering": options.enabled,
             "prompt_tokens": more_than_fingerprints,
-            "head_stats": more_than_fingerprints,
+            "head_stats": more_than_fingerprints and options.retention is None,
             "logit_stats": more_than_fingerprints,
             "moe_routing": bool(main.shape.moe_layers) and more_than_fingerprints,
             "derotation": options.enabled and not options.fingerprint_only and not main.shape.not_derotated,

@@ -100,6 +100,13 @@ def run(
         raise UsageError("--temp must be a number that is not infinite.")
     if port is not None and not serve:
         raise UsageError("--port is the port of --serve.", f"geom run --base-url http://127.0.0.1:{port} …")
+    if retention is not None and not 0 < retention <= 1:
+        raise UsageError(f"--spectral-retention-ratio must be above 0 and at most 1, got {retention}.")
+    if retention is not None and serve:
+        raise UsageError(
+            "--serve starts a server that evicts nothing.",
+            "geom serve --spectral-evict-decode, then geom run without it",
+        )
     settings = config.load(
         base_url=base_url, api_key=api_key, attention_key=attention_key, db=None if db is None else str(db)
     )
@@ -112,7 +119,7 @@ def run(
     messages.append({"role": "user", "content": text})
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    attention = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
+    attention: dict[str, Any] = {"capture": capture, "top_k": top_k, "layers": _layer_ids(layers), "derotate": derotate}
     attention |= {"firewall": firewall, "detector": detector, "auto_sampling": auto_sampling, "statistics": statistics}
     attention |= {"retention": retention}
 

@@ -120,7 +120,10 @@ def test_a_bug_keeps_what_was_received(home: dict[str, str], tmp_path: Path, mon
 
 
 def test_capabilities_that_cannot_be_read_are_a_sentence(home: dict[str, str]) -> None:
-    for odd in ({"supported": True, "modes": 5}, {"supported": True, "features": [1]}):
+    odd_ones: tuple[dict[str, Any], ...] = (
+        {"modes": 5}, {"features": [1]}, {"eviction": True}, {"eviction": {}}, {"eviction": {"retention_ratio": "x"}},
+    )  # fmt: skip
+    for odd in ({"supported": True, **more} for more in odd_ones):
         with answering(capabilities=odd) as url:
             done = geom("run", "Hi", "--base-url", url, env=home)
         assert done.returncode == ExitCode.UNREACHABLE

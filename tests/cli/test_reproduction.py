@@ -131,13 +131,15 @@ def test_geom_run_sends_the_same_request(
     server: str, tmp_path: Path, asked: tuple[list[Any], dict[str, Any], str], end: bool
 ) -> None:
     messages, capture, model = asked
-    Recorder.capabilities = EVICTING if "spectral_retention_ratio" in capture else CAPABILITIES
     trace = trace_of(messages, capture, model=model, end=end)
     line = run_command(trace, base_url=server)
     assert line is not None
     assert command(trace, base_url=server) == line
     db = tmp_path / f"{time.monotonic_ns()}.db"
-    body = sent(line, db)
+    with pytest.MonkeyPatch.context() as patch:
+        if "spectral_retention_ratio" in capture:
+            patch.setattr(Recorder, "capabilities", EVICTING)
+        body = sent(line, db)
     assert body == request_body(trace)
     assert body["messages"] == messages
     # The trace that the command leaves is asked for by the same command.
@@ -206,6 +208,7 @@ def test_curl_sends_any_request(messages: list[Any], capture: dict[str, Any]) ->
         (None, {"attention_sketch_mode": False}),
         (None, {"attention_capture_layer_ids": []}),
         (None, {"attention_derotate": False}),
+        *((None, {"spectral_retention_ratio": odd}) for odd in (0, 1.5, True, "x")),
         (None, {"return_attention_tokens": False}),
     ],
 )  # fmt: skip

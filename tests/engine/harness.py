@@ -116,14 +116,15 @@ def end(process: subprocess.Popen[str], patience: float = 30) -> int:
 
 def kill(process: subprocess.Popen[str]) -> None:
     """Ends it and all that it started, at once: an engine takes four seconds to end by itself (test_serve.py)."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        main = psutil.Process(process.pid)
-        family = [main, *main.children(recursive=True)]
-        for one in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(family[1:], 30)
+    if process.poll() is not None:
+        return
+    main = psutil.Process(process.pid)
+    family = main.children(recursive=True)
+    for one in (main, *family):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
     process.wait()
+    assert not psutil.wait_procs(family, 30)[1]
 
 
 def sse(response: httpx.Response) -> list[dict[str, Any]]:

@@ -188,7 +188,9 @@ def test_a_line_of_the_specification_starts_an_engine(
 ) -> None:
     backend = () if "--attention-backend" in line else ("--attention-backend", "torch_native")
     port = int(line[line.index("--port") + 1]) if "--port" in line else free_port()
-    own_port = ("--nccl-port", str(machine.listening_port(port)), *(() if "--port" in line else ("--port", str(port))))
+    meeting = machine.listening_port(port)
+    own_port = () if meeting is None else ("--nccl-port", str(meeting))
+    own_port += () if "--port" in line else ("--port", str(port))
     command = [
         sys.executable,
         "-P",

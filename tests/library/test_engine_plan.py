@@ -60,23 +60,34 @@ def meeting_port(**given: Any) -> str | None:
 
 
 def test_the_processes_of_a_server_meet_where_no_connection_takes_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    monkeypatch.setattr(Path, "read_text", lambda _: "32768\t60999\n")
+    taken: set[int] = set()
+    monkeypatch.setattr(machine, "_is_free", lambda port: port not in taken)
     port = meeting_port(port=30000)
     assert port is not None
-    assert 1024 <= int(port) < lowest
+    assert 1024 <= int(port) < 32768
     assert meeting_port(port=30000) == port
-    assert meeting_port(port=30001) != port
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", int(port)))
-        taken.listen()
-        assert meeting_port(port=30000) == str(int(port) + 1)
+    assert len({meeting_port(port=other) for other in (30000, 30001, 30010, 31000, 40000)}) == 5
     assert meeting_port(port=int(port)) != port
+    taken.add(int(port))
+    assert meeting_port(port=30000) == str(int(port) + 1)
     assert meeting_port(extra=["--nccl-port", "5"]) == "5"
     assert meeting_port(extra=["--nccl-port=5"]) is None
     for elsewhere in ("--dp-size=2", "--nnodes=2", "--dist-init-addr=h:1", "--config=f"):
         assert meeting_port(extra=[elsewhere]) is None, elsewhere
-    monkeypatch.setattr(Path, "read_text", lambda _: "1024 65535")
-    assert meeting_port(port=30000) is None
+    for lowest, expected in (("16000 65535", True), ("1024 65535", False), ("", True)):
+        monkeypatch.setattr(Path, "read_text", lambda _, lowest=lowest: lowest)
+        assert (meeting_port(port=30000) is not None) is expected, lowest
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0"])
+def test_a_port_on_which_somebody_listens_is_not_free(address: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
+        server.bind((address, 0))
+        server.listen()
+        port = server.getsockname()[1]
+        assert not machine._is_free(port)
+    assert machine._is_free(port)
 
 
 def test_addresses() -> None:
