@@ -238,6 +238,9 @@ def test_every_attention_option_is_one_that_the_plugin_can_check() -> None:
         (["run", "Hi", "--temp", "inf"], "--temp must be a number that is not infinite"),
         (["run", "Hi", "--temp", "nan"], "--temp"),
         (["run", "Hi", "--port", "30001"], "--port is the port of --serve"),
+        (["run", "Hi", "--spectral-retention-ratio", "nan"], "--spectral-retention-ratio must be above 0"),
+        (["run", "Hi", "--spectral-retention-ratio", "1.5"], "--spectral-retention-ratio must be above 0"),
+        (["run", "Hi", "--serve", "--spectral-retention-ratio", "0.5"], "--serve starts a server that evicts nothing"),
         (["traces", "ls", "--limit", str(10**30)], "--limit"),
     ],
 )
