@@ -105,7 +105,7 @@ def run(
     if retention is not None and serve:
         raise UsageError(
             "--serve starts a server that evicts nothing.",
-            "geom serve --spectral-evict-decode, then geom run without it",
+            "geom serve --spectral-evict-decode, then geom run without --serve",
         )
     settings = config.load(
         base_url=base_url, api_key=api_key, attention_key=attention_key, db=None if db is None else str(db)
